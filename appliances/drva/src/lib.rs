@@ -1,0 +1,1 @@
+//! The DR appliance: sessions, replication log, cuts, upload.

@@ -1,0 +1,1 @@
+//! The recovery appliance: turns a cut of a container back into disks.

@@ -1,0 +1,1 @@
+//! Benchmarks: the producer, the whole path, and the peers beside them.

@@ -1,0 +1,2 @@
+//! The lane: a shared-memory ring, one per disk.
+pub mod copy;

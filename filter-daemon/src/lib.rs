@@ -1,0 +1,1 @@
+//! The host daemon: drains lanes and streams them to the DR appliance.

@@ -1,0 +1,1 @@
+//! The layout of a recovery container: write, read, verify.

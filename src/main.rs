@@ -1,0 +1,3 @@
+//! `jetdr`, the operator's command.
+
+fn main() {}
