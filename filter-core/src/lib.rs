@@ -15,3 +15,5 @@ pub mod crc;
 pub mod lane;
 pub mod position;
 pub mod record;
+pub mod session;
+pub mod wire;

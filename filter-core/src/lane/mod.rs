@@ -1,2 +1,45 @@
-//! The lane: a shared-memory ring, one per disk.
+//! The lane: a shared-memory ring, one per disk, one producer process and one consumer process.
+//!
+//! Invariant: no memory of one side can wedge the other. Each side keeps its own truth in private
+//! memory and checks the other's words before use; a lane that fails a check is restarted, by a
+//! handshake in which the producer names the position from which the stream is whole again.
+//!
+//! The mapping, in pages of 4 KiB: identity (written once), producer page, in-flight table, consumer
+//! page, dirty map, data. No Rust reference is ever made to memory that the peer may write, except
+//! to atomics; payloads move by raw copies.
+//!
+//! | file | holds |
+//! |---|---|
+//! | [`ring`] | the memory orderings: P1..P5 and C1..C7, generic so that loom checks the same code |
+//! | [`layout`] | the pages, their words, the identity |
+//! | [`producer`] | reserve, copy, publish |
+//! | [`consumer`] | poll, check, release |
+//! | [`walk`] | stepping through records, the scan at attach |
+//! | [`inflight`] | writes that were passed down and not yet completed |
+//! | [`dirty`] | the dirty map |
+//! | [`attach`] | what is found at attach, and what follows from it |
+//! | [`copy`] | CRC32C and the copy that computes it |
+
+pub mod attach;
 pub mod copy;
+#[cfg(not(loom))]
+pub mod consumer;
+#[cfg(not(loom))]
+pub mod dirty;
+#[cfg(not(loom))]
+pub mod inflight;
+#[cfg(not(loom))]
+pub mod layout;
+#[cfg(not(loom))]
+pub mod producer;
+pub mod ring;
+#[cfg(not(loom))]
+pub mod walk;
+
+/// The atomics that the ring's words are made of: loom's under `--cfg loom`.
+pub mod sync {
+    #[cfg(not(loom))]
+    pub use core::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
+    #[cfg(loom)]
+    pub use loom::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
+}

@@ -1,0 +1,158 @@
+//! The in-flight table: writes that were passed down and have not completed.
+//!
+//! Invariant: a slot is filled before its write is published or passed down, and emptied after its
+//! completion was seen. So after the VM's process was killed, the occupied slots (and the blocks
+//! marked because the table was full) are all of the disk that may differ from what was published.
+
+use super::dirty::DirtyMap;
+use super::layout::{LaneMemory, PAGE_BYTES};
+use super::sync::Ordering::Relaxed;
+use alloc::vec::Vec;
+
+/// Slots of the table.
+pub const SLOTS: usize = PAGE_BYTES / 16;
+
+/// What the producer remembers of a write in flight.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Token(u32);
+
+impl Token {
+    /// The token as a number that a shell can keep with the I/O.
+    pub const fn to_word(self) -> u64 {
+        self.0 as u64 + 1
+    }
+
+    /// The token for such a number; `None` for 0 (no token) and for what cannot be one.
+    pub fn from_word(word: u64) -> Option<Self> {
+        let index = u32::try_from(word.checked_sub(1)?).ok()?;
+        Some(Self(index))
+    }
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+struct Entry {
+    offset_bytes: u64,
+    len_bytes: u64,
+    /// Not published: must be marked again at completion.
+    tracked: bool,
+    used: bool,
+}
+
+/// The private list of writes in flight, its first [`SLOTS`] entries mirrored into the lane.
+#[derive(Debug)]
+pub struct InFlight {
+    memory: LaneMemory,
+    entries: Vec<Entry>,
+    free: Vec<u32>,
+    tracked: usize,
+}
+
+impl InFlight {
+    /// An empty list; the lane's table is emptied too, so take [`InFlight::leftovers`] first.
+    pub fn new(memory: LaneMemory) -> Self {
+        for word in memory.inflight_words() {
+            word.store(0, Relaxed); // Relaxed: one process writes, ordered by its disk lock
+        }
+        let entries = alloc::vec![Entry::default(); SLOTS];
+        let free = (0..SLOTS as u32).rev().collect();
+        Self { memory, entries, free, tracked: 0 }
+    }
+
+    /// Ranges that a killed producer left in flight, marked into `dirty`. Returns how many.
+    pub fn leftovers(memory: LaneMemory, dirty: DirtyMap) -> usize {
+        let mut count = 0;
+        for pair in memory.inflight_words().chunks_exact(2) {
+            let [offset, len] = pair else { continue };
+            let (offset, len) = (offset.load(Relaxed), len.load(Relaxed)); // Relaxed: writer is dead
+            if len != 0 {
+                dirty.mark(offset, len);
+                count += 1;
+            }
+        }
+        count
+    }
+
+    /// Adds a write. Beyond the table's slots the range is marked in `dirty` as well, so that a kill
+    /// cannot lose sight of it.
+    pub fn add(&mut self, offset_bytes: u64, len_bytes: u64, tracked: bool, dirty: DirtyMap) -> Token {
+        let index = self.free.pop().unwrap_or_else(|| {
+            self.entries.push(Entry::default());
+            self.entries.len() as u32 - 1
+        });
+        if let Some(entry) = self.entries.get_mut(index as usize) {
+            *entry = Entry { offset_bytes, len_bytes, tracked, used: true };
+        }
+        self.tracked += usize::from(tracked);
+        if (index as usize) < SLOTS {
+            self.mirror(index as usize, offset_bytes, len_bytes);
+        } else {
+            dirty.mark(offset_bytes, len_bytes);
+        }
+        Token(index)
+    }
+
+    /// From now on this write counts as not published.
+    pub fn set_tracked(&mut self, token: Token) {
+        if let Some(entry) = self.entries.get_mut(token.0 as usize)
+            && entry.used
+            && !entry.tracked
+        {
+            entry.tracked = true;
+            self.tracked += 1;
+        }
+    }
+
+    /// Takes a write out; returns its (offset, length, tracked), or `None` for an unknown token.
+    pub fn remove(&mut self, token: Token) -> Option<(u64, u64, bool)> {
+        let entry = self.entries.get_mut(token.0 as usize)?;
+        if !entry.used {
+            return None;
+        }
+        let gone = *entry;
+        *entry = Entry::default();
+        self.tracked -= usize::from(gone.tracked);
+        self.free.push(token.0);
+        if (token.0 as usize) < SLOTS {
+            self.mirror(token.0 as usize, 0, 0);
+        }
+        Some((gone.offset_bytes, gone.len_bytes, gone.tracked))
+    }
+
+    /// Whether any write in flight touches the range.
+    pub fn overlaps(&self, offset_bytes: u64, len_bytes: u64) -> bool {
+        let end = offset_bytes + len_bytes;
+        self.entries.iter().any(|e| {
+            e.used && e.offset_bytes < end && offset_bytes < e.offset_bytes + e.len_bytes
+        })
+    }
+
+    /// Writes in flight that were not published.
+    pub const fn tracked(&self) -> usize {
+        self.tracked
+    }
+
+    /// Writes in flight.
+    pub fn len(&self) -> usize {
+        self.entries.len() - self.free.len()
+    }
+
+    /// Whether nothing is in flight.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    fn mirror(&self, slot: usize, offset_bytes: u64, len_bytes: u64) {
+        let words = self.memory.inflight_words();
+        if let (Some(offset), Some(len)) = (words.get(slot * 2), words.get(slot * 2 + 1)) {
+            // The length says whether the slot counts: it goes first when emptied, last when filled,
+            // so a kill between the two stores leaves an empty slot, whose write was not yet passed.
+            if len_bytes == 0 {
+                len.store(0, Relaxed); // Relaxed: read only after this process died
+                offset.store(0, Relaxed); // Relaxed: as above
+            } else {
+                offset.store(offset_bytes, Relaxed); // Relaxed: as above
+                len.store(len_bytes, Relaxed); // Relaxed: as above
+            }
+        }
+    }
+}

@@ -1,0 +1,153 @@
+//! What the two ends of a lane's stream decide: the sender's place after a (re)connect, and what the
+//! receiver does with each record.
+//!
+//! Invariant: delivery is idempotent by (disk, epoch, seq): whatever is sent again, the receiver
+//! appends each seq once, in order, and never one of an older epoch once it has seen a newer.
+
+use crate::position::{Durable, Received};
+use crate::record::{FLAG_STREAM_BASE, FLAG_SYNC_BEGIN, FLAG_SYNC_END, RecordHeader};
+
+/// Where a sender goes on after the appliance has answered OPEN_LANE.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Resume {
+    /// The lane holds what comes next: release up to here, then send from the record after it.
+    After(Durable),
+    /// The lane's next record begins the stream anew: send from there, whatever the appliance holds.
+    AtBase,
+    /// The appliance does not hold what the lane has already freed (another log, a lost log), or
+    /// holds more than the lane ever published: the stream must start anew, above this seq.
+    Restart {
+        /// The new stream's first seq must be greater than this.
+        above_seq: u64,
+    },
+}
+
+/// Decides from what the lane knows (`lane_durable`, `last_published`, whether its next record is a
+/// base) and what the appliance answered.
+pub fn resume(
+    lane_durable: Durable,
+    last_published: u64,
+    next_is_base: bool,
+    appliance_durable: u64,
+) -> Resume {
+    let restart = Resume::Restart { above_seq: appliance_durable.max(last_published) };
+    if appliance_durable > last_published {
+        return restart;
+    }
+    if appliance_durable >= lane_durable.seq() {
+        // Also right for a base: what is durable of it is skipped, the rest follows in order.
+        return if next_is_base && appliance_durable == lane_durable.seq() {
+            Resume::AtBase
+        } else {
+            Resume::After(Durable(appliance_durable))
+        };
+    }
+    if next_is_base { Resume::AtBase } else { restart }
+}
+
+/// What the receiver does with a record.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Admit {
+    /// It is the next one: append it.
+    Append,
+    /// It is there already: drop it. Normal after a reconnect: the sender starts from what it knows
+    /// to be durable, which may be less than what was received.
+    Duplicate,
+}
+
+/// Why the receiver refuses a record.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Refusal {
+    /// A record is missing before it.
+    #[error("record {found} follows record {last}: {missing} missing", missing = found - last - 1)]
+    Gap {
+        /// Last seq received.
+        last: u64,
+        /// Seq that came.
+        found: u64,
+    },
+    /// A newer attach epoch was seen: the host that sends this has lost the VM.
+    #[error("attach epoch {found} is fenced: epoch {current} has attached since")]
+    Fenced {
+        /// Newest epoch seen.
+        current: u32,
+        /// Epoch of the record.
+        found: u32,
+    },
+}
+
+/// What an appliance knows of one disk's stream.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Receiver {
+    received: Received,
+    attach_epoch: u32,
+    syncing: bool,
+    seen_base: bool,
+}
+
+impl Receiver {
+    /// A disk never seen: nothing received. It counts as syncing, since its replica holds nothing.
+    pub const fn new() -> Self {
+        Self { received: Received::NONE, attach_epoch: 0, syncing: true, seen_base: false }
+    }
+
+    /// A disk as a restarted appliance finds it in its log or its store.
+    pub const fn restored(received: Received, attach_epoch: u32, syncing: bool) -> Self {
+        Self { received, attach_epoch, syncing, seen_base: received.0 > 0 }
+    }
+
+    /// Last seq received.
+    pub const fn received(&self) -> Received {
+        self.received
+    }
+
+    /// Newest attach epoch seen.
+    pub const fn attach_epoch(&self) -> u32 {
+        self.attach_epoch
+    }
+
+    /// Whether the stream is between SYNC_BEGIN and SYNC_END (or has not begun): no cut may close.
+    pub const fn syncing(&self) -> bool {
+        self.syncing
+    }
+
+    /// A host presents a lane of this epoch: refused if a record of a newer one was received. The
+    /// epoch is not raised here: an adopted lane still holds records of the epochs before it, and
+    /// they come first; the fence falls with the first record of the new epoch.
+    pub fn open(&self, attach_epoch: u32) -> Result<(), Refusal> {
+        if attach_epoch < self.attach_epoch {
+            return Err(Refusal::Fenced { current: self.attach_epoch, found: attach_epoch });
+        }
+        Ok(())
+    }
+
+    /// Decides about one record and, if it is to be appended, takes it in.
+    pub fn admit(&mut self, header: &RecordHeader) -> Result<Admit, Refusal> {
+        if header.seq <= self.received.0 {
+            return Ok(Admit::Duplicate);
+        }
+        if header.attach_epoch < self.attach_epoch {
+            let (current, found) = (self.attach_epoch, header.attach_epoch);
+            return Err(Refusal::Fenced { current, found });
+        }
+        let base = header.flags & FLAG_STREAM_BASE != 0;
+        let follows = header.seq == self.received.0 + 1 && self.seen_base;
+        if !follows && !base {
+            return Err(Refusal::Gap { last: self.received.0, found: header.seq });
+        }
+        self.received = Received(header.seq);
+        self.attach_epoch = header.attach_epoch;
+        self.seen_base = true;
+        if header.flags & FLAG_SYNC_BEGIN != 0 {
+            self.syncing = true;
+        }
+        if header.flags & FLAG_SYNC_END != 0 {
+            self.syncing = false;
+        }
+        Ok(Admit::Append)
+    }
+}
+
+#[cfg(test)]
+#[path = "session_tests.rs"]
+mod tests;

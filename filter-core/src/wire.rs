@@ -1,0 +1,648 @@
+//! Frames between the host daemon and the DR appliance.
+//!
+//! Invariant: a body length is believed only after the header's CRC checked, and only up to the
+//! limit of its kind; a body is parsed only after its own CRC checked. The HELLO frame (header and
+//! body) is frozen for ever: a newer program can always tell an older one what it speaks.
+//!
+//! Frame header, 32 bytes, little-endian:
+//!
+//! | at | bytes | field |
+//! |---|---|---|
+//! | 0 | 4 | magic `JDF1` |
+//! | 4 | 1 | kind |
+//! | 5 | 1 | flags: zero, and checked |
+//! | 6 | 2 | reserved: zero, and checked |
+//! | 8 | 4 | body length in bytes |
+//! | 12 | 4 | channel: a lane on this connection, chosen by the daemon; 0 for the connection itself |
+//! | 16 | 8 | word: a seq or a number, by kind |
+//! | 24 | 4 | CRC32C of the body; 0 for DATA, whose records carry their own |
+//! | 28 | 4 | CRC32C of the 28 bytes before |
+
+use crate::crc::crc32c;
+use crate::record::{le_u32, le_u64};
+use alloc::string::{String, ToString};
+use alloc::vec::Vec;
+
+/// `JDF1`.
+pub const FRAME_MAGIC: u32 = u32::from_le_bytes(*b"JDF1");
+/// Bytes of a frame's header.
+pub const FRAME_HEADER_BYTES: usize = 32;
+/// Largest body of a DATA frame.
+pub const MAX_DATA_BYTES: u32 = 1 << 20;
+/// Largest body of any other frame.
+pub const MAX_BODY_BYTES: u32 = 256 * 1024;
+/// Longest text in a body.
+pub const MAX_TEXT_BYTES: usize = 1024;
+/// Most disks that one CUT_POSITIONS names.
+pub const MAX_CUT_DISKS: u32 = 8192;
+/// The first TCP port; see [`PortRole`] for the others.
+pub const DEFAULT_PORT_BASE: u16 = 32873;
+/// The protocol that this program speaks best.
+pub const PROTOCOL_NEWEST: u16 = 1;
+/// The oldest protocol that it still speaks.
+pub const PROTOCOL_OLDEST: u16 = 1;
+
+/// What a port is for. The port is the base plus the role's offset.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum PortRole {
+    /// Base + 0: hello, cuts, heartbeats.
+    Control,
+    /// Base + 1 to base + 4: lanes that stream, each hashed to one.
+    Data(u8),
+    /// Base + 5: lanes that sync.
+    Bulk,
+}
+
+impl PortRole {
+    /// All roles, in port order.
+    pub const ALL: [Self; 6] =
+        [Self::Control, Self::Data(0), Self::Data(1), Self::Data(2), Self::Data(3), Self::Bulk];
+
+    /// The offset from the base, 0 to 5.
+    pub const fn offset(self) -> u16 {
+        match self {
+            Self::Control => 0,
+            Self::Data(n) => 1 + n as u16,
+            Self::Bulk => 5,
+        }
+    }
+
+    /// The role at an offset.
+    pub fn from_offset(offset: u16) -> Option<Self> {
+        Self::ALL.into_iter().find(|role| role.offset() == offset)
+    }
+
+    /// The data port of a disk.
+    pub fn of_disk(disk_id: &[u8; 16]) -> Self {
+        Self::Data((crc32c(0, disk_id) % 4) as u8)
+    }
+}
+
+/// What a frame is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[repr(u8)]
+pub enum FrameKind {
+    /// First frame both ways.
+    Hello = 1,
+    /// Daemon: this channel is a lane of this disk.
+    OpenLane = 2,
+    /// Appliance: go on after `word`, the last seq that is durable here.
+    LaneOpened = 3,
+    /// Daemon: whole records, the first with seq `word`.
+    Data = 4,
+    /// Appliance: everything up to `word` is durable.
+    Ack = 5,
+    /// Either: what is wrong.
+    Error = 6,
+    /// Appliance, on control: move the domain's cut epoch to `word`.
+    CutRequest = 7,
+    /// Daemon, on control: the positions of the cut whose epoch is below `word`.
+    CutPositions = 8,
+    /// Either: I am here; `word` is the sender's clock, returned in the answer.
+    Heartbeat = 9,
+    /// Daemon: this channel ends.
+    CloseLane = 10,
+}
+
+impl FrameKind {
+    fn from_wire(byte: u8) -> Option<Self> {
+        Some(match byte {
+            1 => Self::Hello,
+            2 => Self::OpenLane,
+            3 => Self::LaneOpened,
+            4 => Self::Data,
+            5 => Self::Ack,
+            6 => Self::Error,
+            7 => Self::CutRequest,
+            8 => Self::CutPositions,
+            9 => Self::Heartbeat,
+            10 => Self::CloseLane,
+            _ => return None,
+        })
+    }
+}
+
+/// Why bytes are not a frame or a message.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum WireError {
+    /// The peer speaks something else.
+    #[error("not a jetdr peer: frame magic {0:#010x}, expected {FRAME_MAGIC:#010x}")]
+    Magic(u32),
+    /// The header does not match its CRC.
+    #[error("frame header is corrupt: CRC32C {stored:#010x} stored, {computed:#010x} computed")]
+    HeaderCrc {
+        /// The CRC in the header.
+        stored: u32,
+        /// The CRC of its bytes.
+        computed: u32,
+    },
+    /// The body does not match its CRC.
+    #[error("frame body of kind {kind} is corrupt: CRC32C {stored:#010x} stored, {computed:#010x} computed")]
+    BodyCrc {
+        /// The frame's kind.
+        kind: u8,
+        /// The CRC in the header.
+        stored: u32,
+        /// The CRC of the body.
+        computed: u32,
+    },
+    /// A kind that this version does not know.
+    #[error("frame of unknown kind {0}")]
+    Kind(u8),
+    /// Reserved bits are set.
+    #[error("frame has reserved bits set: {0:#x}")]
+    Reserved(u32),
+    /// The body is longer than its kind allows.
+    #[error("frame of kind {kind} announces a body of {len} bytes, at most {limit} are allowed")]
+    TooLong {
+        /// The frame's kind.
+        kind: u8,
+        /// Announced length.
+        len: u32,
+        /// The limit.
+        limit: u32,
+    },
+    /// The body ends before its fields do, or a field is outside its limits.
+    #[error("frame body of kind {kind}: field `{field}` is cut short or invalid")]
+    Field {
+        /// The frame's kind.
+        kind: u8,
+        /// The field.
+        field: &'static str,
+    },
+    /// No common protocol.
+    #[error("the peer speaks protocols {oldest} to {newest}, this program {PROTOCOL_OLDEST} to {PROTOCOL_NEWEST}: upgrade the older side")]
+    Version {
+        /// The peer's oldest.
+        oldest: u16,
+        /// The peer's newest.
+        newest: u16,
+    },
+}
+
+/// A decoded frame header.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FrameHeader {
+    /// What the frame is.
+    pub kind: FrameKind,
+    /// Bytes of body that follow.
+    pub body_len: u32,
+    /// The lane, or 0.
+    pub channel: u32,
+    /// A seq or a number, by kind.
+    pub word: u64,
+    /// CRC32C of the body, 0 for DATA.
+    pub body_crc: u32,
+}
+
+impl FrameHeader {
+    /// The header of a DATA frame with `body_len` bytes of whole records.
+    pub const fn data(channel: u32, first_seq: u64, body_len: u32) -> Self {
+        Self { kind: FrameKind::Data, body_len, channel, word: first_seq, body_crc: 0 }
+    }
+
+    /// The header's bytes.
+    pub fn encode(&self) -> [u8; FRAME_HEADER_BYTES] {
+        let mut out = [0u8; FRAME_HEADER_BYTES];
+        out[0..4].copy_from_slice(&FRAME_MAGIC.to_le_bytes());
+        out[4] = self.kind as u8;
+        out[8..12].copy_from_slice(&self.body_len.to_le_bytes());
+        out[12..16].copy_from_slice(&self.channel.to_le_bytes());
+        out[16..24].copy_from_slice(&self.word.to_le_bytes());
+        out[24..28].copy_from_slice(&self.body_crc.to_le_bytes());
+        let crc = crc32c(0, &out[..28]);
+        out[28..32].copy_from_slice(&crc.to_le_bytes());
+        out
+    }
+
+    /// Reads and checks a header.
+    pub fn decode(raw: &[u8; FRAME_HEADER_BYTES]) -> Result<Self, WireError> {
+        let magic = le_u32(raw, 0);
+        if magic != FRAME_MAGIC {
+            return Err(WireError::Magic(magic));
+        }
+        let (stored, computed) = (le_u32(raw, 28), crc32c(0, &raw[..28]));
+        if stored != computed {
+            return Err(WireError::HeaderCrc { stored, computed });
+        }
+        let kind = FrameKind::from_wire(raw[4]).ok_or(WireError::Kind(raw[4]))?;
+        let reserved = le_u32(raw, 4) >> 8;
+        if reserved != 0 {
+            return Err(WireError::Reserved(reserved));
+        }
+        let len = le_u32(raw, 8);
+        let limit = if kind == FrameKind::Data { MAX_DATA_BYTES } else { MAX_BODY_BYTES };
+        if len > limit {
+            return Err(WireError::TooLong { kind: raw[4], len, limit });
+        }
+        Ok(Self {
+            kind,
+            body_len: len,
+            channel: le_u32(raw, 12),
+            word: le_u64(raw, 16),
+            body_crc: le_u32(raw, 24),
+        })
+    }
+
+    /// Checks a body against its header (DATA is checked record by record instead).
+    pub fn check_body(&self, body: &[u8]) -> Result<(), WireError> {
+        let computed = if self.kind == FrameKind::Data { 0 } else { crc32c(0, body) };
+        if computed != self.body_crc {
+            let (kind, stored) = (self.kind as u8, self.body_crc);
+            return Err(WireError::BodyCrc { kind, stored, computed });
+        }
+        Ok(())
+    }
+}
+
+/// Who speaks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PeerRole {
+    /// A host's filter daemon.
+    Daemon,
+    /// A DR appliance.
+    Appliance,
+}
+
+/// First frame both ways. Frozen: fields are appended only, and a reader ignores what it does not know.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Hello {
+    /// Oldest protocol spoken.
+    pub oldest: u16,
+    /// Newest protocol spoken.
+    pub newest: u16,
+    /// Who speaks.
+    pub role: PeerRole,
+    /// Offset of the port that is meant, 0 to 5.
+    pub port_offset: u8,
+    /// The sender's lasting identity.
+    pub peer_id: [u8; 16],
+    /// Changes when the sender restarts.
+    pub incarnation: u64,
+    /// The sender's name, for people.
+    pub name: String,
+}
+
+impl Hello {
+    /// The newest protocol that both sides speak.
+    pub fn agree(&self) -> Result<u16, WireError> {
+        let newest = self.newest.min(PROTOCOL_NEWEST);
+        if newest < self.oldest.max(PROTOCOL_OLDEST) || self.oldest > self.newest {
+            return Err(WireError::Version { oldest: self.oldest, newest: self.newest });
+        }
+        Ok(newest)
+    }
+}
+
+/// What a lane is, as its daemon presents it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OpenLane {
+    /// The disk.
+    pub disk_id: [u8; 16],
+    /// Its VM.
+    pub vm_id: [u8; 16],
+    /// Epoch of the producer that is attached (or was last).
+    pub attach_epoch: u32,
+    /// Everything up to here was acknowledged as durable before.
+    pub durable_seq: u64,
+    /// Capacity in bytes.
+    pub capacity_bytes: u64,
+    /// The next record begins the stream anew (STREAM_BASE).
+    pub starts_at_base: bool,
+    /// The protected domain.
+    pub domain: String,
+    /// The VM's name.
+    pub vm_name: String,
+    /// The disk's label within its VM.
+    pub disk_label: String,
+}
+
+/// What went wrong, as a number for programs. Never renumbered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[repr(u16)]
+pub enum ErrorCode {
+    /// Bytes that are no frame, record or message.
+    Malformed = 1,
+    /// No common protocol version.
+    Version = 2,
+    /// The channel is not open.
+    NoChannel = 3,
+    /// A record's CRC did not match: send it again.
+    Corrupt = 4,
+    /// A record came whose predecessor did not.
+    Gap = 5,
+    /// A newer attach epoch exists: this host lost the VM.
+    Fenced = 6,
+    /// The appliance does not serve this domain.
+    Domain = 7,
+    /// The log cannot take records now.
+    Log = 8,
+    /// A limit was exceeded (disks, hosts).
+    Limit = 9,
+    /// Anything else.
+    Other = 10,
+}
+
+impl ErrorCode {
+    fn from_wire(code: u16) -> Self {
+        use ErrorCode::*;
+        let known = [Malformed, Version, NoChannel, Corrupt, Gap, Fenced, Domain, Log, Limit];
+        known.into_iter().find(|known| *known as u16 == code).unwrap_or(Other)
+    }
+}
+
+/// A frame with its body parsed. DATA bodies stay bytes: see [`crate::record::RecordIter`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Message {
+    /// See [`Hello`].
+    Hello(Hello),
+    /// See [`OpenLane`]; on `channel`.
+    OpenLane(OpenLane),
+    /// Go on after `durable_seq`; `attach_epoch` is the newest that the appliance has seen.
+    LaneOpened {
+        /// Last durable seq; 0 for a disk never seen.
+        durable_seq: u64,
+        /// Newest attach epoch seen.
+        attach_epoch: u32,
+    },
+    /// Everything up to `durable_seq` is durable, up to `uploaded_seq` in the object store.
+    Ack {
+        /// Last durable seq.
+        durable_seq: u64,
+        /// Last seq in the object store.
+        uploaded_seq: u64,
+    },
+    /// What is wrong; about seq `seq` where that is known.
+    Error {
+        /// For programs.
+        code: ErrorCode,
+        /// The seq that it is about, or 0.
+        seq: u64,
+        /// For people.
+        text: String,
+    },
+    /// Move the domain's cut epoch to `epoch` and report the positions below it.
+    CutRequest {
+        /// The new epoch.
+        epoch: u32,
+        /// The domain.
+        domain: String,
+    },
+    /// The last seq of an epoch below `epoch`, disk by disk.
+    CutPositions {
+        /// The new epoch, as requested.
+        epoch: u32,
+        /// The domain.
+        domain: String,
+        /// Disk and last seq of each lane of the domain on this host.
+        positions: Vec<([u8; 16], u64)>,
+    },
+    /// I am here.
+    Heartbeat {
+        /// The clock of who asked, ns.
+        clock_ns: u64,
+        /// Whether this is the answer.
+        answer: bool,
+    },
+    /// This channel ends.
+    CloseLane,
+}
+
+impl Message {
+    /// The whole frame.
+    pub fn encode(&self, channel: u32) -> Vec<u8> {
+        let mut body = Body::default();
+        let (kind, word) = match self {
+            Self::Hello(hello) => {
+                body.u16(hello.oldest);
+                body.u16(hello.newest);
+                body.u8(match hello.role {
+                    PeerRole::Daemon => 1,
+                    PeerRole::Appliance => 2,
+                });
+                body.u8(hello.port_offset);
+                body.0.extend_from_slice(&hello.peer_id);
+                body.text(&hello.name);
+                (FrameKind::Hello, hello.incarnation)
+            }
+            Self::OpenLane(lane) => {
+                body.0.extend_from_slice(&lane.disk_id);
+                body.0.extend_from_slice(&lane.vm_id);
+                body.u32(lane.attach_epoch);
+                body.u64(lane.capacity_bytes);
+                body.u8(lane.starts_at_base.into());
+                body.text(&lane.domain);
+                body.text(&lane.vm_name);
+                body.text(&lane.disk_label);
+                (FrameKind::OpenLane, lane.durable_seq)
+            }
+            Self::LaneOpened { durable_seq, attach_epoch } => {
+                body.u32(*attach_epoch);
+                (FrameKind::LaneOpened, *durable_seq)
+            }
+            Self::Ack { durable_seq, uploaded_seq } => {
+                body.u64(*uploaded_seq);
+                (FrameKind::Ack, *durable_seq)
+            }
+            Self::Error { code, seq, text } => {
+                body.u16(*code as u16);
+                body.text(text);
+                (FrameKind::Error, *seq)
+            }
+            Self::CutRequest { epoch, domain } => {
+                body.text(domain);
+                (FrameKind::CutRequest, u64::from(*epoch))
+            }
+            Self::CutPositions { epoch, domain, positions } => {
+                body.text(domain);
+                body.u32(positions.len() as u32);
+                for (disk_id, seq) in positions {
+                    body.0.extend_from_slice(disk_id);
+                    body.u64(*seq);
+                }
+                (FrameKind::CutPositions, u64::from(*epoch))
+            }
+            Self::Heartbeat { clock_ns, answer } => {
+                body.u8((*answer).into());
+                (FrameKind::Heartbeat, *clock_ns)
+            }
+            Self::CloseLane => (FrameKind::CloseLane, 0),
+        };
+        let body = body.0;
+        let body_crc = crc32c(0, &body);
+        let header = FrameHeader { kind, body_len: body.len() as u32, channel, word, body_crc };
+        let mut out = header.encode().to_vec();
+        out.extend_from_slice(&body);
+        out
+    }
+
+    /// Parses a body. DATA is refused here: its body is records.
+    pub fn decode(header: &FrameHeader, body: &[u8]) -> Result<Self, WireError> {
+        header.check_body(body)?;
+        let mut cursor = Cursor { kind: header.kind as u8, rest: body };
+        let word = header.word;
+        Ok(match header.kind {
+            FrameKind::Hello => Self::Hello(cursor.hello(word)?),
+            FrameKind::OpenLane => Self::OpenLane(cursor.open_lane(word)?),
+            FrameKind::LaneOpened => Self::LaneOpened {
+                durable_seq: cursor.seq(word)?,
+                attach_epoch: cursor.u32("attach epoch")?,
+            },
+            FrameKind::Ack => Self::Ack {
+                durable_seq: cursor.seq(word)?,
+                uploaded_seq: cursor.u64("uploaded seq")?,
+            },
+            FrameKind::Error => Self::Error {
+                code: ErrorCode::from_wire(cursor.u16("code")?),
+                seq: word,
+                text: cursor.text("text")?,
+            },
+            FrameKind::CutRequest => {
+                Self::CutRequest { epoch: cursor.epoch(word)?, domain: cursor.text("domain")? }
+            }
+            FrameKind::CutPositions => {
+                let (epoch, domain) = (cursor.epoch(word)?, cursor.text("domain")?);
+                let count = cursor.u32("count")?;
+                if count > MAX_CUT_DISKS || count as usize * 24 > cursor.rest.len() {
+                    return Err(cursor.bad("count"));
+                }
+                let mut positions = Vec::with_capacity(count as usize);
+                for _ in 0..count {
+                    let disk_id = cursor.id("disk id")?;
+                    let seq = cursor.u64("seq")?;
+                    positions.push((disk_id, cursor.seq(seq)?));
+                }
+                Self::CutPositions { epoch, domain, positions }
+            }
+            FrameKind::Heartbeat => {
+                Self::Heartbeat { clock_ns: word, answer: cursor.u8("answer")? != 0 }
+            }
+            FrameKind::CloseLane => Self::CloseLane,
+            FrameKind::Data => return Err(WireError::Kind(FrameKind::Data as u8)),
+        })
+    }
+}
+
+#[derive(Default)]
+struct Body(Vec<u8>);
+
+impl Body {
+    fn u8(&mut self, value: u8) {
+        self.0.push(value);
+    }
+    fn u16(&mut self, value: u16) {
+        self.0.extend_from_slice(&value.to_le_bytes());
+    }
+    fn u32(&mut self, value: u32) {
+        self.0.extend_from_slice(&value.to_le_bytes());
+    }
+    fn u64(&mut self, value: u64) {
+        self.0.extend_from_slice(&value.to_le_bytes());
+    }
+    /// Length and bytes, cut to the limit at a character's end.
+    fn text(&mut self, text: &str) {
+        let mut len = text.len().min(MAX_TEXT_BYTES);
+        while !text.is_char_boundary(len) {
+            len -= 1;
+        }
+        self.u16(len as u16);
+        self.0.extend_from_slice(&text.as_bytes()[..len]);
+    }
+}
+
+struct Cursor<'a> {
+    kind: u8,
+    rest: &'a [u8],
+}
+
+impl<'a> Cursor<'a> {
+    fn bad(&self, field: &'static str) -> WireError {
+        WireError::Field { kind: self.kind, field }
+    }
+    fn take(&mut self, len: usize, field: &'static str) -> Result<&'a [u8], WireError> {
+        let (head, rest) = self.rest.split_at_checked(len).ok_or(self.bad(field))?;
+        self.rest = rest;
+        Ok(head)
+    }
+    fn array<const N: usize>(&mut self, field: &'static str) -> Result<[u8; N], WireError> {
+        let bytes = self.take(N, field)?;
+        bytes.try_into().map_err(|_| self.bad(field))
+    }
+    fn u8(&mut self, field: &'static str) -> Result<u8, WireError> {
+        Ok(self.array::<1>(field)?[0])
+    }
+    fn u16(&mut self, field: &'static str) -> Result<u16, WireError> {
+        Ok(u16::from_le_bytes(self.array(field)?))
+    }
+    fn u32(&mut self, field: &'static str) -> Result<u32, WireError> {
+        Ok(u32::from_le_bytes(self.array(field)?))
+    }
+    fn u64(&mut self, field: &'static str) -> Result<u64, WireError> {
+        Ok(u64::from_le_bytes(self.array(field)?))
+    }
+    fn id(&mut self, field: &'static str) -> Result<[u8; 16], WireError> {
+        self.array(field)
+    }
+    fn text(&mut self, field: &'static str) -> Result<String, WireError> {
+        let len = usize::from(self.u16(field)?);
+        if len > MAX_TEXT_BYTES {
+            return Err(self.bad(field));
+        }
+        let bytes = self.take(len, field)?;
+        core::str::from_utf8(bytes).map(ToString::to_string).map_err(|_| self.bad(field))
+    }
+    fn seq(&self, seq: u64) -> Result<u64, WireError> {
+        if seq > crate::position::MAX_SEQ { Err(self.bad("seq")) } else { Ok(seq) }
+    }
+    fn epoch(&self, word: u64) -> Result<u32, WireError> {
+        u32::try_from(word).map_err(|_| self.bad("cut epoch"))
+    }
+
+    fn hello(&mut self, incarnation: u64) -> Result<Hello, WireError> {
+        let (oldest, newest) = (self.u16("oldest")?, self.u16("newest")?);
+        let role = match self.u8("role")? {
+            1 => PeerRole::Daemon,
+            2 => PeerRole::Appliance,
+            _ => return Err(self.bad("role")),
+        };
+        let port_offset = self.u8("port offset")?;
+        let peer_id = self.id("peer id")?;
+        let name = self.text("name")?;
+        Ok(Hello { oldest, newest, role, port_offset, peer_id, incarnation, name })
+    }
+
+    fn open_lane(&mut self, durable_seq: u64) -> Result<OpenLane, WireError> {
+        let durable_seq = self.seq(durable_seq)?;
+        let (disk_id, vm_id) = (self.id("disk id")?, self.id("vm id")?);
+        let attach_epoch = self.u32("attach epoch")?;
+        let capacity_bytes = self.u64("capacity")?;
+        if capacity_bytes > crate::record::MAX_DISK_BYTES {
+            return Err(self.bad("capacity"));
+        }
+        let starts_at_base = self.u8("starts at base")? != 0;
+        let mut name = |field| {
+            let name = self.text(field)?;
+            if name.is_empty() || name.len() > MAX_NAME_BYTES { Err(self.bad(field)) } else { Ok(name) }
+        };
+        let (domain, vm_name) = (name("domain")?, name("vm name")?);
+        let disk_label = name("disk label")?;
+        Ok(OpenLane {
+            disk_id,
+            vm_id,
+            attach_epoch,
+            durable_seq,
+            capacity_bytes,
+            starts_at_base,
+            domain,
+            vm_name,
+            disk_label,
+        })
+    }
+}
+
+/// Longest name of a domain, VM or disk on the wire: what a lane's identity can hold.
+pub const MAX_NAME_BYTES: usize = 80;
+
+#[cfg(test)]
+#[path = "wire_tests.rs"]
+mod tests;
