@@ -6,13 +6,15 @@
 //!
 //! The path of a write through this crate: [`disk`] decides what happens to it, [`record`] is what
 //! it becomes, [`lane`] carries it to the daemon, [`wire`] and [`session`] carry it to the appliance.
-#![cfg_attr(not(any(test, loom)), no_std)]
+#![cfg_attr(not(any(test, loom, feature = "mapping")), no_std)]
 #![warn(missing_docs)]
 
 extern crate alloc;
 
 pub mod crc;
 pub mod lane;
+#[cfg(all(feature = "mapping", not(loom)))]
+pub mod mapping;
 pub mod position;
 pub mod record;
 pub mod session;

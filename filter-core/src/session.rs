@@ -30,7 +30,9 @@ pub fn resume(
     next_is_base: bool,
     appliance_durable: u64,
 ) -> Resume {
-    let restart = Resume::Restart { above_seq: appliance_durable.max(last_published) };
+    let restart = Resume::Restart {
+        above_seq: appliance_durable.max(last_published),
+    };
     if appliance_durable > last_published {
         return restart;
     }
@@ -42,7 +44,11 @@ pub fn resume(
             Resume::After(Durable(appliance_durable))
         };
     }
-    if next_is_base { Resume::AtBase } else { restart }
+    if next_is_base {
+        Resume::AtBase
+    } else {
+        restart
+    }
 }
 
 /// What the receiver does with a record.
@@ -88,12 +94,22 @@ pub struct Receiver {
 impl Receiver {
     /// A disk never seen: nothing received. It counts as syncing, since its replica holds nothing.
     pub const fn new() -> Self {
-        Self { received: Received::NONE, attach_epoch: 0, syncing: true, seen_base: false }
+        Self {
+            received: Received::NONE,
+            attach_epoch: 0,
+            syncing: true,
+            seen_base: false,
+        }
     }
 
     /// A disk as a restarted appliance finds it in its log or its store.
     pub const fn restored(received: Received, attach_epoch: u32, syncing: bool) -> Self {
-        Self { received, attach_epoch, syncing, seen_base: received.0 > 0 }
+        Self {
+            received,
+            attach_epoch,
+            syncing,
+            seen_base: received.0 > 0,
+        }
     }
 
     /// Last seq received.
@@ -116,7 +132,10 @@ impl Receiver {
     /// they come first; the fence falls with the first record of the new epoch.
     pub fn open(&self, attach_epoch: u32) -> Result<(), Refusal> {
         if attach_epoch < self.attach_epoch {
-            return Err(Refusal::Fenced { current: self.attach_epoch, found: attach_epoch });
+            return Err(Refusal::Fenced {
+                current: self.attach_epoch,
+                found: attach_epoch,
+            });
         }
         Ok(())
     }
@@ -133,7 +152,10 @@ impl Receiver {
         let base = header.flags & FLAG_STREAM_BASE != 0;
         let follows = header.seq == self.received.0 + 1 && self.seen_base;
         if !follows && !base {
-            return Err(Refusal::Gap { last: self.received.0, found: header.seq });
+            return Err(Refusal::Gap {
+                last: self.received.0,
+                found: header.seq,
+            });
         }
         self.received = Received(header.seq);
         self.attach_epoch = header.attach_epoch;

@@ -6,7 +6,11 @@ use proptest::prelude::*;
 fn record(seq: u64, attach_epoch: u32, flags: u8) -> RecordHeader {
     let marker = flags != 0;
     RecordHeader {
-        kind: if marker { RecordKind::Sync } else { RecordKind::Zero },
+        kind: if marker {
+            RecordKind::Sync
+        } else {
+            RecordKind::Zero
+        },
         flags,
         payload_len: 0,
         payload_crc: 0,
@@ -25,14 +29,29 @@ const BASE: u8 = FLAG_SYNC_BEGIN | FLAG_STREAM_BASE;
 #[test]
 fn a_stream_begins_at_a_base_only() {
     let mut receiver = Receiver::new();
-    assert!(matches!(receiver.admit(&record(1, 1, 0)), Err(Refusal::Gap { .. })));
-    assert!(matches!(receiver.admit(&record(1, 1, FLAG_SYNC_BEGIN)), Err(Refusal::Gap { .. })));
+    assert!(matches!(
+        receiver.admit(&record(1, 1, 0)),
+        Err(Refusal::Gap { .. })
+    ));
+    assert!(matches!(
+        receiver.admit(&record(1, 1, FLAG_SYNC_BEGIN)),
+        Err(Refusal::Gap { .. })
+    ));
     assert_eq!(receiver.admit(&record(100, 1, BASE)), Ok(Admit::Append));
     assert!(receiver.syncing());
     assert_eq!(receiver.admit(&record(101, 1, 0)), Ok(Admit::Append));
     assert_eq!(receiver.admit(&record(101, 1, 0)), Ok(Admit::Duplicate));
-    assert_eq!(receiver.admit(&record(103, 1, 0)), Err(Refusal::Gap { last: 101, found: 103 }));
-    assert_eq!(receiver.admit(&record(102, 1, FLAG_SYNC_END)), Ok(Admit::Append));
+    assert_eq!(
+        receiver.admit(&record(103, 1, 0)),
+        Err(Refusal::Gap {
+            last: 101,
+            found: 103
+        })
+    );
+    assert_eq!(
+        receiver.admit(&record(102, 1, FLAG_SYNC_END)),
+        Ok(Admit::Append)
+    );
     assert!(!receiver.syncing());
 }
 
@@ -40,11 +59,20 @@ fn a_stream_begins_at_a_base_only() {
 fn an_older_epoch_is_fenced() {
     let mut receiver = Receiver::restored(Received(5), 3, false);
     assert_eq!(receiver.admit(&record(6, 4, 0)), Ok(Admit::Append));
-    assert_eq!(receiver.admit(&record(7, 3, 0)), Err(Refusal::Fenced { current: 4, found: 3 }));
+    assert_eq!(
+        receiver.admit(&record(7, 3, 0)),
+        Err(Refusal::Fenced {
+            current: 4,
+            found: 3
+        })
+    );
     assert!(receiver.open(3).is_err());
     assert!(receiver.open(4).is_ok());
     // A base does not pass the fence either.
-    assert!(matches!(receiver.admit(&record(99, 3, BASE)), Err(Refusal::Fenced { .. })));
+    assert!(matches!(
+        receiver.admit(&record(99, 3, BASE)),
+        Err(Refusal::Fenced { .. })
+    ));
     // What is there already is dropped, whatever its epoch: the lane sends it again after a reconnect.
     assert_eq!(receiver.admit(&record(5, 3, 0)), Ok(Admit::Duplicate));
 }

@@ -55,8 +55,14 @@ pub enum PortRole {
 
 impl PortRole {
     /// All roles, in port order.
-    pub const ALL: [Self; 6] =
-        [Self::Control, Self::Data(0), Self::Data(1), Self::Data(2), Self::Data(3), Self::Bulk];
+    pub const ALL: [Self; 6] = [
+        Self::Control,
+        Self::Data(0),
+        Self::Data(1),
+        Self::Data(2),
+        Self::Data(3),
+        Self::Bulk,
+    ];
 
     /// The offset from the base, 0 to 5.
     pub const fn offset(self) -> u16 {
@@ -137,7 +143,9 @@ pub enum WireError {
         computed: u32,
     },
     /// The body does not match its CRC.
-    #[error("frame body of kind {kind} is corrupt: CRC32C {stored:#010x} stored, {computed:#010x} computed")]
+    #[error(
+        "frame body of kind {kind} is corrupt: CRC32C {stored:#010x} stored, {computed:#010x} computed"
+    )]
     BodyCrc {
         /// The frame's kind.
         kind: u8,
@@ -171,7 +179,9 @@ pub enum WireError {
         field: &'static str,
     },
     /// No common protocol.
-    #[error("the peer speaks protocols {oldest} to {newest}, this program {PROTOCOL_OLDEST} to {PROTOCOL_NEWEST}: upgrade the older side")]
+    #[error(
+        "the peer speaks protocols {oldest} to {newest}, this program {PROTOCOL_OLDEST} to {PROTOCOL_NEWEST}: upgrade the older side"
+    )]
     Version {
         /// The peer's oldest.
         oldest: u16,
@@ -198,7 +208,13 @@ pub struct FrameHeader {
 impl FrameHeader {
     /// The header of a DATA frame with `body_len` bytes of whole records.
     pub const fn data(channel: u32, first_seq: u64, body_len: u32) -> Self {
-        Self { kind: FrameKind::Data, body_len, channel, word: first_seq, body_crc: 0 }
+        Self {
+            kind: FrameKind::Data,
+            body_len,
+            channel,
+            word: first_seq,
+            body_crc: 0,
+        }
     }
 
     /// The header's bytes.
@@ -231,9 +247,17 @@ impl FrameHeader {
             return Err(WireError::Reserved(reserved));
         }
         let len = le_u32(raw, 8);
-        let limit = if kind == FrameKind::Data { MAX_DATA_BYTES } else { MAX_BODY_BYTES };
+        let limit = if kind == FrameKind::Data {
+            MAX_DATA_BYTES
+        } else {
+            MAX_BODY_BYTES
+        };
         if len > limit {
-            return Err(WireError::TooLong { kind: raw[4], len, limit });
+            return Err(WireError::TooLong {
+                kind: raw[4],
+                len,
+                limit,
+            });
         }
         Ok(Self {
             kind,
@@ -246,10 +270,18 @@ impl FrameHeader {
 
     /// Checks a body against its header (DATA is checked record by record instead).
     pub fn check_body(&self, body: &[u8]) -> Result<(), WireError> {
-        let computed = if self.kind == FrameKind::Data { 0 } else { crc32c(0, body) };
+        let computed = if self.kind == FrameKind::Data {
+            0
+        } else {
+            crc32c(0, body)
+        };
         if computed != self.body_crc {
             let (kind, stored) = (self.kind as u8, self.body_crc);
-            return Err(WireError::BodyCrc { kind, stored, computed });
+            return Err(WireError::BodyCrc {
+                kind,
+                stored,
+                computed,
+            });
         }
         Ok(())
     }
@@ -288,7 +320,10 @@ impl Hello {
     pub fn agree(&self) -> Result<u16, WireError> {
         let newest = self.newest.min(PROTOCOL_NEWEST);
         if newest < self.oldest.max(PROTOCOL_OLDEST) || self.oldest > self.newest {
-            return Err(WireError::Version { oldest: self.oldest, newest: self.newest });
+            return Err(WireError::Version {
+                oldest: self.oldest,
+                newest: self.newest,
+            });
         }
         Ok(newest)
     }
@@ -346,8 +381,13 @@ pub enum ErrorCode {
 impl ErrorCode {
     fn from_wire(code: u16) -> Self {
         use ErrorCode::*;
-        let known = [Malformed, Version, NoChannel, Corrupt, Gap, Fenced, Domain, Log, Limit];
-        known.into_iter().find(|known| *known as u16 == code).unwrap_or(Other)
+        let known = [
+            Malformed, Version, NoChannel, Corrupt, Gap, Fenced, Domain, Log, Limit,
+        ];
+        known
+            .into_iter()
+            .find(|known| *known as u16 == code)
+            .unwrap_or(Other)
     }
 }
 
@@ -436,11 +476,17 @@ impl Message {
                 body.text(&lane.disk_label);
                 (FrameKind::OpenLane, lane.durable_seq)
             }
-            Self::LaneOpened { durable_seq, attach_epoch } => {
+            Self::LaneOpened {
+                durable_seq,
+                attach_epoch,
+            } => {
                 body.u32(*attach_epoch);
                 (FrameKind::LaneOpened, *durable_seq)
             }
-            Self::Ack { durable_seq, uploaded_seq } => {
+            Self::Ack {
+                durable_seq,
+                uploaded_seq,
+            } => {
                 body.u64(*uploaded_seq);
                 (FrameKind::Ack, *durable_seq)
             }
@@ -453,7 +499,11 @@ impl Message {
                 body.text(domain);
                 (FrameKind::CutRequest, u64::from(*epoch))
             }
-            Self::CutPositions { epoch, domain, positions } => {
+            Self::CutPositions {
+                epoch,
+                domain,
+                positions,
+            } => {
                 body.text(domain);
                 body.u32(positions.len() as u32);
                 for (disk_id, seq) in positions {
@@ -470,7 +520,13 @@ impl Message {
         };
         let body = body.0;
         let body_crc = crc32c(0, &body);
-        let header = FrameHeader { kind, body_len: body.len() as u32, channel, word, body_crc };
+        let header = FrameHeader {
+            kind,
+            body_len: body.len() as u32,
+            channel,
+            word,
+            body_crc,
+        };
         let mut out = header.encode().to_vec();
         out.extend_from_slice(&body);
         out
@@ -479,7 +535,10 @@ impl Message {
     /// Parses a body. DATA is refused here: its body is records.
     pub fn decode(header: &FrameHeader, body: &[u8]) -> Result<Self, WireError> {
         header.check_body(body)?;
-        let mut cursor = Cursor { kind: header.kind as u8, rest: body };
+        let mut cursor = Cursor {
+            kind: header.kind as u8,
+            rest: body,
+        };
         let word = header.word;
         Ok(match header.kind {
             FrameKind::Hello => Self::Hello(cursor.hello(word)?),
@@ -497,9 +556,10 @@ impl Message {
                 seq: word,
                 text: cursor.text("text")?,
             },
-            FrameKind::CutRequest => {
-                Self::CutRequest { epoch: cursor.epoch(word)?, domain: cursor.text("domain")? }
-            }
+            FrameKind::CutRequest => Self::CutRequest {
+                epoch: cursor.epoch(word)?,
+                domain: cursor.text("domain")?,
+            },
             FrameKind::CutPositions => {
                 let (epoch, domain) = (cursor.epoch(word)?, cursor.text("domain")?);
                 let count = cursor.u32("count")?;
@@ -512,11 +572,16 @@ impl Message {
                     let seq = cursor.u64("seq")?;
                     positions.push((disk_id, cursor.seq(seq)?));
                 }
-                Self::CutPositions { epoch, domain, positions }
+                Self::CutPositions {
+                    epoch,
+                    domain,
+                    positions,
+                }
             }
-            FrameKind::Heartbeat => {
-                Self::Heartbeat { clock_ns: word, answer: cursor.u8("answer")? != 0 }
-            }
+            FrameKind::Heartbeat => Self::Heartbeat {
+                clock_ns: word,
+                answer: cursor.u8("answer")? != 0,
+            },
             FrameKind::CloseLane => Self::CloseLane,
             FrameKind::Data => return Err(WireError::Kind(FrameKind::Data as u8)),
         })
@@ -557,7 +622,10 @@ struct Cursor<'a> {
 
 impl<'a> Cursor<'a> {
     fn bad(&self, field: &'static str) -> WireError {
-        WireError::Field { kind: self.kind, field }
+        WireError::Field {
+            kind: self.kind,
+            field,
+        }
     }
     fn take(&mut self, len: usize, field: &'static str) -> Result<&'a [u8], WireError> {
         let (head, rest) = self.rest.split_at_checked(len).ok_or(self.bad(field))?;
@@ -589,10 +657,16 @@ impl<'a> Cursor<'a> {
             return Err(self.bad(field));
         }
         let bytes = self.take(len, field)?;
-        core::str::from_utf8(bytes).map(ToString::to_string).map_err(|_| self.bad(field))
+        core::str::from_utf8(bytes)
+            .map(ToString::to_string)
+            .map_err(|_| self.bad(field))
     }
     fn seq(&self, seq: u64) -> Result<u64, WireError> {
-        if seq > crate::position::MAX_SEQ { Err(self.bad("seq")) } else { Ok(seq) }
+        if seq > crate::position::MAX_SEQ {
+            Err(self.bad("seq"))
+        } else {
+            Ok(seq)
+        }
     }
     fn epoch(&self, word: u64) -> Result<u32, WireError> {
         u32::try_from(word).map_err(|_| self.bad("cut epoch"))
@@ -608,7 +682,15 @@ impl<'a> Cursor<'a> {
         let port_offset = self.u8("port offset")?;
         let peer_id = self.id("peer id")?;
         let name = self.text("name")?;
-        Ok(Hello { oldest, newest, role, port_offset, peer_id, incarnation, name })
+        Ok(Hello {
+            oldest,
+            newest,
+            role,
+            port_offset,
+            peer_id,
+            incarnation,
+            name,
+        })
     }
 
     fn open_lane(&mut self, durable_seq: u64) -> Result<OpenLane, WireError> {
@@ -622,7 +704,11 @@ impl<'a> Cursor<'a> {
         let starts_at_base = self.u8("starts at base")? != 0;
         let mut name = |field| {
             let name = self.text(field)?;
-            if name.is_empty() || name.len() > MAX_NAME_BYTES { Err(self.bad(field)) } else { Ok(name) }
+            if name.is_empty() || name.len() > MAX_NAME_BYTES {
+                Err(self.bad(field))
+            } else {
+                Ok(name)
+            }
         };
         let (domain, vm_name) = (name("domain")?, name("vm name")?);
         let disk_label = name("disk label")?;

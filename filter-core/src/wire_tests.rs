@@ -45,19 +45,43 @@ fn golden_hello() {
         word: hello().incarnation,
         body_crc: crc32c(0, &longer),
     };
-    assert_eq!(Message::decode(&header, &longer), Ok(Message::Hello(hello())));
+    assert_eq!(
+        Message::decode(&header, &longer),
+        Ok(Message::Hello(hello()))
+    );
     longer[0] ^= 1;
-    assert!(matches!(Message::decode(&header, &longer), Err(WireError::BodyCrc { .. })));
+    assert!(matches!(
+        Message::decode(&header, &longer),
+        Err(WireError::BodyCrc { .. })
+    ));
 }
 
 #[test]
 fn versions_are_agreed_or_refused() {
     assert_eq!(hello().agree(), Ok(1));
-    let future = Hello { oldest: 7, newest: 9, ..hello() };
-    assert_eq!(future.agree(), Err(WireError::Version { oldest: 7, newest: 9 }));
-    let ancient = Hello { oldest: 0, newest: 0, ..hello() };
+    let future = Hello {
+        oldest: 7,
+        newest: 9,
+        ..hello()
+    };
+    assert_eq!(
+        future.agree(),
+        Err(WireError::Version {
+            oldest: 7,
+            newest: 9
+        })
+    );
+    let ancient = Hello {
+        oldest: 0,
+        newest: 0,
+        ..hello()
+    };
     assert!(ancient.agree().is_err());
-    let upside_down = Hello { oldest: 2, newest: 1, ..hello() };
+    let upside_down = Hello {
+        oldest: 2,
+        newest: 1,
+        ..hello()
+    };
     assert!(upside_down.agree().is_err());
 }
 
@@ -75,12 +99,32 @@ fn messages() -> Vec<Message> {
             vm_name: "v".into(),
             disk_label: "l".into(),
         }),
-        Message::LaneOpened { durable_seq: 9, attach_epoch: 2 },
-        Message::Ack { durable_seq: 10, uploaded_seq: 3 },
-        Message::Error { code: ErrorCode::Gap, seq: 77, text: "a gap".into() },
-        Message::CutRequest { epoch: 8, domain: "d".into() },
-        Message::CutPositions { epoch: 8, domain: "d".into(), positions: vec![([7; 16], 99)] },
-        Message::Heartbeat { clock_ns: 12, answer: true },
+        Message::LaneOpened {
+            durable_seq: 9,
+            attach_epoch: 2,
+        },
+        Message::Ack {
+            durable_seq: 10,
+            uploaded_seq: 3,
+        },
+        Message::Error {
+            code: ErrorCode::Gap,
+            seq: 77,
+            text: "a gap".into(),
+        },
+        Message::CutRequest {
+            epoch: 8,
+            domain: "d".into(),
+        },
+        Message::CutPositions {
+            epoch: 8,
+            domain: "d".into(),
+            positions: vec![([7; 16], 99)],
+        },
+        Message::Heartbeat {
+            clock_ns: 12,
+            answer: true,
+        },
         Message::CloseLane,
     ]
 }
@@ -113,20 +157,38 @@ fn truncated_bodies_are_errors() {
                 ..FrameHeader::decode(frame.first_chunk().unwrap()).unwrap()
             };
             let result = Message::decode(&header, short);
-            assert!(matches!(result, Err(WireError::Field { .. })), "{message:?} cut to {len}");
+            assert!(
+                matches!(result, Err(WireError::Field { .. })),
+                "{message:?} cut to {len}"
+            );
         }
     }
 }
 
 #[test]
 fn lengths_are_limited_by_kind() {
-    for (kind, limit) in [(FrameKind::Data, MAX_DATA_BYTES), (FrameKind::Ack, MAX_BODY_BYTES)] {
+    for (kind, limit) in [
+        (FrameKind::Data, MAX_DATA_BYTES),
+        (FrameKind::Ack, MAX_BODY_BYTES),
+    ] {
         for body_len in [limit + 1, u32::MAX] {
-            let header = FrameHeader { kind, body_len, channel: 0, word: 0, body_crc: 0 };
+            let header = FrameHeader {
+                kind,
+                body_len,
+                channel: 0,
+                word: 0,
+                body_crc: 0,
+            };
             let result = FrameHeader::decode(&header.encode());
             assert!(matches!(result, Err(WireError::TooLong { .. })));
         }
-        let fits = FrameHeader { kind, body_len: limit, channel: 0, word: 0, body_crc: 0 };
+        let fits = FrameHeader {
+            kind,
+            body_len: limit,
+            channel: 0,
+            word: 0,
+            body_crc: 0,
+        };
         assert_eq!(FrameHeader::decode(&fits.encode()), Ok(fits));
     }
 }
@@ -143,7 +205,10 @@ fn a_count_is_checked_against_what_is_left() {
         word: 1,
         body_crc: crc32c(0, &body.0),
     };
-    let field = WireError::Field { kind: 8, field: "count" };
+    let field = WireError::Field {
+        kind: 8,
+        field: "count",
+    };
     assert_eq!(Message::decode(&header, &body.0), Err(field));
 }
 
@@ -180,7 +245,9 @@ proptest! {
 #[test]
 fn fuzz_frames() {
     bolero::check!().for_each(|input: &[u8]| {
-        let Some((head, body)) = input.split_first_chunk::<FRAME_HEADER_BYTES>() else { return };
+        let Some((head, body)) = input.split_first_chunk::<FRAME_HEADER_BYTES>() else {
+            return;
+        };
         let _ = FrameHeader::decode(head);
         // With the CRCs made right the input reaches the parsers of the bodies.
         if let Some(kind) = FrameKind::from_wire(head[4]) {

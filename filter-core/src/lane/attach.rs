@@ -151,7 +151,10 @@ pub static TABLE: [Row; 8] = [
 /// The row for what was found.
 pub fn decide(found: &Found) -> &'static Row {
     // The test below shows that a row always matches; the refusing one is the safe answer.
-    TABLE.iter().find(|row| (row.matches)(found)).unwrap_or(&TABLE[0])
+    TABLE
+        .iter()
+        .find(|row| (row.matches)(found))
+        .unwrap_or(&TABLE[0])
 }
 
 #[cfg(test)]
@@ -185,8 +188,11 @@ mod tests {
     fn every_state_meets_exactly_one_row() {
         let mut count = 0;
         for found in every_state() {
-            let rows: alloc::vec::Vec<_> =
-                TABLE.iter().filter(|row| (row.matches)(&found)).map(|row| row.when).collect();
+            let rows: alloc::vec::Vec<_> = TABLE
+                .iter()
+                .filter(|row| (row.matches)(&found))
+                .map(|row| row.when)
+                .collect();
             assert_eq!(rows.len(), 1, "{found:?} meets {rows:?}");
             count += 1;
         }
@@ -196,7 +202,11 @@ mod tests {
     #[test]
     fn every_row_is_met() {
         for row in &TABLE {
-            assert!(every_state().any(|found| (row.matches)(&found)), "{} is dead", row.when);
+            assert!(
+                every_state().any(|found| (row.matches)(&found)),
+                "{} is dead",
+                row.when
+            );
         }
     }
 

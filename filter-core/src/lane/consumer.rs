@@ -164,7 +164,15 @@ impl Consumer {
             && self.head <= self.read
             && tail - self.head <= ring_bytes
             && (tail | self.head).is_multiple_of(RECORD_ALIGN as u64);
-        if sane { Ok(tail) } else { Err(LaneFault::Tail { tail, read: self.read, head: self.head }) }
+        if sane {
+            Ok(tail)
+        } else {
+            Err(LaneFault::Tail {
+                tail,
+                read: self.read,
+                head: self.head,
+            })
+        }
     }
 
     /// Takes the next run of at most about `max_bytes` (always at least one record), or `None` when
@@ -224,7 +232,10 @@ impl Consumer {
                 if self.edges.len() == MAX_EDGES {
                     self.edges.pop_front();
                 }
-                let edge = EpochEdge { last_seq: self.sent.0, epoch: header.cut_epoch };
+                let edge = EpochEdge {
+                    last_seq: self.sent.0,
+                    epoch: header.cut_epoch,
+                };
                 self.edges.push_back(edge);
             }
             self.epoch = header.cut_epoch;
@@ -234,7 +245,10 @@ impl Consumer {
     /// The last taken seq that was stamped with an epoch of at most `epoch`. Meaningful once
     /// everything that could carry such an epoch was taken.
     pub fn last_seq_of_epoch(&self, epoch: u32) -> u64 {
-        self.edges.iter().find(|edge| edge.epoch > epoch).map_or(self.sent.0, |edge| edge.last_seq)
+        self.edges
+            .iter()
+            .find(|edge| edge.epoch > epoch)
+            .map_or(self.sent.0, |edge| edge.last_seq)
     }
 
     /// End of what is published now; everything before it was taken once [`Self::taken_up_to`] holds.
@@ -280,7 +294,11 @@ impl Consumer {
         self.pending.clear();
         self.edges.clear();
         self.epoch = 0;
-        if self.restarting { Ok(()) } else { self.skip_durable() }
+        if self.restarting {
+            Ok(())
+        } else {
+            self.skip_durable()
+        }
     }
 
     /// Steps over records at the head that are durable already, and checks that the next follows.
@@ -292,7 +310,11 @@ impl Consumer {
                 if header.seq > self.durable.0 {
                     let (at, last, found) = (self.read, self.durable.0, header.seq);
                     let follows = found == last + 1;
-                    return if follows { Ok(()) } else { Err(LaneFault::Sequence { at, last, found }) };
+                    return if follows {
+                        Ok(())
+                    } else {
+                        Err(LaneFault::Sequence { at, last, found })
+                    };
                 }
                 self.note_epoch(&header);
             }
@@ -307,7 +329,9 @@ impl Consumer {
         let Ok(tail) = self.tail() else { return false };
         let mut at = self.read;
         while at < tail {
-            let Ok((header, span)) = header_at(self.memory, at, tail) else { return false };
+            let Ok((header, span)) = header_at(self.memory, at, tail) else {
+                return false;
+            };
             if header.kind != RecordKind::Pad {
                 return header.flags & FLAG_STREAM_BASE != 0;
             }
@@ -320,7 +344,9 @@ impl Consumer {
     /// taken until it has answered; if no producer lives, the next attach answers.
     pub fn request_restart(&mut self, above: u64) {
         let words = self.memory.consumer();
-        words.restart_above_seq.store(above.max(self.durable.0), Relaxed); // published by the Release below
+        words
+            .restart_above_seq
+            .store(above.max(self.durable.0), Relaxed); // published by the Release below
         let done = self.memory.producer().restart_done.load(Acquire); // pairs with the producer's Release
         words.restart_request.store(done.wrapping_add(1), Release); // pairs with the producer's Acquire
         self.restarting = true;
@@ -357,10 +383,12 @@ impl Consumer {
     /// C5 to C7: announces sleep. `false`: something came, do not sleep.
     pub fn prepare_sleep(&self) -> bool {
         let words = self.memory.consumer();
-        let idle = ring::prepare_sleep::<Sound>(&self.memory.producer().tail, &words.sleeping, self.read);
+        let idle =
+            ring::prepare_sleep::<Sound>(&self.memory.producer().tail, &words.sleeping, self.read);
         // A restart that was answered meanwhile is something to do as well.
         let answered = self.restarting
-            && self.memory.producer().restart_done.load(Acquire) == words.restart_request.load(Relaxed); // pairs as in `finish_restart`
+            && self.memory.producer().restart_done.load(Acquire)
+                == words.restart_request.load(Relaxed); // pairs as in `finish_restart`
         (idle || self.restarting) && !answered
     }
 

@@ -28,7 +28,12 @@ impl DirtyMap {
         let first = offset_bytes / DIRTY_BLOCK_BYTES;
         let last = offset_bytes.saturating_add(len_bytes - 1) / DIRTY_BLOCK_BYTES;
         let (first_word, last_word) = ((first / 64) as usize, (last / 64) as usize);
-        for (at, word) in words.iter().enumerate().take(last_word + 1).skip(first_word) {
+        for (at, word) in words
+            .iter()
+            .enumerate()
+            .take(last_word + 1)
+            .skip(first_word)
+        {
             let mut mask = u64::MAX;
             if at == first_word {
                 mask &= u64::MAX << (first % 64);
@@ -74,6 +79,10 @@ impl DirtyMap {
     /// Number of set bits.
     pub fn count(&self) -> u64 {
         // Relaxed: a figure for status pages.
-        self.memory.dirty_words().iter().map(|w| u64::from(w.load(Relaxed).count_ones())).sum()
+        self.memory
+            .dirty_words()
+            .iter()
+            .map(|w| u64::from(w.load(Relaxed).count_ones()))
+            .sum()
     }
 }

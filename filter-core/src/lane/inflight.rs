@@ -55,7 +55,12 @@ impl InFlight {
         }
         let entries = alloc::vec![Entry::default(); SLOTS];
         let free = (0..SLOTS as u32).rev().collect();
-        Self { memory, entries, free, tracked: 0 }
+        Self {
+            memory,
+            entries,
+            free,
+            tracked: 0,
+        }
     }
 
     /// Ranges that a killed producer left in flight, marked into `dirty`. Returns how many.
@@ -74,13 +79,24 @@ impl InFlight {
 
     /// Adds a write. Beyond the table's slots the range is marked in `dirty` as well, so that a kill
     /// cannot lose sight of it.
-    pub fn add(&mut self, offset_bytes: u64, len_bytes: u64, tracked: bool, dirty: DirtyMap) -> Token {
+    pub fn add(
+        &mut self,
+        offset_bytes: u64,
+        len_bytes: u64,
+        tracked: bool,
+        dirty: DirtyMap,
+    ) -> Token {
         let index = self.free.pop().unwrap_or_else(|| {
             self.entries.push(Entry::default());
             self.entries.len() as u32 - 1
         });
         if let Some(entry) = self.entries.get_mut(index as usize) {
-            *entry = Entry { offset_bytes, len_bytes, tracked, used: true };
+            *entry = Entry {
+                offset_bytes,
+                len_bytes,
+                tracked,
+                used: true,
+            };
         }
         self.tracked += usize::from(tracked);
         if (index as usize) < SLOTS {
@@ -121,9 +137,9 @@ impl InFlight {
     /// Whether any write in flight touches the range.
     pub fn overlaps(&self, offset_bytes: u64, len_bytes: u64) -> bool {
         let end = offset_bytes + len_bytes;
-        self.entries.iter().any(|e| {
-            e.used && e.offset_bytes < end && offset_bytes < e.offset_bytes + e.len_bytes
-        })
+        self.entries
+            .iter()
+            .any(|e| e.used && e.offset_bytes < end && offset_bytes < e.offset_bytes + e.len_bytes)
     }
 
     /// Writes in flight that were not published.

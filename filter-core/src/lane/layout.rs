@@ -172,8 +172,14 @@ impl Geometry {
     /// The geometry for a disk of `capacity_bytes`, its map with room to grow to twice that.
     pub fn for_disk(capacity_bytes: u64, ring_bytes: u64) -> Result<Self, LaneError> {
         let blocks = capacity_bytes.saturating_mul(2).div_ceil(DIRTY_BLOCK_BYTES);
-        let dirty_bytes = blocks.div_ceil(8).next_multiple_of(PAGE_BYTES as u64).max(4096);
-        let geometry = Self { ring_bytes, dirty_bytes };
+        let dirty_bytes = blocks
+            .div_ceil(8)
+            .next_multiple_of(PAGE_BYTES as u64)
+            .max(4096);
+        let geometry = Self {
+            ring_bytes,
+            dirty_bytes,
+        };
         geometry.check()?;
         Ok(geometry)
     }
@@ -196,11 +202,17 @@ impl Geometry {
     fn check(&self) -> Result<(), LaneError> {
         let ring = self.ring_bytes;
         if !ring.is_power_of_two() || !(MIN_RING_BYTES..=MAX_RING_BYTES).contains(&ring) {
-            return Err(LaneError::Field { field: "ring bytes", value: ring });
+            return Err(LaneError::Field {
+                field: "ring bytes",
+                value: ring,
+            });
         }
         let dirty = self.dirty_bytes;
-        if dirty == 0 || dirty % PAGE_BYTES as u64 != 0 || dirty > 1 << 36 {
-            return Err(LaneError::Field { field: "dirty map bytes", value: dirty });
+        if dirty == 0 || !dirty.is_multiple_of(PAGE_BYTES as u64) || dirty > 1 << 36 {
+            return Err(LaneError::Field {
+                field: "dirty map bytes",
+                value: dirty,
+            });
         }
         Ok(())
     }
@@ -245,11 +257,20 @@ impl Identity {
         put(48, &self.vm_id);
         put(64, &self.boot_id);
         put(80, &self.base_seq.to_le_bytes());
-        for (i, name) in [&self.domain, &self.vm_name, &self.disk_label].iter().enumerate() {
+        for (i, name) in [&self.domain, &self.vm_name, &self.disk_label]
+            .iter()
+            .enumerate()
+        {
             if name.len() > MAX_NAME_BYTES {
-                return Err(LaneError::Field { field: "name length", value: name.len() as u64 });
+                return Err(LaneError::Field {
+                    field: "name length",
+                    value: name.len() as u64,
+                });
             }
-            put(NAMES_AT + i * (MAX_NAME_BYTES + 4), &(name.len() as u32).to_le_bytes());
+            put(
+                NAMES_AT + i * (MAX_NAME_BYTES + 4),
+                &(name.len() as u32).to_le_bytes(),
+            );
             put(NAMES_AT + i * (MAX_NAME_BYTES + 4) + 4, name.as_bytes());
         }
         let crc = crc32c(0, &out[..IDENTITY_BYTES - 4]);
@@ -271,7 +292,10 @@ impl Identity {
         if stored != computed {
             return Err(LaneError::IdentityCrc { stored, computed });
         }
-        let geometry = Geometry { ring_bytes: le_u64(raw, 16), dirty_bytes: le_u64(raw, 24) };
+        let geometry = Geometry {
+            ring_bytes: le_u64(raw, 16),
+            dirty_bytes: le_u64(raw, 24),
+        };
         geometry.check()?;
         let id = |at: usize| {
             let mut id = [0u8; 16];
@@ -281,15 +305,23 @@ impl Identity {
         let name = |i: usize| {
             let at = NAMES_AT + i * (MAX_NAME_BYTES + 4);
             let len = le_u32(raw, at) as usize;
-            let bad = LaneError::Field { field: "name", value: len as u64 };
+            let bad = LaneError::Field {
+                field: "name",
+                value: len as u64,
+            };
             if len > MAX_NAME_BYTES {
                 return Err(bad);
             }
-            core::str::from_utf8(&raw[at + 4..at + 4 + len]).map(String::from).map_err(|_| bad)
+            core::str::from_utf8(&raw[at + 4..at + 4 + len])
+                .map(String::from)
+                .map_err(|_| bad)
         };
         let base_seq = le_u64(raw, 80);
         if base_seq == 0 || base_seq > crate::position::MAX_SEQ {
-            return Err(LaneError::Field { field: "base seq", value: base_seq });
+            return Err(LaneError::Field {
+                field: "base seq",
+                value: base_seq,
+            });
         }
         Ok(Self {
             geometry,
@@ -335,12 +367,18 @@ impl LaneMemory {
         let page = identity.encode()?;
         let memory = Self::checked(base, len, identity.geometry)?;
         // SAFETY: the first page lies inside the mapping (checked), nobody else sees it yet.
-        unsafe { base.as_ptr().copy_from_nonoverlapping(page.as_ptr(), page.len()) };
+        unsafe {
+            base.as_ptr()
+                .copy_from_nonoverlapping(page.as_ptr(), page.len())
+        };
         use super::sync::Ordering::Relaxed; // not visible yet: any ordering does
         let before = identity.base_seq - 1;
         memory.producer().last_seq.store(before, Relaxed);
         memory.producer().restart_seq.store(before, Relaxed);
-        memory.producer().capacity_bytes.store(capacity_bytes, Relaxed);
+        memory
+            .producer()
+            .capacity_bytes
+            .store(capacity_bytes, Relaxed);
         memory.consumer().durable_seq.store(before, Relaxed);
         memory.consumer().uploaded_seq.store(before, Relaxed);
         Ok(memory)
@@ -353,11 +391,17 @@ impl LaneMemory {
     /// result is used.
     pub unsafe fn open(base: NonNull<u8>, len: usize) -> Result<(Self, Identity), LaneError> {
         if len < DIRTY_AT {
-            return Err(LaneError::TooShort { have: len as u64, need: DIRTY_AT as u64 });
+            return Err(LaneError::TooShort {
+                have: len as u64,
+                need: DIRTY_AT as u64,
+            });
         }
         let mut page = [0u8; IDENTITY_BYTES];
         // SAFETY: at least DIRTY_AT bytes are mapped; a raw copy, since another process may write.
-        unsafe { page.as_mut_ptr().copy_from_nonoverlapping(base.as_ptr(), IDENTITY_BYTES) };
+        unsafe {
+            page.as_mut_ptr()
+                .copy_from_nonoverlapping(base.as_ptr(), IDENTITY_BYTES)
+        };
         let identity = Identity::decode(&page)?;
         let memory = Self::checked(base, len, identity.geometry)?;
         Ok((memory, identity))
@@ -369,7 +413,10 @@ impl LaneMemory {
         }
         let need = geometry.total_bytes();
         if (len as u64) < need {
-            return Err(LaneError::TooShort { have: len as u64, need });
+            return Err(LaneError::TooShort {
+                have: len as u64,
+                need,
+            });
         }
         Ok(Self { base, geometry })
     }
@@ -395,10 +442,7 @@ impl LaneMemory {
     pub fn inflight_words(&self) -> &[AtomicU64] {
         // SAFETY: one page inside the mapping, aligned, atomics only.
         unsafe {
-            core::slice::from_raw_parts(
-                self.base.add(INFLIGHT_AT).cast().as_ptr(),
-                PAGE_BYTES / 8,
-            )
+            core::slice::from_raw_parts(self.base.add(INFLIGHT_AT).cast().as_ptr(), PAGE_BYTES / 8)
         }
     }
 
@@ -414,7 +458,10 @@ impl LaneMemory {
         let at = position & (self.geometry.ring_bytes - 1);
         let offset = (self.geometry.data_at() + at) as usize;
         // SAFETY: at < ring_bytes, so the address lies inside the mapping.
-        (unsafe { self.base.add(offset).as_ptr() }, self.geometry.ring_bytes - at)
+        (
+            unsafe { self.base.add(offset).as_ptr() },
+            self.geometry.ring_bytes - at,
+        )
     }
 }
 

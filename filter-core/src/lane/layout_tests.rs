@@ -29,7 +29,10 @@ fn identity_survives_and_each_flipped_bit_is_noticed() {
 #[test]
 fn impossible_geometries_are_refused() {
     for ring_bytes in [0, 4096, MIN_RING_BYTES + 64, MAX_RING_BYTES * 2, u64::MAX] {
-        assert!(Geometry::for_disk(1 << 30, ring_bytes).is_err(), "{ring_bytes}");
+        assert!(
+            Geometry::for_disk(1 << 30, ring_bytes).is_err(),
+            "{ring_bytes}"
+        );
     }
     assert!(Geometry::for_disk(u64::MAX, MIN_RING_BYTES).is_err());
     let geometry = Geometry::for_disk(1 << 30, MIN_RING_BYTES).unwrap();
@@ -40,7 +43,13 @@ fn impossible_geometries_are_refused() {
 fn a_name_that_is_too_long_is_refused() {
     let mut long = identity();
     long.domain = "x".repeat(MAX_NAME_BYTES + 1);
-    assert!(matches!(long.encode(), Err(LaneError::Field { field: "name length", .. })));
+    assert!(matches!(
+        long.encode(),
+        Err(LaneError::Field {
+            field: "name length",
+            ..
+        })
+    ));
 }
 
 proptest! {

@@ -21,9 +21,9 @@
 //! | [`copy`] | CRC32C and the copy that computes it |
 
 pub mod attach;
-pub mod copy;
 #[cfg(not(loom))]
 pub mod consumer;
+pub mod copy;
 #[cfg(not(loom))]
 pub mod dirty;
 #[cfg(not(loom))]

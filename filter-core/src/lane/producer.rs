@@ -26,7 +26,11 @@ pub struct Source<'a> {
 impl<'a> Source<'a> {
     /// A piece of ordinary memory.
     pub const fn from_slice(bytes: &'a [u8]) -> Self {
-        Self { base: bytes.as_ptr(), len: bytes.len(), lives: PhantomData }
+        Self {
+            base: bytes.as_ptr(),
+            len: bytes.len(),
+            lives: PhantomData,
+        }
     }
 
     /// A piece of memory that others may write meanwhile.
@@ -34,7 +38,11 @@ impl<'a> Source<'a> {
     /// # Safety
     /// `base` must be readable for `len` bytes for the lifetime `'a`.
     pub const unsafe fn from_raw(base: *const u8, len: usize) -> Self {
-        Self { base, len, lives: PhantomData }
+        Self {
+            base,
+            len,
+            lives: PhantomData,
+        }
     }
 }
 
@@ -118,7 +126,15 @@ impl Producer {
         ring::stamp_leave(&words.stamping);
         // The head is looked at again, with checks, before space is reused.
         let head_seen = tail.saturating_sub(memory.geometry().ring_bytes);
-        Self { memory, attach_epoch, tail, head_seen, next_seq, bad_heads: 0, stream_base: false }
+        Self {
+            memory,
+            attach_epoch,
+            tail,
+            head_seen,
+            next_seq,
+            bad_heads: 0,
+            stream_base: false,
+        }
     }
 
     /// The lane's memory.
@@ -166,13 +182,20 @@ impl Producer {
         stamps: &Stamps<'_>,
     ) -> Result<PublishedGroup, PublishError> {
         let has_data = matches!(draft.kind, RecordKind::Write | RecordKind::Sync);
-        let step = u64::from(if has_data { MAX_PAYLOAD_BYTES } else { MAX_RANGE_BYTES });
+        let step = u64::from(if has_data {
+            MAX_PAYLOAD_BYTES
+        } else {
+            MAX_RANGE_BYTES
+        });
         let given: u64 = draft.sources.iter().map(|s| s.len as u64).sum();
         if draft.len_bytes == 0 || (has_data && given != draft.len_bytes) {
             return Err(PublishError::Range);
         }
         let count = draft.len_bytes.div_ceil(step);
-        let end = draft.offset_bytes.checked_add(draft.len_bytes).ok_or(PublishError::Range)?;
+        let end = draft
+            .offset_bytes
+            .checked_add(draft.len_bytes)
+            .ok_or(PublishError::Range)?;
         if end > crate::record::MAX_DISK_BYTES / 2 || self.next_seq + count > MAX_SEQ {
             return Err(PublishError::Range);
         }
@@ -180,7 +203,10 @@ impl Producer {
 
         let words = self.memory.producer();
         let cut_epoch = ring::stamp_enter::<Sound>(&words.stamping, stamps.cut_epoch);
-        let mut cursor = Cursor { sources: draft.sources, at: 0 };
+        let mut cursor = Cursor {
+            sources: draft.sources,
+            at: 0,
+        };
         let mut tail = self.tail;
         let mut done = 0;
         let mut last_stamp = 0;
@@ -240,7 +266,14 @@ impl Producer {
             time_ns: stamps.time_ns,
             range_len: 0,
         };
-        let tail = self.put(self.tail, header, &mut Cursor { sources: &[], at: 0 });
+        let tail = self.put(
+            self.tail,
+            header,
+            &mut Cursor {
+                sources: &[],
+                at: 0,
+            },
+        );
         self.next_seq += 1;
         words.last_stamp.store(stamp, Relaxed); // read at the next attach
         Ok(self.commit(tail))
@@ -253,7 +286,11 @@ impl Producer {
 
     /// Whether the consumer asks for a restart of the stream.
     pub fn restart_requested(&self) -> bool {
-        let asked = self.memory.consumer().restart_request.load(super::sync::Ordering::Acquire); // pairs with the consumer's Release
+        let asked = self
+            .memory
+            .consumer()
+            .restart_request
+            .load(super::sync::Ordering::Acquire); // pairs with the consumer's Release
         asked != self.memory.producer().restart_done.load(Relaxed) // our own word
     }
 
@@ -269,20 +306,30 @@ impl Producer {
         words.restart_at.store(self.tail, Relaxed); // published by the Release below
         words.restart_seq.store(self.next_seq - 1, Relaxed); // published by the Release below
         words.last_seq.store(self.next_seq - 1, Relaxed); // published by the Release below
-        words.restart_done.store(asked, super::sync::Ordering::Release); // pairs with the consumer's Acquire
+        words
+            .restart_done
+            .store(asked, super::sync::Ordering::Release); // pairs with the consumer's Acquire
         self.stream_base = true;
     }
 
     /// Whether the consumer sleeps although something is published: a wake-up for the shell to send
     /// after a restart or at attach.
     pub fn consumer_sleeps(&self) -> bool {
-        ring::publish::<Sound>(&self.memory.producer().tail, &self.memory.consumer().sleeping, self.tail)
+        ring::publish::<Sound>(
+            &self.memory.producer().tail,
+            &self.memory.consumer().sleeping,
+            self.tail,
+        )
     }
 
     /// Checks that a group fits, in the worst case of one pad and rounding.
     fn reserve(&mut self, len_bytes: u64, step: u64, has_data: bool) -> Result<(), PublishError> {
         let count = len_bytes.div_ceil(step).max(1);
-        let largest = if has_data { record_span_bytes(len_bytes.min(step) as u32) } else { HEADER_BYTES };
+        let largest = if has_data {
+            record_span_bytes(len_bytes.min(step) as u32)
+        } else {
+            HEADER_BYTES
+        };
         let spans = count * largest as u64;
         let ring_bytes = self.memory.geometry().ring_bytes;
         // A pad never takes more than the record that did not fit.
@@ -295,7 +342,11 @@ impl Producer {
             return Ok(()); // the head seen before is enough: no look at the consumer's cache line
         }
         let free = self.free_bytes();
-        if free < needed { Err(PublishError::Full { needed, free }) } else { Ok(()) }
+        if free < needed {
+            Err(PublishError::Full { needed, free })
+        } else {
+            Ok(())
+        }
     }
 
     /// P2: writes one record at `tail` (after a pad, if it would not fit before the ring's end).
@@ -336,7 +387,10 @@ impl Producer {
         words.last_seq.store(self.next_seq - 1, Relaxed); // for people
         let wake = ring::publish::<Sound>(&words.tail, &self.memory.consumer().sleeping, tail);
         ring::stamp_leave(&words.stamping);
-        PublishedGroup { last: self.published(), wake }
+        PublishedGroup {
+            last: self.published(),
+            wake,
+        }
     }
 }
 
@@ -363,7 +417,9 @@ impl Cursor<'_> {
         let mut done = 0;
         let mut crc = 0;
         while done < len {
-            let Some(source) = self.sources.first() else { break };
+            let Some(source) = self.sources.first() else {
+                break;
+            };
             let take = (source.len - self.at).min(len - done);
             // SAFETY: `take` bytes are left in the source and in the target.
             crc = unsafe { copy_crc32c(crc, source.base.add(self.at), target.add(done), take) };

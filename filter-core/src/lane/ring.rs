@@ -92,7 +92,7 @@ pub fn awake(sleeping: &AtomicU32) {
 /// Called with the disk's producer lock held, so there is one writer.
 pub fn stamp_enter<O: Orders>(stamping: &AtomicU32, cut_epoch: &AtomicU32) -> u32 {
     let round = stamping.load(Ordering::Relaxed);
-    stamping.store((round | 1).wrapping_add(u32::from(round & 1) * 2), Ordering::Relaxed);
+    stamping.store((round | 1).wrapping_add((round & 1) * 2), Ordering::Relaxed);
     if O::FENCES {
         fence(Ordering::SeqCst); // pairs with the fence of `epoch_bump`
     }

@@ -19,7 +19,10 @@ pub(super) fn header_at(
     let (address, contiguous) = memory.data(at);
     // SAFETY: positions are multiples of 64 below the tail, so 64 bytes lie there; a raw copy,
     // since the other process can write them.
-    unsafe { raw.as_mut_ptr().copy_from_nonoverlapping(address, HEADER_BYTES) };
+    unsafe {
+        raw.as_mut_ptr()
+            .copy_from_nonoverlapping(address, HEADER_BYTES)
+    };
     let fault = |error| LaneFault::Record { at, error };
     let header = RecordHeader::decode(&raw).map_err(fault)?;
     let pad = header.kind == RecordKind::Pad;
@@ -28,10 +31,18 @@ pub(super) fn header_at(
     } else {
         header.span_bytes() as u64
     };
-    let whole = if pad { span == contiguous } else { span <= contiguous };
+    let whole = if pad {
+        span == contiguous
+    } else {
+        span <= contiguous
+    };
     if !whole || span > tail - at {
         let value = header.payload_len.into();
-        return Err(fault(RecordError::Field { seq: header.seq, field: "payload length", value }));
+        return Err(fault(RecordError::Field {
+            seq: header.seq,
+            field: "payload length",
+            value,
+        }));
     }
     Ok((header, span))
 }
@@ -55,7 +66,11 @@ pub fn scan(memory: LaneMemory) -> Result<Scan, LaneFault> {
     let ring_bytes = memory.geometry().ring_bytes;
     let aligned = (tail | head).is_multiple_of(RECORD_ALIGN as u64);
     if head > tail || tail - head > ring_bytes || !aligned {
-        return Err(LaneFault::Tail { tail, read: head, head });
+        return Err(LaneFault::Tail {
+            tail,
+            read: head,
+            head,
+        });
     }
     let mut at = head;
     let mut last_seq = None;
@@ -81,7 +96,15 @@ pub fn scan(memory: LaneMemory) -> Result<Scan, LaneFault> {
     let durable = memory.consumer().durable_seq.load(Relaxed); // a figure that only grows
     let last = last_seq.unwrap_or(0).max(told).max(durable);
     if last >= crate::position::MAX_SEQ / 2 {
-        return Err(LaneFault::Sequence { at: tail, last: durable, found: last });
+        return Err(LaneFault::Sequence {
+            at: tail,
+            last: durable,
+            found: last,
+        });
     }
-    Ok(Scan { tail, next_seq: last + 1, last_stamp })
+    Ok(Scan {
+        tail,
+        next_seq: last + 1,
+        last_stamp,
+    })
 }
