@@ -12,10 +12,13 @@
 extern crate alloc;
 
 pub mod crc;
+#[cfg(not(loom))]
+pub mod disk;
 pub mod lane;
 #[cfg(all(feature = "mapping", not(loom)))]
 pub mod mapping;
 pub mod position;
 pub mod record;
 pub mod session;
+pub mod sidecar;
 pub mod wire;

@@ -1,7 +1,7 @@
 //! The dirty map: which blocks of the disk the replica may not have.
 //!
-//! Invariant: a set bit is cleared only just before the block is read for a sync, so a write that
-//! lands after that sets it again. The map lies in the lane's mapping: it outlives the VM's process.
+//! Invariant: a set bit is cleared only after the block's content was published, under the disk's
+//! lock. The map lies in the lane's mapping: it outlives the VM's process.
 
 use super::layout::{DIRTY_BLOCK_BYTES, LaneMemory};
 use super::sync::Ordering::Relaxed;
@@ -44,6 +44,12 @@ impl DirtyMap {
             // Relaxed: one process, ordered by its disk lock; after a kill memory is coherent.
             word.fetch_or(mask, Relaxed);
         }
+    }
+
+    /// Whether the bit of a block is set.
+    pub fn is_set(&self, block: u64) -> bool {
+        let word = self.memory.dirty_words().get((block / 64) as usize);
+        word.is_some_and(|word| word.load(Relaxed) & (1 << (block % 64)) != 0) // Relaxed: see `mark`
     }
 
     /// Clears the bit of one block.

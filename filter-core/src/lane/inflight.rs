@@ -77,45 +77,22 @@ impl InFlight {
         count
     }
 
-    /// Adds a write. Beyond the table's slots the range is marked in `dirty` as well, so that a kill
-    /// cannot lose sight of it.
-    pub fn add(
-        &mut self,
-        offset_bytes: u64,
-        len_bytes: u64,
-        tracked: bool,
-        dirty: DirtyMap,
-    ) -> Token {
+    /// Adds a write. `false`: the table's slots are used up, so the caller must mark the range, else
+    /// a kill would lose sight of it.
+    pub fn add(&mut self, offset_bytes: u64, len_bytes: u64, tracked: bool) -> (Token, bool) {
         let index = self.free.pop().unwrap_or_else(|| {
             self.entries.push(Entry::default());
             self.entries.len() as u32 - 1
         });
         if let Some(entry) = self.entries.get_mut(index as usize) {
-            *entry = Entry {
-                offset_bytes,
-                len_bytes,
-                tracked,
-                used: true,
-            };
+            *entry = Entry { offset_bytes, len_bytes, tracked, used: true };
         }
         self.tracked += usize::from(tracked);
-        if (index as usize) < SLOTS {
+        let mirrored = (index as usize) < SLOTS;
+        if mirrored {
             self.mirror(index as usize, offset_bytes, len_bytes);
-        } else {
-            dirty.mark(offset_bytes, len_bytes);
         }
-        Token(index)
-    }
-
-    /// From now on this write counts as not published.
-    pub fn set_tracked(&mut self, token: Token) {
-        if let Some(entry) = self.entries.get_mut(token.0 as usize)
-            && entry.used
-            && !entry.tracked
-        {
-            entry.tracked = true;
-            self.tracked += 1;
-        }
+        (Token(index), mirrored)
     }
 
     /// Takes a write out; returns its (offset, length, tracked), or `None` for an unknown token.

@@ -1,0 +1,249 @@
+//! What the filter keeps beside a disk: its identity, its attach epoch, how it was left.
+//!
+//! Invariant: the epoch only grows, and is durable before any I/O of that attach; of the two copies
+//! the newer whole one counts, and only the older is ever written, so a torn write costs nothing.
+//!
+//! One sidecar of two blocks of 4 KiB. Each block, little-endian:
+//!
+//! | at | bytes | field |
+//! |---|---|---|
+//! | 0 | 8 | magic `jdrSIDE1` |
+//! | 8 | 4 | version, 1 |
+//! | 12 | 4 | flags: 1 = closed in order; 2 = replication was given up after a defect |
+//! | 16 | 8 | generation: +1 a write; the copy is generation mod 2 |
+//! | 24 | 16 | the disk's id, made at attach |
+//! | 40 | 16 | boot id of the host that wrote it |
+//! | 56 | 4 | attach epoch |
+//! | 60 | 4 | reserved, zero |
+//! | 64 | 8 | seq floor: a new lane starts above it |
+//! | 72 | 4 | CRC32C of the 72 bytes before |
+
+use crate::crc::crc32c;
+use crate::record::{le_u32, le_u64};
+
+/// Bytes of one copy.
+pub const BLOCK_BYTES: usize = 4096;
+/// Bytes of the sidecar.
+pub const SIDECAR_BYTES: usize = 2 * BLOCK_BYTES;
+/// How far the seq floor is raised when a new lane is made: more records than a lane ever carries.
+pub const SEQ_STRIDE: u64 = 1 << 40;
+const MAGIC: u64 = u64::from_le_bytes(*b"jdrSIDE1");
+const VERSION: u32 = 1;
+const COVERED: usize = 72;
+
+/// Why a sidecar cannot be used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum SidecarError {
+    /// Neither copy is whole.
+    #[error("neither copy of the sidecar is whole")]
+    Damaged,
+    /// A newer program wrote it.
+    #[error("the sidecar has version {0}, this program knows {VERSION}")]
+    Version(u32),
+    /// The epochs or seqs are used up.
+    #[error("the sidecar's attach epochs or sequence numbers are used up: detach and attach again")]
+    Exhausted,
+}
+
+/// The content of a sidecar.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Sidecar {
+    /// +1 a write.
+    pub generation: u64,
+    /// The disk.
+    pub disk_id: [u8; 16],
+    /// The boot in which it was written.
+    pub boot_id: [u8; 16],
+    /// Epoch of the last attach.
+    pub attach_epoch: u32,
+    /// A new lane starts above this seq.
+    pub seq_floor: u64,
+    /// The disk was closed in order.
+    pub closed: bool,
+    /// Replication was given up after a defect: the disk may have changed unseen.
+    pub failed: bool,
+}
+
+impl Sidecar {
+    /// Of a disk that comes under protection.
+    pub const fn new(disk_id: [u8; 16], boot_id: [u8; 16]) -> Self {
+        Self {
+            generation: 0,
+            disk_id,
+            boot_id,
+            attach_epoch: 0,
+            seq_floor: 0,
+            closed: false,
+            failed: false,
+        }
+    }
+
+    /// What to write for an attach; it must be durable before the first I/O. `new_lane`: its first
+    /// seq is `seq_floor + 1` of the *old* value, and the floor is raised past it.
+    pub fn attached(&self, boot_id: [u8; 16], new_lane: bool) -> Result<Self, SidecarError> {
+        let attach_epoch = self.attach_epoch.checked_add(1).ok_or(SidecarError::Exhausted)?;
+        let seq_floor = if new_lane { self.seq_floor + SEQ_STRIDE } else { self.seq_floor };
+        if seq_floor > crate::position::MAX_SEQ / 4 {
+            return Err(SidecarError::Exhausted);
+        }
+        let (closed, failed, generation) = (false, false, self.generation + 1);
+        Ok(Self { boot_id, attach_epoch, seq_floor, closed, failed, generation, ..*self })
+    }
+
+    /// What to write at a close.
+    pub const fn closed(&self, in_order: bool) -> Self {
+        Self { closed: in_order, generation: self.generation + 1, ..*self }
+    }
+
+    /// What to write after a defect.
+    pub const fn failed(&self) -> Self {
+        Self { failed: true, closed: false, generation: self.generation + 1, ..*self }
+    }
+
+    /// Whether a lane of `lane_epoch` found in boot `boot_id` belongs to this sidecar: its epoch is
+    /// the last attach's; or the one before, if that attach died (in this very boot) between
+    /// writing the sidecar and the lane, before it passed any I/O.
+    pub fn matches_lane(&self, lane_epoch: u32, boot_id: &[u8; 16]) -> bool {
+        let same = lane_epoch == self.attach_epoch;
+        let died_between = lane_epoch.checked_add(1) == Some(self.attach_epoch);
+        !self.failed && self.boot_id == *boot_id && (same || died_between)
+    }
+
+    /// Where in the sidecar this generation is written, in bytes.
+    pub const fn offset_bytes(&self) -> u64 {
+        (self.generation % 2) * BLOCK_BYTES as u64
+    }
+
+    /// The block to write there.
+    pub fn encode(&self) -> [u8; BLOCK_BYTES] {
+        let mut out = [0u8; BLOCK_BYTES];
+        out[0..8].copy_from_slice(&MAGIC.to_le_bytes());
+        out[8..12].copy_from_slice(&VERSION.to_le_bytes());
+        let flags = u32::from(self.closed) | u32::from(self.failed) << 1;
+        out[12..16].copy_from_slice(&flags.to_le_bytes());
+        out[16..24].copy_from_slice(&self.generation.to_le_bytes());
+        out[24..40].copy_from_slice(&self.disk_id);
+        out[40..56].copy_from_slice(&self.boot_id);
+        out[56..60].copy_from_slice(&self.attach_epoch.to_le_bytes());
+        out[64..72].copy_from_slice(&self.seq_floor.to_le_bytes());
+        let crc = crc32c(0, &out[..COVERED]);
+        out[COVERED..COVERED + 4].copy_from_slice(&crc.to_le_bytes());
+        out
+    }
+
+    /// Reads both copies; the newer whole one counts.
+    pub fn decode(raw: &[u8; SIDECAR_BYTES]) -> Result<Self, SidecarError> {
+        let (blocks, _) = raw.as_chunks::<BLOCK_BYTES>();
+        let mut newest = Err(SidecarError::Damaged);
+        for (copy, block) in blocks.iter().enumerate() {
+            match decode_block(block) {
+                Ok(found) if found.generation % 2 != copy as u64 => {}
+                Ok(found) => match newest {
+                    Ok(Self { generation, .. }) if generation > found.generation => {}
+                    _ => newest = Ok(found),
+                },
+                Err(SidecarError::Version(version)) => return Err(SidecarError::Version(version)),
+                Err(_) => {}
+            }
+        }
+        newest
+    }
+}
+
+fn decode_block(raw: &[u8; BLOCK_BYTES]) -> Result<Sidecar, SidecarError> {
+    let stored = le_u32(raw, COVERED);
+    if le_u64(raw, 0) != MAGIC || stored != crc32c(0, &raw[..COVERED]) {
+        return Err(SidecarError::Damaged);
+    }
+    let version = le_u32(raw, 8);
+    if version != VERSION {
+        return Err(SidecarError::Version(version));
+    }
+    let id = |at: usize| {
+        let mut id = [0u8; 16];
+        id.copy_from_slice(&raw[at..at + 16]);
+        id
+    };
+    let flags = le_u32(raw, 12);
+    Ok(Sidecar {
+        generation: le_u64(raw, 16),
+        disk_id: id(24),
+        boot_id: id(40),
+        attach_epoch: le_u32(raw, 56),
+        seq_floor: le_u64(raw, 64),
+        closed: flags & 1 != 0,
+        failed: flags & 2 != 0,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    fn write(raw: &mut [u8; SIDECAR_BYTES], sidecar: &Sidecar) {
+        let at = sidecar.offset_bytes() as usize;
+        raw[at..at + BLOCK_BYTES].copy_from_slice(&sidecar.encode());
+    }
+
+    #[test]
+    fn a_torn_write_leaves_the_copy_before() {
+        let mut raw = [0u8; SIDECAR_BYTES];
+        assert_eq!(Sidecar::decode(&raw), Err(SidecarError::Damaged));
+        let mut sidecar = Sidecar::new([1; 16], [2; 16]);
+        write(&mut raw, &sidecar);
+        for _ in 0..5 {
+            let next = sidecar.attached([2; 16], true).unwrap();
+            for cut in [0, 1, 16, 20, 57, 70, 74, 76] {
+                let mut torn = raw;
+                let at = next.offset_bytes() as usize;
+                torn[at..at + cut].copy_from_slice(&next.encode()[..cut]);
+                let found = Sidecar::decode(&torn).unwrap();
+                assert!(found == sidecar || (cut == 76 && found == next), "cut at {cut}: {found:?}");
+            }
+            write(&mut raw, &next);
+            assert_eq!(Sidecar::decode(&raw), Ok(next));
+            sidecar = next;
+        }
+        assert_eq!(sidecar.attach_epoch, 5);
+        assert_eq!(sidecar.seq_floor, 5 * SEQ_STRIDE);
+    }
+
+    #[test]
+    fn every_flipped_bit_is_noticed() {
+        let good = Sidecar::new([1; 16], [2; 16]).attached([2; 16], true).unwrap();
+        let block = good.encode();
+        for bit in 0..(COVERED + 4) * 8 {
+            let mut bad = block;
+            bad[bit / 8] ^= 1 << (bit % 8);
+            assert!(decode_block(&bad).is_err(), "bit {bit}");
+        }
+    }
+
+    #[test]
+    fn a_lane_belongs_only_to_the_last_attach_of_this_boot() {
+        let boot = [2; 16];
+        let one = Sidecar::new([1; 16], boot).attached(boot, true).unwrap();
+        assert!(one.matches_lane(1, &boot));
+        assert!(!one.matches_lane(2, &boot));
+        assert!(!one.matches_lane(1, &[3; 16]));
+        let two = one.attached(boot, false).unwrap();
+        assert!(two.matches_lane(1, &boot), "died between sidecar and lane");
+        assert!(two.matches_lane(2, &boot));
+        // Opened on another host in between: the old lane is stale.
+        let elsewhere = one.attached([3; 16], true).unwrap();
+        assert!(!elsewhere.matches_lane(1, &boot));
+        assert!(!two.failed().matches_lane(2, &boot));
+    }
+
+    #[test]
+    fn a_newer_version_is_refused() {
+        let mut raw = [0u8; SIDECAR_BYTES];
+        let mut block = Sidecar::new([1; 16], [2; 16]).encode();
+        block[8] = 9;
+        let crc = crc32c(0, &block[..COVERED]);
+        block[COVERED..COVERED + 4].copy_from_slice(&crc.to_le_bytes());
+        raw[..BLOCK_BYTES].copy_from_slice(&block);
+        assert_eq!(Sidecar::decode(&raw), Err(SidecarError::Version(9)));
+    }
+}
