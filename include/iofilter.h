@@ -614,7 +614,7 @@ JIO_ASSERT_SIZE(jio_filter_status_t, 144);
 JIO_ASSERT_AT(jio_filter_status_t, epoch, 16);
 JIO_ASSERT_AT(jio_filter_status_t, tracking_count, 88);
 
-JIO_ASSERT_SIZE(jio_host_t, 280);
+JIO_ASSERT_SIZE(jio_host_t, 264);
 JIO_ASSERT_AT(jio_host_t, host_ctx, 8);
 JIO_ASSERT_AT(jio_host_t, log, 24);
 JIO_ASSERT_AT(jio_host_t, io_continue, 72);

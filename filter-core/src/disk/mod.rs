@@ -264,8 +264,8 @@ impl Disk {
             Err(PublishError::TooLarge { .. } | PublishError::Range) => {
                 // It can never travel as a record: mark it, let a sync carry it.
                 self.inflight.remove(token);
-                self.sync.want();
-                self.producer.set_state(LaneState::Syncing);
+                self.note_tracking_round();
+                self.want_sync();
                 Ok(self.track(change))
             }
         }
@@ -285,7 +285,7 @@ impl Disk {
         if !mirrored {
             // The shared table is full: a mark keeps the range from being lost by a kill.
             self.dirty.mark(offset, len);
-            self.sync.want();
+            self.want_sync();
         }
         token
     }
@@ -305,7 +305,7 @@ impl Disk {
         }
         if !ok {
             self.counters.failed_writes += 1;
-            self.sync.want();
+            self.want_sync();
             let (kind, sources) = (RecordKind::Void, [].as_slice());
             let draft = Draft { kind, offset_bytes, len_bytes, sources };
             if self.mode == Mode::Publishing
@@ -328,6 +328,16 @@ impl Disk {
         self.counters.tracking += 1;
         self.sync.reset();
         self.producer.set_state(LaneState::Tracking);
+        self.note_tracking_round();
+    }
+
+    /// From here on a write may pass that the stream does not hold: a cut that is being taken must
+    /// see it, even if a sync makes up for it before the daemon looks.
+    fn note_tracking_round(&self) {
+        let memory = self.memory();
+        // Relaxed: the write that this is about is issued, and later ones stamped, after this; the
+        // daemon's look is ordered by the stamping word and the fences around it.
+        memory.producer().tracking_rounds.fetch_add(1, Relaxed);
     }
 
     /// The disk has been enlarged: the new part is synced. `false`: the lane's map is too small, a
@@ -340,15 +350,30 @@ impl Disk {
             self.dirty.mark(self.capacity_bytes, capacity_bytes - self.capacity_bytes);
             self.capacity_bytes = capacity_bytes;
             self.memory().producer().capacity_bytes.store(capacity_bytes, Relaxed); // as in `new`
-            self.sync.want();
+            self.want_sync();
         }
         true
+    }
+
+    /// The disk was enlarged while it was closed: the part beyond `old_capacity_bytes` is synced.
+    pub fn grown_since(&mut self, old_capacity_bytes: u64) {
+        let new = self.capacity_bytes.saturating_sub(old_capacity_bytes);
+        self.dirty.mark(old_capacity_bytes, new);
+        self.want_sync();
+    }
+
+    /// A sync is needed; whoever looks at the lane sees it from now on.
+    fn want_sync(&mut self) {
+        self.sync.want();
+        if self.mode == Mode::Publishing {
+            self.producer.set_state(LaneState::Syncing);
+        }
     }
 
     /// The content has changed in a way that no write told (a revert): everything is synced.
     pub fn mark_all(&mut self) {
         self.dirty.mark(0, self.capacity_bytes);
-        self.sync.want();
+        self.want_sync();
     }
 
     /// The last call: the disk is closed and nothing is in flight. Returns whether it ended in

@@ -130,6 +130,10 @@ impl Disk {
             self.sync.want();
             self.producer.set_state(LaneState::Syncing);
         }
+    }
+
+    /// Tells the figures that cost a walk over the map to whoever looks at the lane.
+    pub fn publish_figures(&self) {
         let memory = self.memory();
         memory.producer().dirty_bytes.store(self.dirty_bytes(), super::Relaxed); // for status pages
     }
@@ -160,9 +164,6 @@ impl Disk {
         if self.sync.windows.len() >= self.config.sync_reads || !self.has_room_for_sync() {
             return SyncStep::Wait { wake };
         }
-        if self.dirty.next_set(0).is_none() {
-            return self.finish(stamps, wake);
-        }
         match self.next_range() {
             Some((offset_bytes, len_bytes)) => {
                 let ticket = self.sync.next_ticket;
@@ -171,6 +172,7 @@ impl Disk {
                 self.sync.windows.push(window);
                 SyncStep::Read { ticket: Ticket(ticket), offset_bytes, len_bytes, wake }
             }
+            None if self.dirty.next_set(0).is_none() => self.finish(stamps, wake),
             None => SyncStep::Wait { wake },
         }
     }

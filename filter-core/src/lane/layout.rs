@@ -59,8 +59,9 @@ pub struct ProducerWords {
     pub capacity_bytes: AtomicU64,
     /// Process id of the producer, for people: liveness is a lock on the lane's file.
     pub pid: AtomicU32,
-    /// Nothing; keeps the page's second cache line whole.
-    pub reserved: AtomicU32,
+    /// Bumped whenever a write begins to pass that is marked instead of published: a cut whose
+    /// taking saw it move is void.
+    pub tracking_rounds: AtomicU32,
     /// Bytes that the dirty map stands for, updated at each change of state, for status pages.
     pub dirty_bytes: AtomicU64,
 }

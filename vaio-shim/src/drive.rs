@@ -1,0 +1,296 @@
+//! What runs outside the I/O path: timers, work, and the sync's own reads.
+//!
+//! Invariant: a timer, a task or a request holds a reference to its disk, and is counted; `finish`
+//! returns only when none is left, so nothing calls back into a disk that is gone.
+
+use crate::abi;
+use crate::guard;
+use crate::host::Level;
+use crate::instance::{HOUSEKEEPING_NS, RETRY_NS, Replicated, SYNC_RETRY_NS};
+use core::ffi::c_void;
+use filter_core::disk::sync::{SyncStep, Ticket};
+use std::sync::Arc;
+use std::sync::atomic::Ordering::SeqCst;
+
+/// A task of the contract.
+pub type Task = unsafe extern "C" fn(*mut c_void);
+
+/// Steps that one call takes before it lets others run.
+const STEPS: usize = 8;
+
+/// A reference that travels through the host as userdata.
+fn into_userdata(this: &Arc<Replicated>) -> *mut c_void {
+    Arc::into_raw(this.clone()).cast_mut().cast()
+}
+
+/// Takes the reference back.
+///
+/// # Safety
+/// `userdata` must come from `into_userdata`, and be taken back once.
+unsafe fn from_userdata(userdata: *mut c_void) -> Arc<Replicated> {
+    // SAFETY: the caller's promise.
+    unsafe { Arc::from_raw(userdata.cast_const().cast()) }
+}
+
+impl Replicated {
+    /// Arms a one-shot timer; `false`: there is none to be had (or the disk is closing).
+    pub(crate) fn arm(self: &Arc<Self>, delay_ns: u64, task: Task) -> bool {
+        // The lock is held across the call so that the number is on the list before `finish` looks.
+        let mut outstanding = self.outstanding.lock();
+        if outstanding.closing {
+            return false;
+        }
+        let userdata = into_userdata(self);
+        match self.host.timer_start(self.handle, delay_ns, task, userdata) {
+            Ok(timer) => {
+                outstanding.calls += 1;
+                outstanding.timers.push((timer, userdata));
+                // Timers that have run stay on the list until it is pruned here: a cancel of one
+                // that has run does nothing. One that is pruned too early is waited for instead.
+                if outstanding.timers.len() > 64 {
+                    outstanding.timers.drain(..32);
+                }
+                true
+            }
+            Err(_) => {
+                // SAFETY: the host refused, so nobody else takes it back.
+                drop(unsafe { from_userdata(userdata) });
+                false
+            }
+        }
+    }
+
+    /// Arms the sync's timer, if it is not armed already.
+    pub(crate) fn arm_sync(self: &Arc<Self>, delay_ns: u64) {
+        if !self.sync_armed.swap(true, SeqCst) && !self.arm(delay_ns, sync_task) {
+            self.sync_armed.store(false, SeqCst);
+        }
+    }
+
+    /// Runs a task where blocking is allowed.
+    pub(crate) fn work(self: &Arc<Self>, task: Task) {
+        let mut outstanding = self.outstanding.lock();
+        if outstanding.closing {
+            return;
+        }
+        let userdata = into_userdata(self);
+        if self.host.work_submit(self.handle, task, userdata) >= 0 {
+            outstanding.calls += 1;
+        } else {
+            // SAFETY: the host refused, so nobody else takes it back.
+            drop(unsafe { from_userdata(userdata) });
+        }
+    }
+
+    fn call_ended(&self) {
+        let mut outstanding = self.outstanding.lock();
+        outstanding.calls -= 1;
+        if outstanding.calls == 0 {
+            self.ended.notify_all();
+        }
+    }
+
+    /// Ends everything that calls back. Control context: may wait.
+    pub fn finish(self: &Arc<Self>) {
+        let timers = {
+            let mut outstanding = self.outstanding.lock();
+            outstanding.closing = true;
+            std::mem::take(&mut outstanding.timers)
+        };
+        for (timer, userdata) in timers {
+            if self.host.timer_cancel(self.handle, timer) {
+                // SAFETY: the host says that the task will never run: its reference comes back here.
+                drop(unsafe { from_userdata(userdata) });
+                self.call_ended();
+            }
+        }
+        let mut outstanding = self.outstanding.lock();
+        while outstanding.calls > 0 {
+            self.ended.wait(&mut outstanding);
+        }
+        drop(outstanding);
+        self.host.work_flush(self.handle);
+    }
+
+    /// Goes on with the sync as far as it can.
+    pub(crate) fn drive_sync(self: &Arc<Self>) {
+        for _ in 0..STEPS {
+            if self.failed.load(SeqCst) {
+                return;
+            }
+            let step = {
+                let stamps = self.stamps();
+                let mut core = self.core.lock();
+                core.disk.tick();
+                core.disk.sync_step(&stamps)
+            };
+            match step {
+                SyncStep::Idle => return,
+                SyncStep::Wait { wake } => {
+                    if wake {
+                        self.wake();
+                    }
+                    self.arm_sync(SYNC_RETRY_NS);
+                    return;
+                }
+                SyncStep::Finished { wake } => {
+                    if wake {
+                        self.wake();
+                    }
+                    self.host
+                        .log(Some(self.handle), Level::Info, "sync is complete");
+                    return;
+                }
+                SyncStep::Read {
+                    ticket,
+                    offset_bytes,
+                    len_bytes,
+                    wake,
+                } => {
+                    if wake {
+                        self.wake();
+                    }
+                    if !SyncRead::submit(self, ticket, offset_bytes, len_bytes) {
+                        self.arm_sync(SYNC_RETRY_NS);
+                        return;
+                    }
+                }
+            }
+        }
+        self.arm_sync(0);
+    }
+}
+
+/// A read of the sync, alive while the host has it.
+struct SyncRead {
+    request: abi::jio_request,
+    iov: abi::jio_iovec,
+    buffer: Vec<u8>,
+    ticket: Ticket,
+    owner: Arc<Replicated>,
+}
+
+impl SyncRead {
+    fn submit(owner: &Arc<Replicated>, ticket: Ticket, offset_bytes: u64, len_bytes: u64) -> bool {
+        {
+            let mut outstanding = owner.outstanding.lock();
+            if outstanding.closing {
+                return false;
+            }
+            outstanding.calls += 1;
+        }
+        let mut read = Box::new(Self {
+            // SAFETY: plain numbers and pointers, for which zeros are valid.
+            request: unsafe { core::mem::zeroed() },
+            iov: abi::jio_iovec {
+                base: core::ptr::null_mut(),
+                len_bytes,
+            },
+            buffer: vec![0; len_bytes as usize],
+            ticket,
+            owner: owner.clone(),
+        });
+        read.iov.base = read.buffer.as_mut_ptr().cast();
+        read.request.size = size_of::<abi::jio_request>() as u32;
+        read.request.kind = abi::JIO_IO_READ;
+        read.request.iov_count = 1;
+        read.request.offset_bytes = offset_bytes;
+        read.request.len_bytes = len_bytes;
+        read.request.done = Some(sync_read_done);
+        let raw = Box::into_raw(read);
+        // SAFETY: the box was just made and nobody else has it yet.
+        unsafe {
+            (*raw).request.iov = &raw const (*raw).iov;
+            (*raw).request.userdata = raw.cast();
+        }
+        // SAFETY: as above; the request stays in its box until `done` takes the box back.
+        let status = owner
+            .host
+            .submit(owner.handle, unsafe { &raw mut (*raw).request });
+        if status >= 0 {
+            return true;
+        }
+        // SAFETY: the host refused: `done` will not be called, the box is ours.
+        let read = unsafe { Box::from_raw(raw) };
+        let stamps = owner.stamps();
+        owner.core.lock().disk.sync_read(read.ticket, None, &stamps);
+        owner.call_ended();
+        false
+    }
+}
+
+/// [callback] A read of the sync has come back.
+unsafe extern "C" fn sync_read_done(
+    userdata: *mut c_void,
+    _request: *mut abi::jio_request,
+    status: i32,
+) {
+    // SAFETY: `userdata` is the box that `submit` handed over; the host calls this once.
+    let read = unsafe { Box::from_raw(userdata.cast::<SyncRead>()) };
+    let owner = read.owner.clone();
+    guard::disk(&owner, "sync", || {
+        let data = (status >= 0).then_some(read.buffer.as_slice());
+        let stamps = owner.stamps();
+        let wake = owner.core.lock().disk.sync_read(read.ticket, data, &stamps);
+        if wake {
+            owner.wake();
+        }
+        if data.is_some() {
+            owner.drive_sync();
+        } else {
+            // The disk failed the read: the block stays marked; try again, not at once.
+            owner.arm_sync(HOUSEKEEPING_NS);
+        }
+    });
+    drop(read);
+    owner.call_ended();
+}
+
+/// [callback] Goes on with the sync.
+pub unsafe extern "C" fn sync_task(userdata: *mut c_void) {
+    // SAFETY: the userdata of `arm`, called once.
+    let this = unsafe { from_userdata(userdata) };
+    this.sync_armed.store(false, SeqCst);
+    guard::disk(&this, "sync", || this.drive_sync());
+    this.call_ended();
+}
+
+/// [callback] Tries held I/Os again.
+pub unsafe extern "C" fn retry_task(userdata: *mut c_void) {
+    // SAFETY: the userdata of `arm`, called once.
+    let this = unsafe { from_userdata(userdata) };
+    guard::disk(&this, "retry", || {
+        if this.retry_held() && !this.arm(RETRY_NS, retry_task) {
+            this.release_held_tracking();
+        }
+    });
+    this.call_ended();
+}
+
+/// [callback] Looks after restarts, the way back from tracking, and syncs that became necessary.
+pub unsafe extern "C" fn housekeeping_task(userdata: *mut c_void) {
+    // SAFETY: the userdata of `arm`, called once.
+    let this = unsafe { from_userdata(userdata) };
+    guard::disk(&this, "housekeeping", || {
+        this.drive_sync();
+        let sleeps = {
+            let mut core = this.core.lock();
+            core.disk.publish_figures();
+            core.disk.producer().consumer_sleeps()
+        };
+        // A wake-up that was lost with a daemon that died would otherwise wait for the next write.
+        if sleeps && this.positions().0 > this.positions().1 {
+            this.wake();
+        }
+    });
+    this.arm(HOUSEKEEPING_NS, housekeeping_task);
+    this.call_ended();
+}
+
+/// [work] Writes down that replication was lost.
+pub unsafe extern "C" fn record_loss_task(userdata: *mut c_void) {
+    // SAFETY: the userdata of `work`, called once.
+    let this = unsafe { from_userdata(userdata) };
+    guard::disk(&this, "the record of a loss", || this.record_loss());
+    this.call_ended();
+}
