@@ -294,8 +294,6 @@ impl Drop for OpenSidecar {
 /// What the host says of a disk, copied.
 #[derive(Clone, Debug)]
 pub struct DiskInfo {
-    /// A tool, not a running VM.
-    pub offline: bool,
     /// Nothing will be written.
     pub read_only: bool,
     /// Capacity in bytes.
@@ -339,7 +337,6 @@ impl DiskInfo {
         }
         let id = info.disk_uuid;
         Some(Self {
-            offline: info.purpose == abi::JIO_PURPOSE_OFFLINE,
             read_only: info.flags & abi::JIO_DISK_READ_ONLY != 0,
             capacity_bytes: info.capacity_bytes,
             disk_uuid: (id != [0; 16]).then_some(id),

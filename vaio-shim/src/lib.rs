@@ -8,12 +8,12 @@
 //! | file | holds |
 //! |---|---|
 //! | this one | the exported entry and the table of callbacks |
-//! | [`open`] | sidecar, lane, decision: from a disk to an attached lane |
-//! | [`instance`] | an open disk: I/O down and up |
-//! | [`drive`] | timers, work, the sync's reads |
-//! | [`host`] | the host's services, made callable without `unsafe` |
-//! | [`vm`] | what the disks of one VM share |
-//! | [`guard`] | stops panics |
+//! | `open` | sidecar, lane, decision: from a disk to an attached lane |
+//! | `instance` | an open disk: I/O down and up |
+//! | `drive` | timers, work, the sync's reads |
+//! | `host` | the host's services, made callable without `unsafe` |
+//! | `vm` | what the disks of one VM share |
+//! | `guard` | stops panics |
 
 mod abi;
 mod drive;

@@ -5,7 +5,7 @@
 //! a second read for the CRC would then publish a record whose payload fails its check.
 //!
 //! Three independent streams keep the instruction's latency hidden; their registers are joined with
-//! [`crc::zero_shift`] tables.
+//! `crc::zero_shift` tables.
 
 use crate::crc;
 

@@ -245,7 +245,7 @@ const IDENTITY_BYTES: usize = 512;
 const NAMES_AT: usize = 96;
 
 impl Identity {
-    /// The page's first [`IDENTITY_BYTES`] bytes.
+    /// The page's first `IDENTITY_BYTES` bytes.
     pub fn encode(&self) -> Result<[u8; IDENTITY_BYTES], LaneError> {
         self.geometry.check()?;
         let mut out = [0u8; IDENTITY_BYTES];
