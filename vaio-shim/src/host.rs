@@ -204,7 +204,7 @@ impl Host {
 
     /// Waits for all work of the disk.
     pub fn work_flush(&self, disk: DiskHandle) {
-        let _ = call!(self.work_flush(disk.0) else abi::JIO_OK as i32);
+        let _ = call!(self.work_flush(disk.0) else abi::JIO_OK);
     }
 
     /// Makes a sidecar.

@@ -301,7 +301,7 @@ impl Replicated {
         };
         core.held.remove(at);
         core.disk.forget_deferred();
-        abi::JIO_OK as i32
+        abi::JIO_OK
     }
 
     /// A defect was stopped at the border: from now on everything passes.
@@ -340,7 +340,7 @@ impl Replicated {
     /// The last call; nothing is in flight and nothing will call back.
     pub fn close(&self, how: u32) -> i32 {
         if how == abi::JIO_CLOSE_LOST {
-            return abi::JIO_OK as i32;
+            return abi::JIO_OK;
         }
         let mut core = self.core.lock();
         let mut sidecar = self.sidecar.lock();
@@ -353,7 +353,7 @@ impl Replicated {
         match open::save(self.host, self.handle, &next) {
             Ok(()) => {
                 *sidecar = next;
-                abi::JIO_OK as i32
+                abi::JIO_OK
             }
             Err(error) => {
                 self.host

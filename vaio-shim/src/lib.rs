@@ -126,7 +126,7 @@ unsafe fn refuse(host: *const abi::jio_host, version: u32, why: &str) {
     }
 }
 
-const OK: i32 = abi::JIO_OK as i32;
+const OK: i32 = abi::JIO_OK;
 
 /// Runs a control call; a panic becomes JIO_E_INTERNAL.
 fn control(body: impl FnOnce(Host) -> i32) -> i32 {
@@ -156,7 +156,13 @@ unsafe fn with_info(
 
 fn report(host: Host, handle: DiskHandle, what: &str, info: &DiskInfo, error: &OpenError) -> i32 {
     let text = format!("{what} {} ({}): {error}", info.label, info.path);
-    host.log(Some(handle), Level::Error, &text);
+    // A disk that is opened before it is attached is how a host finds out, not a fault.
+    let expected = matches!(error, OpenError::NotAttached);
+    host.log(
+        Some(handle),
+        if expected { Level::Info } else { Level::Error },
+        &text,
+    );
     error.code()
 }
 
@@ -186,7 +192,7 @@ unsafe extern "C" fn requirements(
         all.heap_bytes = 0;
         all.mapped_bytes = mapped_bytes;
         all.sidecar_bytes = filter_core::sidecar::SIDECAR_BYTES as u64;
-        all.defer_ns_max = config.defer_budget_ns + 2 * instance::RETRY_NS;
+        all.defer_ns_max = config.defer_budget_ns + 2 * instance::RETRY_NS; // see `open::config`
         // SAFETY: `out` points to a struct whose maker set `size`.
         unsafe { fill(out.cast(), &all) };
         OK

@@ -173,6 +173,9 @@ pub fn config(info: &DiskInfo) -> Result<Config, OpenError> {
         }
         config.defer_budget_ns = us * 1000;
     }
+    // A held I/O is looked at every RETRY_NS: it must go on at the last look before the budget ends.
+    let margin_ns = 2 * crate::instance::RETRY_NS;
+    config.defer_budget_ns = config.defer_budget_ns.saturating_sub(margin_ns);
     Ok(config)
 }
 

@@ -1,1 +1,16 @@
 //! The simulated host: VM processes that load the filter and serve its disks over NBD.
+//!
+//! | module | holds |
+//! |---|---|
+//! | [`disk`] | raw and flat VMDK files as disks |
+//! | [`nbd`] | the NBD server and client: how guests reach the disks |
+//! | [`contract`] | the checks of the filter's side of `include/iofilter.h` |
+//! | [`vm`] | the process of one VM |
+//! | [`cli`] | the commands |
+
+mod abi;
+pub mod cli;
+pub mod contract;
+pub mod disk;
+pub mod nbd;
+pub mod vm;

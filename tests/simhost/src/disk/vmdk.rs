@@ -1,0 +1,174 @@
+//! Monolithic flat VMDK: the descriptor, and its one flat extent.
+//!
+//! Invariant: lines that are not understood (`ddb.*` of others) are kept as they are.
+
+use super::{DiskError, FlatFile};
+use std::path::{Path, PathBuf};
+
+const MAX_DESCRIPTOR_BYTES: u64 = 64 * 1024;
+const SECTOR_BYTES: u64 = 512;
+
+fn refuse(path: &Path, why: impl Into<String>) -> DiskError {
+    DiskError::Descriptor {
+        path: path.to_owned(),
+        why: why.into(),
+    }
+}
+
+fn io(what: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> DiskError {
+    let path = path.to_owned();
+    move |source| DiskError::Io {
+        what,
+        path,
+        place: String::new(),
+        source,
+    }
+}
+
+/// The flat extent that a descriptor's text names: its file and its length in sectors.
+pub fn flat_extent(text: &str) -> Result<(String, u64), String> {
+    if !text.trim_start().starts_with("# Disk DescriptorFile") {
+        return Err("not a VMDK descriptor: it does not begin with `# Disk DescriptorFile`".into());
+    }
+    let mut found = None;
+    for line in text.lines() {
+        let mut words = line.split_whitespace();
+        if words.next() != Some("RW") {
+            continue;
+        }
+        let sectors = words.next().and_then(|n| n.parse::<u64>().ok());
+        let sectors = sectors.ok_or(format!("extent line `{line}` has no length"))?;
+        let kind = words.next().unwrap_or_default();
+        if kind != "FLAT" && kind != "VMFS" {
+            return Err(format!(
+                "extent of kind `{kind}`: only flat extents can be opened"
+            ));
+        }
+        let name = line
+            .split('"')
+            .nth(1)
+            .ok_or(format!("extent line `{line}` has no file name"))?;
+        if name.is_empty() || name.contains('/') {
+            return Err(format!("extent file `{name}` is not beside the descriptor"));
+        }
+        if found.replace((name.to_string(), sectors)).is_some() {
+            return Err("more than one extent: only monolithic disks can be opened".into());
+        }
+    }
+    found.ok_or("no extent line (`RW <sectors> FLAT \"<file>\" 0`)".into())
+}
+
+/// Opens a disk by its descriptor.
+pub fn open(path: &Path) -> Result<FlatFile, DiskError> {
+    let len = std::fs::metadata(path).map_err(io("open", path))?.len();
+    if len > MAX_DESCRIPTOR_BYTES {
+        let why =
+            format!("{len} bytes is too long for a descriptor; a sparse VMDK cannot be opened");
+        return Err(refuse(path, why));
+    }
+    let bytes = std::fs::read(path).map_err(io("read", path))?;
+    let text = std::str::from_utf8(&bytes).map_err(|_| refuse(path, "not a text descriptor"))?;
+    let (name, sectors) = flat_extent(text).map_err(|why| refuse(path, why))?;
+    let disk = FlatFile::open(&path.with_file_name(&name))?;
+    if disk.capacity_bytes() != sectors.saturating_mul(SECTOR_BYTES) {
+        let why = format!(
+            "the descriptor says {sectors} sectors, {name} has {} bytes",
+            disk.capacity_bytes()
+        );
+        return Err(refuse(path, why));
+    }
+    Ok(disk)
+}
+
+/// The path of a descriptor's flat extent.
+pub fn flat_path(path: &Path) -> PathBuf {
+    let stem = path.file_stem().unwrap_or_default().to_string_lossy();
+    path.with_file_name(format!("{stem}-flat.vmdk"))
+}
+
+/// Makes a disk of zeros.
+pub fn create(path: &Path, capacity_bytes: u64) -> Result<FlatFile, DiskError> {
+    let flat = flat_path(path);
+    let name = flat.file_name().unwrap_or_default().to_string_lossy();
+    let sectors = capacity_bytes / SECTOR_BYTES;
+    let cylinders = (sectors / (255 * 63)).clamp(1, 65535);
+    let text = format!(
+        "# Disk DescriptorFile\nversion=1\nCID=fffffffe\nparentCID=ffffffff\n\
+         createType=\"monolithicFlat\"\n\n# Extent description\nRW {sectors} FLAT \"{name}\" 0\n\n\
+         # The Disk Data Base\nddb.adapterType = \"lsilogic\"\nddb.virtualHWVersion = \"14\"\n\
+         ddb.geometry.cylinders = \"{cylinders}\"\nddb.geometry.heads = \"255\"\n\
+         ddb.geometry.sectors = \"63\"\n"
+    );
+    let disk = FlatFile::create(&flat, capacity_bytes)?;
+    std::fs::write(path, text).map_err(io("write", path))?;
+    Ok(disk)
+}
+
+/// Sets a `ddb.` line of a descriptor, or removes it; all other lines stay. Durable when it returns.
+pub fn set_line(path: &Path, key: &str, value: Option<&str>) -> Result<(), DiskError> {
+    let text = std::fs::read_to_string(path).map_err(io("read", path))?;
+    let is_key = |line: &str| line.split('=').next().is_some_and(|k| k.trim() == key);
+    let mut lines: Vec<String> = text
+        .lines()
+        .filter(|line| !is_key(line))
+        .map(String::from)
+        .collect();
+    if let Some(value) = value {
+        lines.push(format!("{key} = \"{value}\""));
+    }
+    let temporary = path.with_extension("vmdk.new");
+    let write = || {
+        std::fs::write(&temporary, lines.join("\n") + "\n")?;
+        std::fs::File::open(&temporary)?.sync_all()?;
+        std::fs::rename(&temporary, path)?;
+        let folder = path
+            .parent()
+            .filter(|folder| !folder.as_os_str().is_empty());
+        std::fs::File::open(folder.unwrap_or(Path::new(".")))?.sync_all()
+    };
+    write().map_err(io("rewrite", path))
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn round_trip_and_foreign_lines() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("d.vmdk");
+        create(&path, 1 << 20).unwrap().write_at(b"x", 512).unwrap();
+        set_line(&path, "ddb.iofilters", Some("jetdr")).unwrap();
+        set_line(&path, "ddb.iofilters", Some("jetdr,other")).unwrap();
+        let text = std::fs::read_to_string(&path).unwrap();
+        assert_eq!(text.matches("ddb.iofilters").count(), 1);
+        assert!(text.contains("ddb.adapterType"));
+        assert_eq!(open(&path).unwrap().capacity_bytes(), 1 << 20);
+        set_line(&path, "ddb.iofilters", None).unwrap();
+        assert!(
+            !std::fs::read_to_string(&path)
+                .unwrap()
+                .contains("iofilters")
+        );
+    }
+
+    #[test]
+    fn bad_descriptors_say_why() {
+        let head = "# Disk DescriptorFile\n";
+        for (text, why) in [
+            ("hello", "does not begin"),
+            (head, "no extent line"),
+            ("# Disk DescriptorFile\nRW x FLAT \"a\" 0", "no length"),
+            ("# Disk DescriptorFile\nRW 8 SPARSE \"a\"", "only flat"),
+            ("# Disk DescriptorFile\nRW 8 FLAT \"../a\" 0", "not beside"),
+            (
+                "# Disk DescriptorFile\nRW 8 FLAT \"a\" 0\nRW 8 FLAT \"b\" 0",
+                "more than one",
+            ),
+        ] {
+            let error = flat_extent(text).unwrap_err();
+            assert!(error.contains(why), "{text:?}: {error}");
+        }
+    }
+}

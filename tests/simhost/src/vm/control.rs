@@ -1,0 +1,147 @@
+//! Commands to a running VM process: one JSON document a line, one answer a line.
+//!
+//! Invariant: a command that cannot be understood is answered with what was expected; none stops the
+//! process.
+
+use super::hostdisk::HostDisk;
+use crate::contract::Contract;
+use serde_json::{Value, json};
+use std::io::{self, BufRead, BufReader, Write};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+/// The control socket. Closed when dropped.
+pub struct Control {
+    path: PathBuf,
+    stopping: Arc<AtomicBool>,
+}
+
+impl Control {
+    /// Listens.
+    pub fn start(
+        path: &Path,
+        disks: Vec<Arc<HostDisk>>,
+        contract: Arc<Contract>,
+    ) -> io::Result<Self> {
+        if path.exists() && UnixStream::connect(path).is_err() {
+            std::fs::remove_file(path)?;
+        }
+        let listener = UnixListener::bind(path)?;
+        let stopping = Arc::new(AtomicBool::new(false));
+        let stop = stopping.clone();
+        std::thread::Builder::new()
+            .name("control".into())
+            .spawn(move || {
+                for stream in listener.incoming() {
+                    if stop.load(Ordering::Acquire) {
+                        break; // pairs with the store in drop
+                    }
+                    if let Ok(stream) = stream {
+                        let (disks, contract) = (disks.clone(), contract.clone());
+                        std::thread::spawn(move || serve(&stream, &disks, &contract));
+                    }
+                }
+            })?;
+        Ok(Self {
+            path: path.to_owned(),
+            stopping,
+        })
+    }
+}
+
+impl Drop for Control {
+    fn drop(&mut self) {
+        self.stopping.store(true, Ordering::Release); // pairs with the loop's load
+        drop(UnixStream::connect(&self.path));
+        let _ = std::fs::remove_file(&self.path);
+    }
+}
+
+fn serve(stream: &UnixStream, disks: &[Arc<HostDisk>], contract: &Contract) {
+    for line in BufReader::new(stream).lines() {
+        let Ok(line) = line else { return };
+        let answer = match serde_json::from_str(&line) {
+            Ok(command) => run(&command, disks, contract),
+            Err(error) => json!({"error": format!("not a JSON document: {error}")}),
+        };
+        if writeln!(&mut &*stream, "{answer}").is_err() {
+            return;
+        }
+    }
+}
+
+fn state_name(state: u32) -> &'static str {
+    use crate::abi;
+    match state {
+        abi::JIO_STATE_IDLE => "idle",
+        abi::JIO_STATE_STREAMING => "streaming",
+        abi::JIO_STATE_TRACKING => "tracking",
+        abi::JIO_STATE_SYNCING => "syncing",
+        abi::JIO_STATE_FAILED => "failed",
+        _ => "unknown",
+    }
+}
+
+fn status(disks: &[Arc<HostDisk>], contract: &Contract) -> Value {
+    let disks: Vec<Value> = disks
+        .iter()
+        .map(|disk| {
+            let status = disk.status();
+            let figure = |f: fn(&crate::abi::jio_filter_status) -> u64| status.as_ref().map(f);
+            json!({
+                "label": disk.setup.label,
+                "path": disk.setup.path,
+                "capacity_bytes": disk.disk.capacity_bytes(),
+                "state": status.as_ref().map_or("closed", |s| state_name(s.state)),
+                "alarms": figure(|s| s.alarms.into()),
+                "epoch": figure(|s| s.epoch),
+                "published_seq": figure(|s| s.published_seq),
+                "durable_seq": figure(|s| s.durable_seq),
+                "lane_used_bytes": figure(|s| s.lane_used_bytes),
+                "dirty_bytes": figure(|s| s.dirty_bytes),
+                "deferred_count": figure(|s| s.deferred_count),
+                "deferred_ns_max": figure(|s| s.deferred_ns_max),
+                "tracking_count": figure(|s| s.tracking_count),
+            })
+        })
+        .collect();
+    let max_ns = contract.deferred_max_ns.load(Ordering::Relaxed); // a figure
+    json!({
+        "disks": disks,
+        "contract_violations": contract.violations(),
+        "host_deferred_max_ns": max_ns,
+    })
+}
+
+fn run(command: &Value, disks: &[Arc<HostDisk>], contract: &Contract) -> Value {
+    let number = |key: &str| command.get(key).and_then(Value::as_u64);
+    let label = command.get("disk").and_then(Value::as_str);
+    let chosen = || {
+        disks
+            .iter()
+            .find(|disk| Some(disk.setup.label.as_str()) == label)
+    };
+    match command.get("cmd").and_then(Value::as_str) {
+        Some("status") => status(disks, contract),
+        Some("drain") => {
+            let timeout = Duration::from_millis(number("timeout_ms").unwrap_or(10_000));
+            let worst = disks
+                .iter()
+                .map(|disk| disk.drain(timeout))
+                .min()
+                .unwrap_or(0);
+            json!({"drained": worst >= 0, "code": worst})
+        }
+        Some("grow") => match (chosen(), number("capacity_bytes")) {
+            (Some(disk), Some(capacity)) => match disk.grow(capacity) {
+                Ok(code) => json!({"code": code}),
+                Err(error) => json!({"error": error.to_string()}),
+            },
+            _ => json!({"error": "grow needs disk and capacity_bytes"}),
+        },
+        _ => json!({"error": "cmd is one of status, drain, grow"}),
+    }
+}

@@ -1,0 +1,214 @@
+//! The process of one VM: it loads the filter, opens its disks and serves each over NBD.
+//!
+//! | file | holds |
+//! |---|---|
+//! | this one | start, control, stop |
+//! | [`load`] | dlopen and the table of services |
+//! | [`hostdisk`] | a disk under the filter: I/O down and up |
+//! | [`services`] | the functions behind the table |
+//! | [`tasks`] | timers, work, the filter's own I/O |
+//! | [`sidecar`] | the files beside a disk |
+
+mod control;
+mod hostdisk;
+mod load;
+mod services;
+mod sidecar;
+mod tasks;
+
+use crate::disk::{self, Format};
+use crate::nbd::engine::{DiskEngine, Engine};
+use crate::nbd::server::{Exports, Listen, Server};
+use anyhow::{Context, bail};
+use hostdisk::{DiskSetup, HostDisk};
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+/// The process of one VM.
+#[derive(clap::Args, Clone, Debug)]
+pub struct VmArgs {
+    /// The VM's name.
+    #[arg(long, default_value = "vm")]
+    pub name: String,
+    /// The VM's id (made from the name if it is not given).
+    #[arg(long)]
+    pub uuid: Option<uuid::Uuid>,
+    /// A disk: LABEL=PATH, with `,format=raw` or `,format=vmdk` if the name does not tell.
+    #[arg(long = "disk", required = true)]
+    pub disks: Vec<String>,
+    /// The host's run folder, shared with the filter daemon.
+    #[arg(long)]
+    pub run_dir: PathBuf,
+    /// The protected domain.
+    #[arg(long, default_value = "default")]
+    pub domain: String,
+    /// Unix socket of the NBD server; every disk is an export named by its label.
+    #[arg(long)]
+    pub nbd_socket: Option<PathBuf>,
+    /// TCP address of the NBD server; port 0 takes a free one.
+    #[arg(long)]
+    pub nbd_tcp: Option<SocketAddr>,
+    /// The filter library. By default: the environment's JETDR_FILTER_LIB, or the one beside this
+    /// program.
+    #[arg(long)]
+    pub filter_lib: Option<PathBuf>,
+    /// Serve the disks without the filter.
+    #[arg(long)]
+    pub no_filter: bool,
+    /// A property for the filter: KEY=VALUE.
+    #[arg(long = "property")]
+    pub properties: Vec<String>,
+    /// Unix socket for commands, one JSON document a line: status, drain, grow, revert.
+    #[arg(long)]
+    pub control_socket: Option<PathBuf>,
+    /// Fail writes that touch a range, some times: LABEL:OFFSET:LENGTH:COUNT.
+    #[arg(long = "fault-write")]
+    pub fault_writes: Vec<String>,
+    /// Delay every disk I/O by this many microseconds.
+    #[arg(long, default_value_t = 0)]
+    pub fault_delay_us: u64,
+}
+
+fn parse_disk(text: &str) -> anyhow::Result<(String, PathBuf, Option<Format>)> {
+    let (label, rest) = text
+        .split_once('=')
+        .with_context(|| format!("--disk {text}: expected LABEL=PATH"))?;
+    let (path, format) = match rest.rsplit_once(",format=") {
+        None => (rest, None),
+        Some((path, "raw")) => (path, Some(Format::Raw)),
+        Some((path, "vmdk")) => (path, Some(Format::Vmdk)),
+        Some((_, other)) => bail!("--disk {text}: format `{other}` is neither raw nor vmdk"),
+    };
+    if label.is_empty() || path.is_empty() {
+        bail!("--disk {text}: expected LABEL=PATH");
+    }
+    Ok((label.into(), path.into(), format))
+}
+
+/// An id that stays the same for the same name.
+fn id_from_name(name: &str) -> uuid::Uuid {
+    let mut bytes = [0u8; 16];
+    for (i, byte) in name.bytes().enumerate() {
+        let at = i % 16;
+        if let Some(slot) = bytes.get_mut(at) {
+            *slot = slot.wrapping_mul(31).wrapping_add(byte).rotate_left(3);
+        }
+    }
+    uuid::Builder::from_custom_bytes(bytes).into_uuid()
+}
+
+struct Vm {
+    disks: Vec<Arc<HostDisk>>,
+    contract: Arc<crate::contract::Contract>,
+}
+
+/// Exports by label.
+type Named = Vec<(String, Arc<dyn Engine>)>;
+
+fn open_disks(args: &VmArgs) -> anyhow::Result<(Named, Vm)> {
+    let contract = Arc::new(crate::contract::Contract::default());
+    let mut vm = Vm {
+        disks: Vec::new(),
+        contract: contract.clone(),
+    };
+    let mut exports: Named = Vec::new();
+    if args.no_filter {
+        for text in &args.disks {
+            let (label, path, format) = parse_disk(text)?;
+            exports.push((label, Arc::new(DiskEngine(disk::open(&path, format)?))));
+        }
+        return Ok((exports, vm));
+    }
+    let library = load::load(args.filter_lib.as_deref())?;
+    let tasks = Arc::new(tasks::Tasks::start()?);
+    let uuid = args.uuid.unwrap_or_else(|| id_from_name(&args.name));
+    let mut properties = vec![("jetdr.domain".to_string(), args.domain.clone())];
+    for text in &args.properties {
+        let (key, value) = text
+            .split_once('=')
+            .with_context(|| format!("--property {text}: expected KEY=VALUE"))?;
+        properties.push((key.into(), value.into()));
+    }
+    std::fs::create_dir_all(&args.run_dir)
+        .with_context(|| format!("cannot make the run folder {}", args.run_dir.display()))?;
+    for text in &args.disks {
+        let (label, path, format) = parse_disk(text)?;
+        if exports.iter().any(|(known, _)| *known == label) {
+            bail!("two disks are labelled `{label}`");
+        }
+        let setup = DiskSetup {
+            format: format.unwrap_or(Format::of(&path)),
+            label: label.clone(),
+            path,
+            vm_name: args.name.clone(),
+            vm_uuid: *uuid.as_bytes(),
+            run_dir: args.run_dir.clone(),
+            properties: properties.clone(),
+            faults: hostdisk::Faults::parse(&label, &args.fault_writes, args.fault_delay_us)?,
+        };
+        let disk = HostDisk::open(library, tasks.clone(), contract.clone(), setup)?;
+        exports.push((label, Arc::new(hostdisk::FilterEngine(disk.clone()))));
+        vm.disks.push(disk);
+    }
+    Ok((exports, vm))
+}
+
+/// Runs until SIGTERM or SIGINT.
+pub fn run(args: &VmArgs) -> anyhow::Result<()> {
+    let mut signals = signal_hook::iterator::Signals::new([libc::SIGTERM, libc::SIGINT])?;
+    let mut listens = Vec::new();
+    if let Some(path) = &args.nbd_socket {
+        listens.push(Listen::Unix(path.clone()));
+    }
+    if let Some(address) = args.nbd_tcp {
+        listens.push(Listen::Tcp(address));
+    }
+    if listens.is_empty() {
+        bail!("nobody could reach the disks: give --nbd-socket or --nbd-tcp");
+    }
+    let (exports, vm) = open_disks(args)?;
+    let labels: Vec<String> = exports.iter().map(|(label, _)| label.clone()).collect();
+    let vm = Arc::new(vm);
+    let mut server = Server::start(&listens, Exports::new(exports))?;
+    let control = match &args.control_socket {
+        Some(path) => Some(control::Control::start(
+            path,
+            vm.disks.clone(),
+            vm.contract.clone(),
+        )?),
+        None => None,
+    };
+    let tcp = server.addresses().iter().find_map(|listen| match listen {
+        Listen::Tcp(address) => Some(address.to_string()),
+        Listen::Unix(_) => None,
+    });
+    let ready = serde_json::json!({
+        "pid": std::process::id(),
+        "nbd_socket": args.nbd_socket,
+        "nbd_tcp": tcp,
+        "exports": labels,
+        "control_socket": args.control_socket,
+    });
+    println!("READY {ready}");
+    signals.forever().next();
+    server.stop();
+    drop(control);
+    for disk in &vm.disks {
+        disk.close();
+    }
+    let deferred_max_ns = vm
+        .contract
+        .deferred_max_ns
+        .load(std::sync::atomic::Ordering::Relaxed); // a figure
+    tracing::info!(
+        "VM {} stopped; {} contract violations, longest deferral {} us",
+        args.name,
+        vm.contract.violations(),
+        deferred_max_ns / 1000
+    );
+    match vm.contract.violations() {
+        0 => Ok(()),
+        n => bail!("the filter violated the contract {n} times; see the log"),
+    }
+}
