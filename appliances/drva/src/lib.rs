@@ -1,1 +1,3 @@
-//! The DR appliance: sessions, replication log, cuts, upload.
+//! The DR appliance.
+pub mod log;
+pub mod raw;

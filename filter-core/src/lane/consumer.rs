@@ -228,16 +228,11 @@ impl Consumer {
 
     fn note_epoch(&mut self, header: &RecordHeader) {
         if header.cut_epoch > self.epoch {
-            if self.epoch != 0 {
-                if self.edges.len() == MAX_EDGES {
-                    self.edges.pop_front();
-                }
-                let edge = EpochEdge {
-                    last_seq: self.sent.0,
-                    epoch: header.cut_epoch,
-                };
-                self.edges.push_back(edge);
+            if self.edges.len() == MAX_EDGES {
+                self.edges.pop_front();
             }
+            let edge = EpochEdge { last_seq: header.seq - 1, epoch: header.cut_epoch };
+            self.edges.push_back(edge);
             self.epoch = header.cut_epoch;
         }
     }
@@ -299,6 +294,14 @@ impl Consumer {
         } else {
             self.skip_durable()
         }
+    }
+
+    /// The appliance holds more than was known: goes on after `durable`, from the start.
+    pub fn resume_after(&mut self, durable: Durable) -> Result<(), LaneFault> {
+        if self.durable.advance(durable) {
+            self.memory.consumer().durable_seq.store(self.durable.0, Release); // as in `release`
+        }
+        self.rewind()
     }
 
     /// Steps over records at the head that are durable already, and checks that the next follows.

@@ -1,0 +1,216 @@
+#![allow(clippy::unwrap_used)]
+use super::reader::Reader;
+use super::*;
+use filter_core::record::{RecordHeader, RecordKind};
+use std::sync::mpsc;
+
+const DOMAIN: [u8; 16] = [9; 16];
+const DISK: [u8; 16] = [1; 16];
+
+fn options() -> LogOptions {
+    LogOptions {
+        segment_bytes: 64 << 10,
+        max_bytes: 1 << 20,
+    }
+}
+
+fn run(seq: u64, count: u64) -> Submission {
+    let mut content = Vec::new();
+    for seq in seq..seq + count {
+        let payload = [seq as u8; 512];
+        let header = RecordHeader {
+            kind: RecordKind::Write,
+            flags: 0,
+            payload_len: 512,
+            payload_crc: crc32c::crc32c(&payload),
+            seq,
+            stamp: seq,
+            offset_bytes: seq * 512,
+            attach_epoch: 1,
+            cut_epoch: 1,
+            time_ns: 0,
+            range_len: 512,
+        };
+        content.extend_from_slice(&header.encode());
+        content.extend_from_slice(&payload);
+    }
+    let len = content.len();
+    let (kind, disk_id, epoch, time_ns) = (EntryKind::Run, DISK, 1, 0);
+    Submission {
+        kind,
+        disk_id,
+        first_seq: seq,
+        last_seq: seq + count - 1,
+        epoch,
+        time_ns,
+        content,
+        len,
+    }
+}
+
+fn open(dir: &Path) -> (Log, Recovered, mpsc::Receiver<u64>) {
+    let (tell, told) = mpsc::channel();
+    let on_durable: OnDurable = Box::new(move |all| {
+        for durable in all {
+            let _ = tell.send(durable.seq);
+        }
+    });
+    let (log, recovered) = Log::open(dir, DOMAIN, options(), on_durable).unwrap();
+    (log, recovered, told)
+}
+
+fn wait_for(told: &mpsc::Receiver<u64>, seq: u64) {
+    while told.recv_timeout(Duration::from_secs(20)).unwrap() < seq {}
+}
+
+fn seqs(log: &Log) -> Vec<u64> {
+    let mut reader = Reader::new(log.segments().first().copied().unwrap_or(1));
+    let mut seqs = Vec::new();
+    while let Some((number, body)) = reader.next(log).unwrap() {
+        for entry in format::Entries::new(&body, number).map(Result::unwrap) {
+            if entry.kind == EntryKind::Run {
+                seqs.extend(entry.first_seq..=entry.last_seq);
+            }
+        }
+    }
+    seqs
+}
+
+#[test]
+fn what_was_acknowledged_is_there_after_a_restart() {
+    let dir = tempfile::tempdir().unwrap();
+    let (log, _, told) = open(dir.path());
+    for i in 0..100 {
+        log.submit(run(1 + i * 3, 3)).unwrap();
+    }
+    wait_for(&told, 300);
+    assert_eq!(seqs(&log), (1..=300).collect::<Vec<_>>());
+    assert!(log.segments().len() > 2, "several segments");
+    drop(log);
+    let (log, recovered, _told) = open(dir.path());
+    assert_eq!(recovered.disks.get(&DISK).unwrap().last_seq, 300);
+    assert_eq!(seqs(&log), (1..=300).collect::<Vec<_>>());
+}
+
+#[test]
+fn commits_are_grouped() {
+    let dir = tempfile::tempdir().unwrap();
+    let (log, _, told) = open(dir.path());
+    for seq in 1..=400 {
+        log.submit(run(seq, 1)).unwrap();
+    }
+    wait_for(&told, 400);
+    let (batches, entries) = log.counts();
+    assert_eq!(entries, 400);
+    assert!(batches < 200, "{batches} batches for 400 submissions");
+}
+
+/// Whatever of the last batch reached the disk, the log goes on after the batches before it.
+#[test]
+fn a_torn_end_is_cut_off() {
+    let dir = tempfile::tempdir().unwrap();
+    let (log, _, told) = open(dir.path());
+    log.submit(run(1, 5)).unwrap();
+    wait_for(&told, 5);
+    drop(log);
+    let path = segment::path_of(dir.path(), 1);
+    let whole_one = std::fs::read(&path).unwrap();
+    let (log, _, told) = open(dir.path());
+    log.submit(run(6, 5)).unwrap();
+    wait_for(&told, 10);
+    drop(log);
+    let whole_two = std::fs::read(&path).unwrap();
+    for cut in [1, 63, 64, 65, 500, 2000, 2900] {
+        let mut torn = whole_one.clone();
+        torn[4096..4096 + cut].copy_from_slice(&whole_two[4096..4096 + cut]);
+        std::fs::write(&path, &torn).unwrap();
+        let (log, recovered, told) = open(dir.path());
+        assert_eq!(
+            recovered.disks.get(&DISK).unwrap().last_seq,
+            5,
+            "torn after {cut} bytes"
+        );
+        log.submit(run(6, 2)).unwrap();
+        wait_for(&told, 7);
+        assert_eq!(seqs(&log), (1..=7).collect::<Vec<_>>());
+    }
+}
+
+#[test]
+fn damage_in_the_middle_is_an_error_that_names_the_place() {
+    let dir = tempfile::tempdir().unwrap();
+    let (log, _, told) = open(dir.path());
+    for seq in 1..=4 {
+        log.submit(run(seq, 1)).unwrap();
+        wait_for(&told, seq);
+    }
+    drop(log);
+    let path = segment::path_of(dir.path(), 1);
+    let good = std::fs::read(&path).unwrap();
+    for at in [4096, 4096 + 30, 4096 + 100, 4096 + 600] {
+        let mut bad = good.clone();
+        bad[at] ^= 0x10;
+        std::fs::write(&path, &bad).unwrap();
+        let error = recover::scan(dir.path(), DOMAIN).unwrap_err().to_string();
+        assert!(error.contains("damaged at byte 4096"), "{at}: {error}");
+    }
+}
+
+#[test]
+fn a_full_log_makes_submitters_wait_and_goes_on_after_a_release() {
+    let dir = tempfile::tempdir().unwrap();
+    let (log, _, told) = open(dir.path());
+    let log = Arc::new(log);
+    let submitter = {
+        let log = log.clone();
+        std::thread::spawn(move || {
+            for i in 0..400 {
+                log.submit(run(1 + i * 50, 50)).unwrap();
+            }
+        })
+    };
+    let deadline = std::time::Instant::now() + Duration::from_secs(20);
+    while !log.usage().2 {
+        assert!(
+            std::time::Instant::now() < deadline,
+            "the log never became full"
+        );
+        std::thread::yield_now();
+    }
+    assert!(log.usage().0 <= log.usage().1);
+    let mut seen = 0;
+    while seen < 400 * 50 {
+        while let Ok(seq) = told.try_recv() {
+            seen = seq;
+        }
+        log.release(&|_| seen, u32::MAX);
+        assert!(std::time::Instant::now() < deadline, "stuck at {seen}");
+        std::thread::yield_now();
+    }
+    submitter.join().unwrap();
+}
+
+#[test]
+fn a_second_process_is_kept_out() {
+    let dir = tempfile::tempdir().unwrap();
+    let (_log, _, _told) = open(dir.path());
+    let second = Log::open(dir.path(), DOMAIN, options(), Box::new(|_| {}));
+    assert!(matches!(second.err(), Some(LogError::InUse(_))));
+}
+
+/// State at the start of a segment makes the segments before it dispensable.
+#[test]
+fn the_state_of_a_disk_survives_the_release_of_its_segments() {
+    let dir = tempfile::tempdir().unwrap();
+    let (log, _, told) = open(dir.path());
+    for i in 0..20 {
+        log.submit(run(1 + i * 20, 20)).unwrap();
+        wait_for(&told, (i + 1) * 20);
+    }
+    log.release(&|_| 400, u32::MAX);
+    assert_eq!(log.segments().len(), 1);
+    drop(log);
+    let (_log, recovered, _told) = open(dir.path());
+    let state = recovered.disks.get(&DISK).unwrap();
+    assert_eq!((state.last_seq, state.attach_epoch), (400, 1));
+}

@@ -1,0 +1,214 @@
+//! The scan at restart: what the log holds, where it goes on.
+//!
+//! Invariant: a batch that does not check ends the log only if nothing later is there. A torn write
+//! is the last one ever made (one batch is in flight at a time, and the next begins only when it is
+//! durable), so a whole batch after a bad one means damage in the middle, which is an error.
+
+use super::LogError;
+use super::format::{
+    BATCH_ALIGN, BATCH_HEADER_BYTES, BatchError, BatchHeader, Entries, Entry, EntryKind,
+};
+use super::reader::read_body;
+use super::segment;
+use super::{DiskState, io_error};
+use filter_core::record::{FLAG_SYNC_BEGIN, FLAG_SYNC_END, RecordHeader};
+use std::collections::{BTreeMap, HashMap};
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+
+/// A segment that was found.
+#[derive(Clone, Debug)]
+pub struct FoundSegment {
+    /// Number of its first batch.
+    pub first_batch: u64,
+    /// Its file's length.
+    pub bytes: u64,
+    /// Per disk the last seq in it.
+    pub last: HashMap<[u8; 16], u64>,
+    /// Highest cut epoch closed in it.
+    pub cut_epoch: u32,
+}
+
+/// What the log holds.
+#[derive(Clone, Debug, Default)]
+pub struct Recovered {
+    /// The segments.
+    pub segments: Vec<FoundSegment>,
+    /// The segment to go on in, and where in it.
+    pub open_segment: Option<(u64, u64)>,
+    /// Number of the next batch.
+    pub next_batch: u64,
+    /// Chain value of the last.
+    pub chain: u32,
+    /// Where each disk stands.
+    pub disks: BTreeMap<[u8; 16], DiskState>,
+    /// Closed cuts: epoch and JSON document.
+    pub cuts: Vec<(u32, Vec<u8>)>,
+    /// Highest cut epoch seen in a cut or a record.
+    pub cut_epoch: u32,
+}
+
+/// The headers of whole records that lie back to back; ends at the first that does not check.
+pub fn headers(mut bytes: &[u8]) -> impl Iterator<Item = RecordHeader> {
+    std::iter::from_fn(move || {
+        let header = RecordHeader::decode(bytes).ok()?;
+        bytes = bytes.get(header.span_bytes()..)?;
+        Some(header)
+    })
+}
+
+/// Takes a run or state entry into a disk's state.
+pub fn note_run(state: &mut DiskState, entry: &Entry<'_>) -> u32 {
+    let mut cut_epoch = 0;
+    match entry.kind {
+        EntryKind::Run => {
+            // Headers only: payloads were checked before they were logged, and the batch's CRC holds.
+            for header in headers(entry.content) {
+                state.last_seq = header.seq;
+                state.attach_epoch = header.attach_epoch;
+                cut_epoch = cut_epoch.max(header.cut_epoch);
+                if header.flags & FLAG_SYNC_BEGIN != 0 {
+                    state.sync_begin = header.seq;
+                }
+                if header.flags & FLAG_SYNC_END != 0 {
+                    state.sync_begin = 0;
+                }
+            }
+        }
+        EntryKind::State => {
+            state.last_seq = state.last_seq.max(entry.last_seq);
+            state.attach_epoch = state.attach_epoch.max(entry.epoch);
+            state.sync_begin = entry.first_seq;
+        }
+        EntryKind::Disk => state.description = entry.content.to_vec(),
+        EntryKind::Cut => {}
+    }
+    cut_epoch
+}
+
+fn take(recovered: &mut Recovered, segment: &mut FoundSegment, entry: &Entry<'_>) {
+    match entry.kind {
+        EntryKind::Cut => {
+            recovered.cuts.push((entry.epoch, entry.content.to_vec()));
+            recovered.cut_epoch = recovered.cut_epoch.max(entry.epoch);
+            segment.cut_epoch = segment.cut_epoch.max(entry.epoch);
+        }
+        kind => {
+            let state = recovered.disks.entry(entry.disk_id).or_default();
+            let epoch = note_run(state, entry);
+            recovered.cut_epoch = recovered.cut_epoch.max(epoch);
+            if kind == EntryKind::Run {
+                segment.last.insert(entry.disk_id, entry.last_seq);
+            }
+        }
+    }
+}
+
+/// Whether a whole batch of this domain with a number of at least `number` starts anywhere from
+/// `offset` on.
+fn something_follows(file: &File, offset: u64, len: u64, domain: [u8; 16], number: u64) -> bool {
+    let mut at = offset + BATCH_ALIGN as u64;
+    let mut raw = [0u8; BATCH_HEADER_BYTES];
+    while at + BATCH_HEADER_BYTES as u64 <= len {
+        if file.read_exact_at(&mut raw, at).is_ok()
+            && let Ok((header, _)) = BatchHeader::decode(&raw)
+            && header.domain_id == domain
+            && header.number > number
+            && read_body(file, at, &header).is_ok()
+        {
+            return true;
+        }
+        at += BATCH_ALIGN as u64;
+    }
+    false
+}
+
+/// Reads the whole log.
+pub fn scan(dir: &Path, domain_id: [u8; 16]) -> Result<Recovered, LogError> {
+    let firsts = segment::list(dir).map_err(io_error("list", dir))?;
+    let mut recovered = Recovered {
+        next_batch: 1,
+        ..Recovered::default()
+    };
+    let mut chain_known = false;
+    for (i, first) in firsts.iter().enumerate() {
+        let path = segment::path_of(dir, *first);
+        let damaged = |offset, why: String| LogError::Damaged {
+            path: path.clone(),
+            offset,
+            why,
+        };
+        if i == 0 {
+            // Older segments were uploaded and removed: the log begins here.
+            recovered.next_batch = *first;
+        } else if *first != recovered.next_batch {
+            let expected = recovered.next_batch;
+            let why = format!("batches {expected} to {} are missing before it", first - 1);
+            return Err(damaged(0, why));
+        }
+        let file = File::open(&path).map_err(io_error("open", &path))?;
+        let len = file.metadata().map_err(io_error("look at", &path))?.len();
+        let mut found = FoundSegment {
+            first_batch: *first,
+            bytes: len,
+            last: HashMap::new(),
+            cut_epoch: 0,
+        };
+        let mut at = 0;
+        let last_segment = i + 1 == firsts.len();
+        while at + BATCH_ALIGN as u64 <= len {
+            match read_batch(&file, at, domain_id, recovered.next_batch) {
+                Ok((header, chain, body)) => {
+                    if chain_known && header.before != recovered.chain {
+                        return Err(damaged(at, BatchError::Chain(header.number).to_string()));
+                    }
+                    for entry in Entries::new(&body, header.number) {
+                        let entry = entry.map_err(|e| damaged(at, e.to_string()))?;
+                        take(&mut recovered, &mut found, &entry);
+                    }
+                    (recovered.chain, chain_known) = (chain, true);
+                    recovered.next_batch += 1;
+                    at += header.span_bytes();
+                }
+                Err(error @ (BatchError::Version(_) | BatchError::Domain)) => {
+                    return Err(damaged(at, error.to_string()));
+                }
+                Err(error) => {
+                    if something_follows(&file, at, len, domain_id, recovered.next_batch) {
+                        return Err(damaged(at, error.to_string()));
+                    }
+                    break;
+                }
+            }
+        }
+        if last_segment {
+            recovered.open_segment = Some((*first, at));
+        }
+        recovered.segments.push(found);
+    }
+    Ok(recovered)
+}
+
+fn read_batch(
+    file: &File,
+    at: u64,
+    domain_id: [u8; 16],
+    expected: u64,
+) -> Result<(BatchHeader, u32, Vec<u8>), BatchError> {
+    let mut raw = [0u8; BATCH_HEADER_BYTES];
+    file.read_exact_at(&mut raw, at)
+        .map_err(|_| BatchError::None)?;
+    let (header, chain) = BatchHeader::decode(&raw)?;
+    if header.domain_id != domain_id {
+        return Err(BatchError::Domain);
+    }
+    if header.number != expected {
+        return Err(BatchError::Number {
+            expected,
+            found: header.number,
+        });
+    }
+    let body = read_body(file, at, &header)?;
+    Ok((header, chain, body))
+}

@@ -1,0 +1,314 @@
+//! The control thread: finds lanes, speaks on the control port, takes cuts.
+//!
+//! Invariant: a cut's positions are reported only if every disk of the domain on this host streamed
+//! from before the epoch was bumped until its position was read; otherwise the cut is void. No guest
+//! waits for a cut.
+
+use crate::connection::{Connection, Connector, Identity, LinkError};
+use crate::lane::Lane;
+use crate::pump::Order;
+use crate::raw::{self, Interest};
+use crate::status::Shared;
+use crossbeam::channel::Sender;
+use filter_core::lane::layout::LaneState;
+use filter_core::lane::ring::{self, Sound};
+use filter_core::lane::sync::Ordering::Relaxed;
+use filter_core::mapping::{MappedLane, RunFolder};
+use filter_core::wire::{ErrorCode, Message, PortRole};
+use std::collections::HashMap;
+use std::os::unix::fs::MetadataExt;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+/// How often the folder of the lanes is looked at.
+const SCAN_EVERY: Duration = Duration::from_millis(100);
+/// How long producers that were stamping at the bump are waited for.
+const STAMPING_LIMIT: Duration = Duration::from_millis(20);
+/// How long the pumps may take to reach the cut's positions.
+const POSITIONS_LIMIT: Duration = Duration::from_secs(2);
+/// Wait before the control port is tried again.
+const RETRY: Duration = Duration::from_millis(500);
+
+struct Known {
+    inode: u64,
+    mapped: Arc<MappedLane>,
+}
+
+/// The control thread's state.
+pub struct Control {
+    run: RunFolder,
+    connector: Arc<dyn Connector>,
+    identity: Identity,
+    pumps: Vec<Sender<Order>>,
+    shared: Arc<Shared>,
+    known: HashMap<PathBuf, Known>,
+    unusable: HashMap<PathBuf, u64>,
+}
+
+/// What a lane was doing at one moment, as far as a cut is concerned.
+#[derive(PartialEq, Eq)]
+struct Doing {
+    state: u32,
+    rounds: u32,
+}
+
+impl Doing {
+    fn of(lane: &MappedLane) -> Self {
+        let memory = lane.memory();
+        let words = memory.producer();
+        // Relaxed: ordered by the fences of the epoch's bump and by the stamping word.
+        Self {
+            state: words.state.load(Relaxed),
+            rounds: words.tracking_rounds.load(Relaxed),
+        }
+    }
+
+    fn is_complete(&self) -> bool {
+        let state = LaneState::from_word(self.state);
+        matches!(state, Some(LaneState::Streaming | LaneState::Closed))
+    }
+}
+
+impl Control {
+    /// A control thread.
+    pub fn new(
+        run: RunFolder,
+        connector: Arc<dyn Connector>,
+        identity: Identity,
+        pumps: Vec<Sender<Order>>,
+        shared: Arc<Shared>,
+    ) -> Self {
+        let (known, unusable) = (HashMap::new(), HashMap::new());
+        Self {
+            run,
+            connector,
+            identity,
+            pumps,
+            shared,
+            known,
+            unusable,
+        }
+    }
+
+    /// Runs until the daemon stops.
+    pub fn run(mut self) {
+        let mut connection: Option<Connection> = None;
+        let mut retry_at = Instant::now();
+        let mut problem = String::new();
+        while !self.shared.stopping.load(Ordering::Acquire) {
+            // pairs with the store at SIGTERM
+            self.scan();
+            if connection.is_none() && !self.known.is_empty() && Instant::now() >= retry_at {
+                let role = PortRole::Control;
+                match Connection::open(self.connector.as_ref(), role, &self.identity) {
+                    Ok(made) => connection = Some(made),
+                    Err(error) => {
+                        retry_at = Instant::now() + RETRY;
+                        let text = error.to_string();
+                        if text != problem {
+                            let address = self.connector.describe(role);
+                            tracing::warn!("control connection to {address}: {text}");
+                            problem = text;
+                        }
+                    }
+                }
+            }
+            let Some(open) = &mut connection else {
+                std::thread::sleep(SCAN_EVERY);
+                continue;
+            };
+            if let Err(error) = self.converse(open) {
+                tracing::warn!("control connection: {error}");
+                connection = None;
+                retry_at = Instant::now() + RETRY;
+            }
+        }
+    }
+
+    /// One round on the control connection.
+    fn converse(&mut self, connection: &mut Connection) -> Result<(), LinkError> {
+        let interest = Interest {
+            fd: connection.fd(),
+            write: connection.wants_write(),
+        };
+        raw::poll(&[interest], SCAN_EVERY)?;
+        let mut requests = Vec::new();
+        connection.receive(&mut |_, message| match message {
+            Message::CutRequest { epoch, domain } => {
+                requests.push((epoch, domain));
+                Ok(())
+            }
+            Message::Error { text, .. } => Err(LinkError::Refused(text)),
+            _ => Err(LinkError::Protocol(
+                "a frame that does not belong on the control port",
+            )),
+        })?;
+        for (epoch, domain) in requests {
+            let answer = self.cut(epoch, &domain);
+            let counter = match &answer {
+                Message::CutPositions { .. } => &self.shared.cuts_reported,
+                _ => &self.shared.cuts_void,
+            };
+            counter.fetch_add(1, Relaxed); // a counter
+            connection.queue(&answer, 0);
+        }
+        connection.keep_alive()?;
+        connection.flush()?;
+        Ok(())
+    }
+
+    /// Looks for lanes that have come, were replaced, or went.
+    fn scan(&mut self) {
+        let Ok(entries) = std::fs::read_dir(self.run.lanes_dir()) else {
+            return;
+        };
+        let mut seen = Vec::new();
+        for entry in entries.flatten() {
+            let path = entry.path();
+            if path.extension().is_none_or(|e| e != "lane") {
+                continue;
+            }
+            let Ok(meta) = entry.metadata() else { continue };
+            let inode = meta.ino();
+            seen.push(path.clone());
+            let known = self.known.get(&path).map(|known| known.inode);
+            if known == Some(inode) || self.unusable.get(&path) == Some(&inode) {
+                continue;
+            }
+            if known.is_some() {
+                self.forget(&path);
+            }
+            match MappedLane::open(&path) {
+                Ok(mapped) => self.found(path, inode, mapped),
+                Err(error) => {
+                    tracing::error!("{error}; the filter makes it anew when the disk is opened");
+                    self.unusable.insert(path, inode);
+                }
+            }
+        }
+        let gone: Vec<PathBuf> = self
+            .known
+            .keys()
+            .filter(|path| !seen.contains(path))
+            .cloned()
+            .collect();
+        gone.iter().for_each(|path| self.forget(path));
+    }
+
+    fn found(&mut self, path: PathBuf, inode: u64, mapped: MappedLane) {
+        let id = mapped.identity();
+        tracing::info!(
+            "lane of {}/{} in domain {}",
+            id.vm_name,
+            id.disk_label,
+            id.domain
+        );
+        let mapped = Arc::new(mapped);
+        let role = Lane::home(&mapped);
+        let lane = Box::new(Lane::new(mapped.clone(), inode));
+        self.known.insert(path, Known { inode, mapped });
+        if let Some(pump) = self.pumps.get(usize::from(role.offset())) {
+            let _ = pump.send(Order::Add(lane));
+            self.shared.wake_pump(role);
+        }
+    }
+
+    fn forget(&mut self, path: &PathBuf) {
+        if let Some(known) = self.known.remove(path) {
+            let disk_id = known.mapped.identity().disk_id;
+            for pump in &self.pumps {
+                let _ = pump.send(Order::Drop(disk_id, known.inode));
+            }
+            self.shared.wake_all();
+        }
+    }
+
+    /// Takes a cut: bumps the domain's epoch and finds the last seq below it, disk by disk.
+    fn cut(&self, epoch: u32, domain: &str) -> Message {
+        let void = |seq: u64, text: String| Message::Error {
+            code: ErrorCode::Other,
+            seq,
+            text,
+        };
+        let lanes: Vec<&Arc<MappedLane>> = self
+            .known
+            .values()
+            .map(|known| &known.mapped)
+            .filter(|mapped| mapped.identity().domain == domain)
+            .collect();
+        let page = match self.run.cut_page(domain) {
+            Ok(page) => page,
+            Err(error) => return void(0, error.to_string()),
+        };
+        let before: Vec<Doing> = lanes.iter().map(|lane| Doing::of(lane)).collect();
+        let current = page.epoch().load(Relaxed); // only this thread moves it
+        if current >= epoch {
+            let text = format!("the cut epoch is {current} here: ask for a higher one");
+            return void(u64::from(current), text);
+        }
+        ring::epoch_bump::<Sound>(page.epoch(), epoch);
+        for lane in &lanes {
+            if !self.wait_for_stamping(lane) {
+                let label = &lane.identity().disk_label;
+                return void(0, format!("disk {label} was stamping for too long"));
+            }
+        }
+        let (answer, answers) = crossbeam::channel::unbounded();
+        for (lane, before) in lanes.iter().zip(&before) {
+            let now = Doing::of(lane);
+            if !now.is_complete() || *before != now {
+                let label = &lane.identity().disk_label;
+                return void(0, format!("disk {label} tracks or syncs"));
+            }
+            let memory = lane.memory();
+            let end = ring::observe_tail::<Sound>(&memory.producer().tail); // C1
+            let disk_id = lane.identity().disk_id;
+            for pump in &self.pumps {
+                let answer = answer.clone();
+                let _ = pump.send(Order::Cut {
+                    disk_id,
+                    end,
+                    epoch: epoch - 1,
+                    answer,
+                });
+            }
+        }
+        drop(answer);
+        self.shared.wake_all();
+        let deadline = Instant::now() + POSITIONS_LIMIT;
+        let mut positions = Vec::new();
+        while positions.len() < lanes.len() {
+            match answers.recv_deadline(deadline) {
+                Ok(position) => positions.push(position),
+                Err(_) => return void(0, "a disk's records have not been sent in time".into()),
+            }
+        }
+        Message::CutPositions {
+            epoch,
+            domain: domain.into(),
+            positions,
+        }
+    }
+
+    /// Waits until whoever was stamping at the bump has published; microseconds, unless its process
+    /// was killed in between.
+    fn wait_for_stamping(&self, lane: &MappedLane) -> bool {
+        let memory = lane.memory();
+        let word = &memory.producer().stamping;
+        let first = ring::stamping_round(word);
+        let since = Instant::now();
+        while first & 1 == 1 && ring::stamping_round(word) == first {
+            if since.elapsed() > STAMPING_LIMIT {
+                // A producer that died while stamping has published nothing more.
+                return !self
+                    .run
+                    .disk_is_open(&lane.identity().disk_id)
+                    .unwrap_or(true);
+            }
+            std::thread::yield_now();
+        }
+        true
+    }
+}

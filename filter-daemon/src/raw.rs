@@ -1,0 +1,72 @@
+//! The plain calls that the standard library does not offer: poll, and a gathering write from the ring.
+//!
+//! Invariant: the ring's memory is only handed to the kernel, never read through a Rust reference;
+//! it stays mapped and unreleased for as long as a frame of it is being sent.
+
+use filter_core::lane::consumer::Run;
+use std::io;
+use std::os::fd::{AsRawFd, RawFd};
+use std::time::Duration;
+
+/// What one descriptor is waited for, and what came.
+#[derive(Clone, Copy, Debug)]
+pub struct Interest {
+    /// The descriptor.
+    pub fd: RawFd,
+    /// It is to be written, not only read.
+    pub write: bool,
+}
+
+/// Waits until one is ready or the time is up.
+pub fn poll(interests: &[Interest], limit: Duration) -> io::Result<()> {
+    let mut fds: Vec<libc::pollfd> = interests
+        .iter()
+        .map(|interest| libc::pollfd {
+            fd: interest.fd,
+            events: libc::POLLIN | if interest.write { libc::POLLOUT } else { 0 },
+            revents: 0,
+        })
+        .collect();
+    let timeout_ms = libc::c_int::try_from(limit.as_millis()).unwrap_or(libc::c_int::MAX);
+    // SAFETY: the array lives for the length of the call and its length is given.
+    let ready = unsafe { libc::poll(fds.as_mut_ptr(), fds.len() as libc::nfds_t, timeout_ms) };
+    if ready < 0 {
+        let error = io::Error::last_os_error();
+        return if error.kind() == io::ErrorKind::Interrupted {
+            Ok(())
+        } else {
+            Err(error)
+        };
+    }
+    Ok(())
+}
+
+/// Sends what is left of a frame: its header, then the run's bytes straight from the ring. `sent` is
+/// how much of both together has gone; returns how much went now.
+pub fn send_frame(
+    socket: &impl AsRawFd,
+    header: &[u8],
+    run: &Run,
+    sent: usize,
+) -> io::Result<usize> {
+    let head = header.get(sent.min(header.len())..).unwrap_or_default();
+    let from = sent.saturating_sub(header.len()).min(run.len_bytes);
+    let iov = [
+        libc::iovec {
+            iov_base: head.as_ptr().cast_mut().cast(),
+            iov_len: head.len(),
+        },
+        libc::iovec {
+            iov_base: run.base.wrapping_add(from).cast_mut().cast(),
+            iov_len: run.len_bytes - from,
+        },
+    ];
+    // SAFETY: a plain struct of pointers and numbers, for which zeros are valid.
+    let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
+    message.msg_iov = iov.as_ptr().cast_mut();
+    message.msg_iovlen = 2;
+    // SAFETY: the header lives for the length of the call; the run lies in the lane's mapping, which
+    // its owner keeps until the frame is gone. The kernel reads both and writes neither.
+    let gone = unsafe { libc::sendmsg(socket.as_raw_fd(), &raw const message, libc::MSG_NOSIGNAL) };
+    usize::try_from(gone).map_err(|_| io::Error::last_os_error())
+}
