@@ -1,0 +1,356 @@
+//! The appliance as a whole: its ports, its domains, its hosts.
+//!
+//! Invariant: a domain is opened once, whoever asks first; every thread that it starts ends when it
+//! stops.
+
+use crate::cut::{self, Answer};
+use crate::domain::Domain;
+use crate::log::{LogError, LogOptions};
+use crate::session::{self, Outbox};
+use crate::upload::Uploader;
+use crossbeam::channel::{Receiver, Sender, bounded};
+use filter_core::mapping::domain_name_is_valid;
+use filter_core::wire::{Message, PortRole};
+use parking_lot::Mutex;
+use recovery_store::{StoreUrl, WriterOptions};
+use std::collections::{BTreeMap, HashMap};
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+/// Connections of an appliance, at most.
+const MAX_CONNECTIONS: usize = 1024;
+
+/// What an appliance is made with.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// For people.
+    pub name: String,
+    /// Logs and what else must last.
+    pub data_dir: PathBuf,
+    /// Where containers go: each domain's is this URL and its name.
+    pub store: String,
+    /// Options of the store.
+    pub store_options: Vec<(String, String)>,
+    /// Time between cuts.
+    pub cut_every: Duration,
+    /// The logs' sizes.
+    pub log: LogOptions,
+    /// Raw bytes of a part.
+    pub part_bytes: usize,
+}
+
+/// Why there is no such domain.
+#[derive(Debug, thiserror::Error)]
+pub enum DomainError {
+    /// Not a name.
+    #[error("`{0}` is not a domain's name")]
+    Name(String),
+    /// Its log cannot be opened.
+    #[error(transparent)]
+    Log(#[from] LogError),
+    /// Its store's URL cannot be understood.
+    #[error(transparent)]
+    Store(#[from] recovery_store::StoreError),
+    /// A thread cannot be started.
+    #[error("cannot start a thread: {0}")]
+    Thread(std::io::Error),
+}
+
+type Waiter = ([u8; 16], String, Sender<Answer>);
+
+/// An appliance.
+pub struct Appliance {
+    /// Its lasting identity.
+    pub id: [u8; 16],
+    /// Changes at each start.
+    pub incarnation: u64,
+    /// For people.
+    pub name: String,
+    /// It stops.
+    pub stopping: AtomicBool,
+    settings: Settings,
+    domains: Mutex<BTreeMap<String, Arc<Domain>>>,
+    threads: Mutex<Vec<JoinHandle<()>>>,
+    hosts: Mutex<HashMap<[u8; 16], Arc<Outbox>>>,
+    waiters: Mutex<Vec<Waiter>>,
+    connections: Mutex<HashMap<u64, TcpStream>>,
+    runtime: tokio::runtime::Runtime,
+}
+
+impl Appliance {
+    /// Opens the appliance and every domain that it has a log of.
+    pub fn open(settings: Settings) -> anyhow::Result<Arc<Self>> {
+        use anyhow::Context;
+        let dir = settings.data_dir.clone();
+        std::fs::create_dir_all(dir.join("domains"))
+            .with_context(|| format!("cannot make the data folder {}", dir.display()))?;
+        let id_path = dir.join("appliance-id");
+        if !id_path.exists() {
+            std::fs::write(&id_path, uuid::Uuid::new_v4().simple().to_string())
+                .with_context(|| format!("cannot write {}", id_path.display()))?;
+        }
+        let text = std::fs::read_to_string(&id_path)?;
+        let id = filter_core::mapping::parse_id(&text)
+            .with_context(|| format!("{} does not hold 32 hex digits", id_path.display()))?;
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(2)
+            .enable_all()
+            .on_thread_start(crate::raw::yield_to_others)
+            .build()?;
+        let this = Arc::new(Self {
+            id,
+            incarnation: crate::domain::now_ns(),
+            name: settings.name.clone(),
+            stopping: AtomicBool::new(false),
+            settings,
+            domains: Mutex::default(),
+            threads: Mutex::default(),
+            hosts: Mutex::default(),
+            waiters: Mutex::default(),
+            connections: Mutex::default(),
+            runtime,
+        });
+        this.check_store()?;
+        for entry in std::fs::read_dir(dir.join("domains"))?.flatten() {
+            let name = entry.file_name().to_string_lossy().into_owned();
+            if domain_name_is_valid(&name) {
+                this.domain(&name)
+                    .with_context(|| format!("domain {name}"))?;
+            }
+        }
+        Ok(this)
+    }
+
+    fn url_of(&self, domain: &str) -> Result<StoreUrl, recovery_store::StoreError> {
+        let base = self.settings.store.trim_end_matches('/');
+        StoreUrl::parse(&format!("{base}/{domain}"), &self.settings.store_options)
+    }
+
+    /// A store that cannot be used is said at the start, not at the first cut.
+    fn check_store(&self) -> anyhow::Result<()> {
+        use anyhow::Context;
+        let url = self.url_of("check").context("--store")?;
+        if let Some(dir) = url.local_dir() {
+            let parent = dir.parent().unwrap_or(dir);
+            std::fs::create_dir_all(parent)
+                .with_context(|| format!("--store: cannot make the folder {}", parent.display()))?;
+            let probe = parent.join(format!(".probe-{}", std::process::id()));
+            std::fs::write(&probe, b"probe")
+                .and_then(|()| std::fs::remove_file(&probe))
+                .with_context(|| format!("--store: cannot write in {}", parent.display()))?;
+        }
+        Ok(())
+    }
+
+    /// A domain, opened if it is not yet.
+    pub fn domain(self: &Arc<Self>, name: &str) -> Result<Arc<Domain>, DomainError> {
+        if !domain_name_is_valid(name) {
+            return Err(DomainError::Name(name.into()));
+        }
+        let mut domains = self.domains.lock();
+        if let Some(domain) = domains.get(name) {
+            return Ok(domain.clone());
+        }
+        let dir = self.settings.data_dir.join("domains").join(name);
+        let url = self.url_of(name)?;
+        let domain = Domain::open(name, &dir, self.settings.log)?;
+        let alarmed = domain.clone();
+        let uploader = Uploader {
+            domain: domain.clone(),
+            url,
+            options: WriterOptions {
+                part_bytes: self.settings.part_bytes,
+                owner: self.name.clone(),
+                alarm: Some(Arc::new(move |alarm: &recovery_store::Alarm| {
+                    alarmed.alarm("store", Some(format!("{alarm:?}")));
+                })),
+                ..WriterOptions::default()
+            },
+            runtime: self.runtime.handle().clone(),
+        };
+        let (this, of) = (self.clone(), domain.clone());
+        let every = self.settings.cut_every;
+        let spawn = |name: &str, run: Box<dyn FnOnce() + Send>| {
+            std::thread::Builder::new()
+                .name(name.into())
+                .spawn(run)
+                .map_err(DomainError::Thread)
+        };
+        let mut threads = self.threads.lock();
+        threads.push(spawn("upload", Box::new(move || uploader.run()))?);
+        threads.push(spawn(
+            "cuts",
+            Box::new(move || cut::run(&this, &of, every)),
+        )?);
+        domains.insert(name.into(), domain.clone());
+        Ok(domain)
+    }
+
+    /// The domains.
+    pub fn domains(&self) -> Vec<Arc<Domain>> {
+        self.domains.lock().values().cloned().collect()
+    }
+
+    /// A host's control connection stands.
+    pub fn host_joined(&self, host: [u8; 16], outbox: Arc<Outbox>) {
+        self.hosts.lock().insert(host, outbox);
+    }
+
+    /// It is gone.
+    pub fn host_left(&self, host: [u8; 16], outbox: &Arc<Outbox>) {
+        let mut hosts = self.hosts.lock();
+        if hosts
+            .get(&host)
+            .is_some_and(|known| Arc::ptr_eq(known, outbox))
+        {
+            hosts.remove(&host);
+        }
+    }
+
+    /// Sends on a host's control connection; `false`: there is none.
+    pub fn send_to_host(&self, host: &[u8; 16], message: &Message) -> bool {
+        match self.hosts.lock().get(host) {
+            Some(outbox) => {
+                outbox.send(message, 0);
+                true
+            }
+            None => false,
+        }
+    }
+
+    /// Whoever takes a cut of this domain waits for this host's answers here.
+    pub fn expect_answers(&self, domain: &str, host: [u8; 16]) -> Receiver<Answer> {
+        let (sender, receiver) = bounded(16);
+        let mut waiters = self.waiters.lock();
+        waiters.retain(|(_, of, _)| of != domain);
+        waiters.push((host, domain.into(), sender));
+        receiver
+    }
+
+    /// A host has answered with positions.
+    pub fn cut_answer(&self, domain: &str, host: [u8; 16], answer: Answer) {
+        let waiters = self.waiters.lock();
+        if let Some((.., sender)) = waiters.iter().find(|(h, d, _)| *h == host && d == domain) {
+            let _ = sender.try_send(answer);
+        }
+    }
+
+    /// A host cannot take a cut now. The frame does not name the domain: of one host's domains at
+    /// most one request is answered so, and the others only lose a second.
+    pub fn cut_refused(&self, host: [u8; 16], current: u64, why: &str) {
+        for (_, _, sender) in self.waiters.lock().iter().filter(|(h, ..)| *h == host) {
+            let _ = sender.try_send(Answer::Void(current, why.into()));
+        }
+    }
+
+    /// Serves the six ports.
+    pub fn listen(
+        self: &Arc<Self>,
+        listeners: Vec<(PortRole, TcpListener)>,
+    ) -> std::io::Result<()> {
+        for (role, listener) in listeners {
+            let this = self.clone();
+            let name = format!("port-{}", role.offset());
+            let run = move || this.accept(role, &listener);
+            let thread = std::thread::Builder::new().name(name).spawn(run)?;
+            self.threads.lock().push(thread);
+        }
+        Ok(())
+    }
+
+    fn accept(self: &Arc<Self>, role: PortRole, listener: &TcpListener) {
+        let mut next = u64::from(role.offset()) << 48;
+        loop {
+            let accepted = listener.accept();
+            if self.stopping.load(Ordering::Acquire) {
+                return; // pairs with the store of `stop`
+            }
+            let Ok((stream, peer)) = accepted else {
+                std::thread::sleep(Duration::from_millis(50));
+                continue;
+            };
+            let Ok(second) = stream.try_clone() else {
+                continue;
+            };
+            next += 1;
+            let id = next;
+            {
+                let mut connections = self.connections.lock();
+                if connections.len() >= MAX_CONNECTIONS {
+                    tracing::warn!("refused a connection of {peer}: {MAX_CONNECTIONS} are open");
+                    continue;
+                }
+                connections.insert(id, second);
+            }
+            let this = self.clone();
+            let run = move || {
+                session::serve(&this, role, &stream);
+                this.connections.lock().remove(&id);
+            };
+            if let Ok(thread) = std::thread::Builder::new()
+                .name("session".into())
+                .spawn(run)
+            {
+                let mut threads = self.threads.lock();
+                threads.retain(|thread| !thread.is_finished());
+                threads.push(thread);
+            }
+        }
+    }
+
+    /// Stops everything; what was received and queued is made durable.
+    pub fn stop(&self, ports: &[SocketAddr]) {
+        self.stopping.store(true, Ordering::Release); // pairs with the loads
+        for port in ports {
+            drop(TcpStream::connect(port)); // wakes the acceptor
+        }
+        for stream in self.connections.lock().values() {
+            let _ = stream.shutdown(std::net::Shutdown::Both);
+        }
+        for domain in self.domains() {
+            domain.close();
+        }
+        loop {
+            let Some(thread) = self.threads.lock().pop() else {
+                break;
+            };
+            let _ = thread.join();
+        }
+    }
+}
+
+/// Listens on six consecutive ports from `base` on; base 0 looks for six free ones.
+pub fn bind(address: IpAddr, base: u16) -> anyhow::Result<(u16, Vec<(PortRole, TcpListener)>)> {
+    let from = |base: u16| -> Result<Vec<(PortRole, TcpListener)>, (u16, std::io::Error)> {
+        let mut listeners = Vec::new();
+        for role in PortRole::ALL {
+            let port = base.checked_add(role.offset());
+            let port = port.ok_or((base, std::io::ErrorKind::InvalidInput.into()))?;
+            let listener = TcpListener::bind((address, port)).map_err(|e| (port, e))?;
+            listeners.push((role, listener));
+        }
+        Ok(listeners)
+    };
+    if base != 0 {
+        let listeners = from(base).map_err(|(port, error)| {
+            anyhow::anyhow!("cannot listen on {address} port {port}: {error}; is another appliance running, or choose another --port-base")
+        })?;
+        return Ok((base, listeners));
+    }
+    let mut candidate = 20_000 + (std::process::id() % 5_000) as u16 * 6;
+    for _ in 0..2_000 {
+        if let Ok(listeners) = from(candidate) {
+            return Ok((candidate, listeners));
+        }
+        candidate = if candidate > 60_000 {
+            20_000
+        } else {
+            candidate + 6
+        };
+    }
+    anyhow::bail!("no six free consecutive ports on {address}")
+}

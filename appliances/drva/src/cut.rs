@@ -1,0 +1,161 @@
+//! Cuts: asked for every second, closed when every disk has all of its records.
+//!
+//! Invariant: a cut is closed only if each disk of the domain has a position, is durable up to it and
+//! is consistent at it; otherwise it is void, and counted. The last closed one stays as it is.
+
+use crate::appliance::Appliance;
+use crate::domain::{ClosedCut, Domain, now_ns};
+use filter_core::wire::Message;
+use std::collections::{BTreeMap, HashSet};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+use uuid::Uuid;
+
+/// How long a host may take to answer, and a log to hold the positions.
+const LIMIT: Duration = Duration::from_secs(5);
+
+/// What a host answered to a request for a cut.
+pub enum Answer {
+    /// The positions of its disks.
+    Positions(u32, Vec<([u8; 16], u64)>),
+    /// No cut now; the host's current epoch, if that is why.
+    Void(u64, String),
+}
+
+/// Takes cuts of a domain until the appliance stops.
+pub fn run(appliance: &Appliance, domain: &Arc<Domain>, every: Duration) {
+    let mut taken = BTreeMap::new();
+    while !domain.stopping.load(Ordering::Acquire) {
+        let next = Instant::now() + every;
+        if wanted(domain, &taken) {
+            match take(appliance, domain) {
+                Ok(positions) => {
+                    taken = positions;
+                    domain.alarm("cut", None);
+                }
+                Err(why) => {
+                    domain.cuts.lock().outstanding = None;
+                    domain.cuts_changed.notify_all();
+                    domain.figures.cuts_void.fetch_add(1, Ordering::Relaxed); // a figure
+                    domain.alarm("cut", Some(format!("no new cut: {why}")));
+                }
+            }
+        }
+        let mut cuts = domain.cuts.lock();
+        while cuts.wanted.is_empty()
+            && Instant::now() < next
+            && !domain.stopping.load(Ordering::Acquire)
+        {
+            domain.cuts_changed.wait_until(&mut cuts, next);
+        }
+    }
+}
+
+/// Whether there is anything to cut: records since the last one, or somebody asks.
+fn wanted(domain: &Domain, taken: &BTreeMap<[u8; 16], u64>) -> bool {
+    if !domain.cuts.lock().wanted.is_empty() {
+        return true;
+    }
+    let disks = domain.disks.read();
+    !disks.is_empty()
+        && disks.iter().any(|(id, disk)| {
+            let received = disk.received().0;
+            received > 0 && taken.get(id).copied().unwrap_or(0) < received
+        })
+}
+
+fn take(appliance: &Appliance, domain: &Arc<Domain>) -> Result<BTreeMap<[u8; 16], u64>, String> {
+    let hosts: HashSet<[u8; 16]> = {
+        let disks = domain.disks.read();
+        for disk in disks.values() {
+            if disk.received().2 {
+                let info = disk.info.read();
+                return Err(format!("disk {}/{} is syncing", info.vm_name, info.name));
+            }
+        }
+        disks
+            .values()
+            .filter(|d| d.route.lock().is_some())
+            .map(|d| *d.host.lock())
+            .collect()
+    };
+    let host = match hosts.len() {
+        0 => return Err("no host of the domain is connected".into()),
+        1 => hosts.into_iter().next().unwrap_or_default(),
+        n => {
+            return Err(format!(
+                "its disks are on {n} hosts; cuts over several hosts are not built yet"
+            ));
+        }
+    };
+    let epoch = {
+        let mut cuts = domain.cuts.lock();
+        cuts.last_epoch = cuts
+            .last_epoch
+            .checked_add(1)
+            .ok_or("the cut epochs are used up")?;
+        // Before the request: from now on the upload feeds only what is stamped below it.
+        cuts.outstanding = Some(cuts.last_epoch);
+        cuts.last_epoch
+    };
+    let answers = appliance.expect_answers(&domain.name, host);
+    let request = Message::CutRequest {
+        epoch,
+        domain: domain.name.clone(),
+    };
+    if !appliance.send_to_host(&host, &request) {
+        return Err("the host's control connection is down".into());
+    }
+    let time_ns = now_ns();
+    let deadline = Instant::now() + LIMIT;
+    let reported = loop {
+        match answers.recv_deadline(deadline) {
+            Ok(Answer::Positions(of, positions)) if of == epoch => break positions,
+            Ok(Answer::Positions(..)) => {} // of an earlier request
+            Ok(Answer::Void(current, why)) => {
+                let mut cuts = domain.cuts.lock();
+                cuts.last_epoch = cuts.last_epoch.max(u32::try_from(current).unwrap_or(0));
+                return Err(why);
+            }
+            Err(_) => return Err("the host did not answer in time".into()),
+        }
+    };
+    let mut positions: BTreeMap<[u8; 16], u64> = reported.into_iter().collect();
+    for (id, disk) in domain.disks.read().iter() {
+        if positions.contains_key(id) {
+            continue;
+        }
+        // A disk that its host does not serve any more: it stands where it stood.
+        if disk.route.lock().is_some() {
+            return Err(format!(
+                "the host reported no position of disk {}",
+                disk.info.read().name
+            ));
+        }
+        positions.insert(*id, disk.durable.load(Ordering::Acquire));
+    }
+    if !domain.wait_durable(&positions, LIMIT) {
+        return Err("the log did not reach the positions in time".into());
+    }
+    let mut out = BTreeMap::new();
+    for (id, seq) in &positions {
+        let disk = domain.disk(id).ok_or("a position of an unknown disk")?;
+        if !disk.consistent_at(*seq) {
+            return Err(format!(
+                "disk {} was syncing at its position",
+                disk.info.read().name
+            ));
+        }
+        out.insert(Uuid::from_bytes(*id), *seq);
+    }
+    let name = domain.cuts.lock().wanted.pop_front();
+    let cut = ClosedCut {
+        epoch,
+        time_ns,
+        name,
+        positions: out,
+    };
+    domain.close_cut(cut).map_err(|e| e.to_string())?;
+    Ok(positions)
+}

@@ -1,0 +1,379 @@
+//! Connections of hosts: hello, lanes, records in, acknowledgements out.
+//!
+//! Invariant: whatever a peer sends, it harms only its own connection; a length is checked before
+//! anything is reserved for it; a peer that does not read never holds the log up.
+
+use crate::appliance::Appliance;
+use crate::cut::Answer;
+use crate::domain::{Disk, Domain, Opened, Outcome, Route};
+use filter_core::wire::{
+    ErrorCode, FRAME_HEADER_BYTES, FrameHeader, FrameKind, Hello, Message, PROTOCOL_NEWEST,
+    PROTOCOL_OLDEST, PeerRole, PortRole, WireError,
+};
+use parking_lot::{Condvar, Mutex};
+use std::collections::{BTreeMap, HashMap};
+use std::io::{self, BufReader, Read, Write};
+use std::net::TcpStream;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+/// A peer that sends nothing for so long is given up.
+const SILENCE_LIMIT: Duration = Duration::from_secs(30);
+/// Small frames that may wait for one peer.
+const MAX_WAITING: usize = 4096;
+/// Lanes of one connection.
+const MAX_CHANNELS: usize = 1024;
+
+#[derive(Default)]
+struct Waiting {
+    frames: Vec<Vec<u8>>,
+    acks: BTreeMap<u32, (u64, u64)>,
+    closed: bool,
+}
+
+/// What is to be sent to one peer. Acknowledgements of a lane replace each other, so it stays small.
+pub struct Outbox {
+    waiting: Mutex<Waiting>,
+    changed: Condvar,
+}
+
+impl Outbox {
+    fn new() -> Self {
+        Self {
+            waiting: Mutex::default(),
+            changed: Condvar::new(),
+        }
+    }
+
+    /// Queues an acknowledgement.
+    pub fn acknowledge(&self, channel: u32, durable_seq: u64, uploaded_seq: u64) {
+        self.waiting
+            .lock()
+            .acks
+            .insert(channel, (durable_seq, uploaded_seq));
+        self.changed.notify_one();
+    }
+
+    /// Queues a frame. A peer that lets too many wait is cut off.
+    pub fn send(&self, message: &Message, channel: u32) {
+        let mut waiting = self.waiting.lock();
+        if waiting.frames.len() >= MAX_WAITING {
+            waiting.closed = true;
+        }
+        waiting.frames.push(message.encode(channel));
+        self.changed.notify_one();
+    }
+
+    fn close(&self) {
+        self.waiting.lock().closed = true;
+        self.changed.notify_all();
+    }
+
+    /// Sends until the connection ends.
+    fn run(&self, stream: &TcpStream) {
+        loop {
+            let mut out = Vec::new();
+            {
+                let mut waiting = self.waiting.lock();
+                while waiting.frames.is_empty() && waiting.acks.is_empty() && !waiting.closed {
+                    self.changed.wait(&mut waiting);
+                }
+                for frame in waiting.frames.drain(..) {
+                    out.extend_from_slice(&frame);
+                }
+                for (channel, (durable_seq, uploaded_seq)) in std::mem::take(&mut waiting.acks) {
+                    let ack = Message::Ack {
+                        durable_seq,
+                        uploaded_seq,
+                    };
+                    out.extend_from_slice(&ack.encode(channel));
+                }
+                if waiting.closed && out.is_empty() {
+                    break;
+                }
+            }
+            if (&mut &*stream).write_all(&out).is_err() {
+                break;
+            }
+        }
+        let _ = stream.shutdown(std::net::Shutdown::Both);
+    }
+}
+
+/// Why a connection ended.
+#[derive(Debug, thiserror::Error)]
+enum SessionError {
+    #[error("{0}")]
+    Io(#[from] io::Error),
+    #[error("{0}")]
+    Wire(#[from] WireError),
+    #[error("{0}")]
+    Protocol(String),
+}
+
+struct Channel {
+    domain: Arc<Domain>,
+    disk: Arc<Disk>,
+    generation: u64,
+}
+
+struct Session<'a> {
+    appliance: &'a Arc<Appliance>,
+    role: PortRole,
+    reader: BufReader<&'a TcpStream>,
+    outbox: Arc<Outbox>,
+    host: [u8; 16],
+    channels: HashMap<u32, Channel>,
+}
+
+/// Serves a connection until it ends.
+pub fn serve(appliance: &Arc<Appliance>, role: PortRole, stream: &TcpStream) {
+    let peer = stream
+        .peer_addr()
+        .map_or("?".into(), |address| address.to_string());
+    let _ = stream.set_nodelay(true);
+    let _ = stream.set_read_timeout(Some(SILENCE_LIMIT));
+    let _ = stream.set_write_timeout(Some(SILENCE_LIMIT));
+    let outbox = Arc::new(Outbox::new());
+    std::thread::scope(|scope| {
+        let sender = outbox.clone();
+        scope.spawn(move || sender.run(stream));
+        let mut session = Session {
+            appliance,
+            role,
+            reader: BufReader::with_capacity(64 * 1024, stream),
+            outbox: outbox.clone(),
+            host: [0; 16],
+            channels: HashMap::new(),
+        };
+        let ended = session.run();
+        session.leave();
+        match ended {
+            Ok(()) => {}
+            Err(SessionError::Io(e)) if e.kind() == io::ErrorKind::UnexpectedEof => {}
+            Err(SessionError::Io(e)) if e.kind() == io::ErrorKind::ConnectionReset => {}
+            Err(error) => {
+                if !appliance.stopping.load(Ordering::Acquire) {
+                    tracing::warn!("connection of {peer} on port +{}: {error}", role.offset());
+                }
+                let code = match &error {
+                    SessionError::Wire(WireError::Version { .. }) => ErrorCode::Version,
+                    _ => ErrorCode::Malformed,
+                };
+                let message = Message::Error {
+                    code,
+                    seq: 0,
+                    text: error.to_string(),
+                };
+                outbox.send(&message, 0);
+            }
+        }
+        outbox.close();
+    });
+}
+
+impl Session<'_> {
+    fn header(&mut self) -> Result<FrameHeader, SessionError> {
+        let mut raw = [0u8; FRAME_HEADER_BYTES];
+        self.reader.read_exact(&mut raw)?;
+        Ok(FrameHeader::decode(&raw)?)
+    }
+
+    fn message(&mut self, header: &FrameHeader) -> Result<Message, SessionError> {
+        let mut body = vec![0u8; header.body_len as usize];
+        self.reader.read_exact(&mut body)?;
+        Ok(Message::decode(header, &body)?)
+    }
+
+    fn run(&mut self) -> Result<(), SessionError> {
+        let ours = Hello {
+            oldest: PROTOCOL_OLDEST,
+            newest: PROTOCOL_NEWEST,
+            role: PeerRole::Appliance,
+            port_offset: self.role.offset() as u8,
+            peer_id: self.appliance.id,
+            incarnation: self.appliance.incarnation,
+            name: self.appliance.name.clone(),
+        };
+        self.outbox.send(&Message::Hello(ours), 0);
+        let header = self.header()?;
+        if header.kind != FrameKind::Hello {
+            return Err(SessionError::Protocol(
+                "the first frame is not a hello".into(),
+            ));
+        }
+        let Message::Hello(hello) = self.message(&header)? else {
+            return Err(SessionError::Protocol(
+                "the first frame is not a hello".into(),
+            ));
+        };
+        hello.agree()?;
+        if hello.role != PeerRole::Daemon || u16::from(hello.port_offset) != self.role.offset() {
+            let text = format!("a hello for port +{} came on this port", hello.port_offset);
+            return Err(SessionError::Protocol(text));
+        }
+        self.host = hello.peer_id;
+        if self.role == PortRole::Control {
+            self.appliance
+                .host_joined(hello.peer_id, self.outbox.clone());
+        }
+        loop {
+            let header = self.header()?;
+            if self.appliance.stopping.load(Ordering::Acquire) {
+                return Ok(());
+            }
+            if header.kind == FrameKind::Data {
+                self.data(&header)?;
+                continue;
+            }
+            let message = self.message(&header)?;
+            self.take(header.channel, message)?;
+        }
+    }
+
+    fn take(&mut self, channel: u32, message: Message) -> Result<(), SessionError> {
+        match message {
+            Message::Heartbeat {
+                clock_ns,
+                answer: false,
+            } => {
+                self.outbox.send(
+                    &Message::Heartbeat {
+                        clock_ns,
+                        answer: true,
+                    },
+                    0,
+                );
+                Ok(())
+            }
+            Message::Heartbeat { .. } => Ok(()),
+            Message::OpenLane(lane) if self.role != PortRole::Control => {
+                self.open(channel, &lane);
+                Ok(())
+            }
+            Message::CloseLane => {
+                self.channels.remove(&channel);
+                Ok(())
+            }
+            Message::CutPositions {
+                epoch,
+                domain,
+                positions,
+            } if self.role == PortRole::Control => {
+                let answer = Answer::Positions(epoch, positions);
+                self.appliance.cut_answer(&domain, self.host, answer);
+                Ok(())
+            }
+            Message::Error { seq, text, .. } if self.role == PortRole::Control => {
+                self.appliance.cut_refused(self.host, seq, &text);
+                Ok(())
+            }
+            other => {
+                let name = format!("{other:?}");
+                let name = name
+                    .split([' ', '(', '{'])
+                    .next()
+                    .unwrap_or_default()
+                    .to_string();
+                Err(SessionError::Protocol(format!(
+                    "a frame {name} does not belong on this port"
+                )))
+            }
+        }
+    }
+
+    fn open(&mut self, channel: u32, lane: &filter_core::wire::OpenLane) {
+        let refuse = |code, text: String| {
+            tracing::warn!("lane {}/{}: {text}", lane.vm_name, lane.disk_label);
+            self.outbox
+                .send(&Message::Error { code, seq: 0, text }, channel);
+        };
+        if channel == 0 || self.channels.len() >= MAX_CHANNELS {
+            refuse(ErrorCode::Limit, "channel 0, or too many channels".into());
+            return;
+        }
+        let domain = match self.appliance.domain(&lane.domain) {
+            Ok(domain) => domain,
+            Err(error) => {
+                refuse(ErrorCode::Domain, error.to_string());
+                return;
+            }
+        };
+        let route = Route {
+            outbox: self.outbox.clone(),
+            channel,
+        };
+        match domain.open_lane(lane, self.host, route) {
+            Ok(Opened {
+                disk,
+                generation,
+                durable_seq,
+                attach_epoch,
+            }) => {
+                self.channels.insert(
+                    channel,
+                    Channel {
+                        domain,
+                        disk,
+                        generation,
+                    },
+                );
+                self.outbox.send(
+                    &Message::LaneOpened {
+                        durable_seq,
+                        attach_epoch,
+                    },
+                    channel,
+                );
+            }
+            Err((code, text)) => refuse(code, text),
+        }
+    }
+
+    fn data(&mut self, header: &FrameHeader) -> Result<(), SessionError> {
+        let len = header.body_len as usize;
+        let Some(channel) = self.channels.get(&header.channel) else {
+            // Frames that were under way when the channel was closed.
+            io::copy(&mut (&mut self.reader).take(len as u64), &mut io::sink())?;
+            return Ok(());
+        };
+        let mut content = channel.domain.log.buffer(len);
+        let body = content
+            .get_mut(..len)
+            .ok_or_else(|| io::Error::from(io::ErrorKind::InvalidInput))?;
+        self.reader.read_exact(body)?;
+        match channel
+            .domain
+            .data(&channel.disk, channel.generation, content, len)
+        {
+            Outcome::Taken => {}
+            Outcome::Superseded => {
+                self.channels.remove(&header.channel);
+            }
+            Outcome::Refused(code, seq, text) => {
+                self.channels.remove(&header.channel);
+                tracing::warn!("record {seq}: {text}");
+                self.outbox
+                    .send(&Message::Error { code, seq, text }, header.channel);
+            }
+        }
+        Ok(())
+    }
+
+    /// The connection is gone: nothing more is sent to it.
+    fn leave(&mut self) {
+        for channel in self.channels.values() {
+            let mut route = channel.disk.route.lock();
+            if route
+                .as_ref()
+                .is_some_and(|route| Arc::ptr_eq(&route.outbox, &self.outbox))
+            {
+                *route = None;
+            }
+        }
+        if self.role == PortRole::Control {
+            self.appliance.host_left(self.host, &self.outbox);
+        }
+    }
+}
