@@ -1,3 +1,70 @@
-//! `jetdr`, the operator's command.
+//! `jetdr`, the operator's command: starts the parts one by one, protects a disk, shows the whole.
 
-fn main() {}
+mod demo;
+mod parts;
+mod protect;
+
+use clap::{Parser, Subcommand};
+use std::process::ExitCode;
+
+/// Continuous data protection for virtual machines.
+#[derive(Parser)]
+#[command(name = "jetdr", version = env!("JETDR_VERSION"), about, propagate_version = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Show all of it: protect a VM of two disks, kill it under load, recover, compare.
+    Demo(demo::Args),
+    /// Protect an existing raw disk: serve it over NBD, replicated to a folder or an object store.
+    Protect(protect::Args),
+    /// The DR appliance: receives, logs durably, writes cuts to the object store.
+    Drva(drva::Args),
+    /// The host daemon: streams the lanes of this host to a DR appliance.
+    Filterd(filter_daemon::Args),
+    /// The recovery appliance: list, verify, recover.
+    Rocva(rocva::Args),
+    /// The simulated host.
+    Simhost {
+        #[command(subcommand)]
+        command: simhost::cli::Command,
+    },
+}
+
+fn main() -> ExitCode {
+    let filter = tracing_subscriber::EnvFilter::try_from_env("JETDR_LOG")
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
+    let colour = std::io::IsTerminal::is_terminal(&std::io::stderr());
+    tracing_subscriber::fmt()
+        .with_writer(std::io::stderr)
+        .with_env_filter(filter)
+        .with_ansi(colour)
+        .with_target(false)
+        .init();
+    let outcome = match Cli::parse().command {
+        Command::Demo(args) => demo::run(&args),
+        Command::Protect(args) => protect::run(&args),
+        Command::Drva(args) => drva::run(&args),
+        Command::Filterd(args) => filter_daemon::run(&args),
+        Command::Rocva(args) => return recovery(args),
+        Command::Simhost { command } => simhost::cli::run(&command),
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("jetdr: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// The recovery appliance tells by its exit code what it found.
+fn recovery(args: rocva::Args) -> ExitCode {
+    rocva::run(args).unwrap_or_else(|error| {
+        eprintln!("jetdr: {error:#}");
+        ExitCode::FAILURE
+    })
+}
