@@ -24,7 +24,9 @@ pub enum FormatError {
         found: [u8; 8],
     },
     /// A version that this reader does not know.
-    #[error("format version {found} is newer than this program knows ({supported}): use a newer jetdr")]
+    #[error(
+        "format version {found} is newer than this program knows ({supported}): use a newer jetdr"
+    )]
     Version {
         /// The version found.
         found: u32,
@@ -86,7 +88,7 @@ pub enum StoreError {
         /// The store.
         location: String,
         /// The store's answer.
-        source: object_store::Error,
+        source: Box<object_store::Error>,
     },
     /// An upload failed for good, or too often.
     #[error("cannot write {object} to {location} after {attempts} attempt(s): {source}")]
@@ -98,7 +100,7 @@ pub enum StoreError {
         /// How often it was tried.
         attempts: u32,
         /// The last answer.
-        source: object_store::Error,
+        source: Box<object_store::Error>,
     },
     /// There is no container.
     #[error("no jetdr container at {location}: there is no domain.json")]
@@ -115,7 +117,9 @@ pub enum StoreError {
         found: String,
     },
     /// The container is of a newer version.
-    #[error("{location} holds a container of format version {found}; this program knows versions up to {supported}: use a newer jetdr")]
+    #[error(
+        "{location} holds a container of format version {found}; this program knows versions up to {supported}: use a newer jetdr"
+    )]
     NewerVersion {
         /// The store.
         location: String,
@@ -125,7 +129,9 @@ pub enum StoreError {
         supported: u64,
     },
     /// The container belongs to another domain.
-    #[error("{location} holds domain {found}, not {expected}: give each domain a container of its own")]
+    #[error(
+        "{location} holds domain {found}, not {expected}: give each domain a container of its own"
+    )]
     OtherDomain {
         /// The store.
         location: String,
@@ -143,7 +149,9 @@ pub enum StoreError {
         source: FormatError,
     },
     /// An object of that name is there with other content.
-    #[error("{object} is there already with other content (there: {theirs}; to be written: {ours}): another writer uses this container")]
+    #[error(
+        "{object} is there already with other content (there: {theirs}; to be written: {ours}): another writer uses this container"
+    )]
     Conflict {
         /// The object.
         object: String,
@@ -161,7 +169,9 @@ pub enum StoreError {
         found: String,
     },
     /// The hash chain is broken.
-    #[error("{object}: names {found} as the hash of its predecessor {previous}, which is {expected} (an object was replaced or replayed)")]
+    #[error(
+        "{object}: names {found} as the hash of its predecessor {previous}, which is {expected} (an object was replaced or replayed)"
+    )]
     Chain {
         /// The object.
         object: String,
@@ -228,7 +238,9 @@ pub enum StoreError {
         got: u64,
     },
     /// A record of an owner that lost the disk.
-    #[error("disk {disk}: record {seq} is of attach epoch {got}, the container has epoch {have} already")]
+    #[error(
+        "disk {disk}: record {seq} is of attach epoch {got}, the container has epoch {have} already"
+    )]
     StaleEpoch {
         /// The disk.
         disk: Uuid,

@@ -5,7 +5,7 @@
 //! extent lies inside its block. Decoders are pure functions over byte slices and never panic.
 //! `docs/store-format.md` has the byte tables.
 
-use crate::codec::{Put, Reader};
+use crate::codec::Reader;
 use crate::error::FormatError;
 use crc32c::crc32c;
 use serde::{Deserialize, Serialize};
@@ -33,17 +33,17 @@ pub(crate) const MAX_DISKS: u32 = 16 * 1024;
 /// The longest name of a cut, a VM or a disk, in bytes of UTF-8.
 pub(crate) const MAX_NAME_BYTES: usize = 1024;
 
-const FLAG_COMMIT: u32 = 1;
-const DISK_FLAG_SYNC_OPEN: u32 = 1;
-const DISK_FLAG_STREAM_BASE: u32 = 2;
+pub(crate) const FLAG_COMMIT: u32 = 1;
+pub(crate) const DISK_FLAG_SYNC_OPEN: u32 = 1;
+pub(crate) const DISK_FLAG_STREAM_BASE: u32 = 2;
 const BLOCK_ENTRY_BYTES: u64 = 24;
 const EXTENT_BYTES: u64 = 24;
 const DISK_ENTRY_BYTES: u64 = 72;
 const POSITION_BYTES: u64 = 24;
-const METHOD_STORED: u32 = 0;
-const METHOD_ZSTD: u32 = 1;
+pub(crate) const METHOD_STORED: u32 = 0;
+pub(crate) const METHOD_ZSTD: u32 = 1;
 /// The block number of an extent that reads as zeros.
-const ZERO_BLOCK: u32 = u32::MAX;
+pub(crate) const ZERO_BLOCK: u32 = u32::MAX;
 
 /// A SHA-256.
 pub type Sha256Hash = [u8; 32];
@@ -199,7 +199,7 @@ pub struct PartIndex {
     pub sha256: Sha256Hash,
 }
 
-fn field(what: &'static str, value: impl Into<u64>) -> FormatError {
+pub(crate) fn field(what: &'static str, value: impl Into<u64>) -> FormatError {
     FormatError::Field {
         what,
         value: value.into(),
@@ -209,24 +209,6 @@ fn field(what: &'static str, value: impl Into<u64>) -> FormatError {
 /// The SHA-256 of `bytes`.
 pub(crate) fn sha256(bytes: &[u8]) -> Sha256Hash {
     Sha256::digest(bytes).into()
-}
-
-/// The header's 128 bytes.
-pub(crate) fn encode_header(header: &PartHeader) -> Vec<u8> {
-    let mut out = Vec::with_capacity(HEADER_BYTES);
-    out.extend_from_slice(&PART_MAGIC);
-    out.put_u32(PART_VERSION);
-    out.put_u32(if header.commit { FLAG_COMMIT } else { 0 });
-    out.extend_from_slice(header.domain.as_bytes());
-    out.put_u32(header.timeline);
-    out.put_u32(header.part);
-    out.put_u64(header.cut);
-    out.extend_from_slice(&header.previous);
-    out.put_u64(header.time_ns);
-    out.put_zeros(HEADER_BYTES - 4 - out.len());
-    let crc = crc32c(&out);
-    out.put_u32(crc);
-    out
 }
 
 /// Reads a part's header from the first 128 of `bytes`.
@@ -278,11 +260,13 @@ pub fn decode_header(bytes: &[u8]) -> Result<PartHeader, FormatError> {
 
 /// Checks the CRC32C in the last four bytes over all before.
 fn check_crc(what: &'static str, bytes: &[u8]) -> Result<(), FormatError> {
-    let (body, crc) = bytes.split_last_chunk::<4>().ok_or(FormatError::Truncated {
-        what,
-        have: bytes.len() as u64,
-        need: 4,
-    })?;
+    let (body, crc) = bytes
+        .split_last_chunk::<4>()
+        .ok_or(FormatError::Truncated {
+            what,
+            have: bytes.len() as u64,
+            need: 4,
+        })?;
     let stored = u32::from_le_bytes(*crc);
     let computed = crc32c(body);
     if stored != computed {
@@ -293,98 +277,6 @@ fn check_crc(what: &'static str, bytes: &[u8]) -> Result<(), FormatError> {
         });
     }
     Ok(())
-}
-
-/// Appends index and footer to an object whose header and blocks are in `object` already.
-/// Returns the object's hash.
-pub(crate) fn seal(object: &mut Vec<u8>, index: &PartIndex) -> Sha256Hash {
-    let index_offset = object.len() as u64;
-    encode_index(object, index);
-    let index_bytes = object.len() as u64 - index_offset;
-    let index_crc = crc32c(object.get(index_offset as usize..).unwrap_or_default());
-    let footer_start = object.len();
-    object.extend_from_slice(&FOOTER_MAGIC);
-    object.put_u64(footer_start as u64 + FOOTER_BYTES as u64);
-    object.put_u64(index_offset);
-    object.put_u64(index_bytes);
-    object.put_u32(index_crc);
-    object.put_zeros(24);
-    let sha = sha256(object);
-    object.extend_from_slice(&sha);
-    let crc = crc32c(object.get(footer_start..).unwrap_or_default());
-    object.put_u32(crc);
-    sha
-}
-
-fn encode_index(out: &mut Vec<u8>, index: &PartIndex) {
-    out.extend_from_slice(&encode_header(&index.header));
-    out.put_u32(index.blocks.len() as u32);
-    out.put_u32(index.disks.len() as u32);
-    for block in &index.blocks {
-        out.put_u64(block.offset_bytes);
-        out.put_u32(block.stored_bytes);
-        out.put_u32(block.raw_bytes);
-        out.put_u32(block.crc);
-        out.put_u32(if block.compressed {
-            METHOD_ZSTD
-        } else {
-            METHOD_STORED
-        });
-    }
-    for disk in &index.disks {
-        encode_disk(out, disk);
-    }
-    if let Some(commit) = &index.commit {
-        let name = commit.name.as_deref().unwrap_or_default();
-        out.put_u64(commit.time_ns);
-        out.put_u32(commit.cut_epoch);
-        out.put_u32(commit.parts);
-        out.put_u64(commit.records);
-        out.put_u64(commit.raw_bytes);
-        out.put_u32(commit.positions.len() as u32);
-        out.put_u16(u16::from(commit.name.is_some()));
-        out.put_u16(name.len() as u16);
-        out.extend_from_slice(name.as_bytes());
-        for position in &commit.positions {
-            out.extend_from_slice(position.disk.as_bytes());
-            out.put_u64(position.seq);
-        }
-    }
-}
-
-fn encode_disk(out: &mut Vec<u8>, disk: &PartDisk) {
-    let mut flags = 0;
-    if disk.sync_open {
-        flags |= DISK_FLAG_SYNC_OPEN;
-    }
-    if disk.stream_base {
-        flags |= DISK_FLAG_STREAM_BASE;
-    }
-    out.extend_from_slice(disk.info.uuid.as_bytes());
-    out.extend_from_slice(disk.info.vm_uuid.as_bytes());
-    out.put_u64(disk.info.capacity_bytes);
-    out.put_u64(disk.first_seq);
-    out.put_u64(disk.last_seq);
-    out.put_u32(disk.attach_epoch);
-    out.put_u32(flags);
-    out.put_u32(disk.extents.len() as u32);
-    out.put_u16(disk.info.vm_name.len() as u16);
-    out.put_u16(disk.info.name.len() as u16);
-    out.extend_from_slice(disk.info.vm_name.as_bytes());
-    out.extend_from_slice(disk.info.name.as_bytes());
-    for extent in &disk.extents {
-        let (block, at) = match extent.source {
-            Source::Zero => (ZERO_BLOCK, 0),
-            Source::Block {
-                block,
-                offset_bytes,
-            } => (block, offset_bytes),
-        };
-        out.put_u64(extent.offset_bytes);
-        out.put_u64(extent.len_bytes);
-        out.put_u32(block);
-        out.put_u32(at);
-    }
 }
 
 /// Reads the footer from the last 96 bytes of `tail`; `object_bytes` is the object's length as the
@@ -470,7 +362,12 @@ pub fn decode_index(bytes: &[u8], footer: &Footer) -> Result<PartIndex, FormatEr
     let header = decode_header(bytes)?;
     let mut reader = Reader::new(what, bytes);
     reader.bytes(HEADER_BYTES)?;
-    let block_count = count(&mut reader, "block count", BLOCK_ENTRY_BYTES, ZERO_BLOCK - 1)?;
+    let block_count = count(
+        &mut reader,
+        "block count",
+        BLOCK_ENTRY_BYTES,
+        ZERO_BLOCK - 1,
+    )?;
     let disk_count = count(&mut reader, "disk count", DISK_ENTRY_BYTES, MAX_DISKS)?;
     let mut blocks = Vec::with_capacity(block_count as usize);
     let mut at = HEADER_BYTES as u64;
@@ -487,7 +384,10 @@ pub fn decode_index(bytes: &[u8], footer: &Footer) -> Result<PartIndex, FormatEr
     for _ in 0..disk_count {
         let disk = decode_disk(&mut reader, &blocks)?;
         if !seen.insert(disk.info.uuid) {
-            return Err(field("disk table: a disk is in it twice", disks.len() as u64));
+            return Err(field(
+                "disk table: a disk is in it twice",
+                disks.len() as u64,
+            ));
         }
         disks.push(disk);
     }
@@ -689,59 +589,6 @@ fn decode_commit(
     })
 }
 
-/// Gives the raw bytes of a block from its stored bytes, checked.
-pub fn decode_block(number: u32, entry: &BlockEntry, stored: &[u8]) -> Result<Vec<u8>, FormatError> {
-    if stored.len() as u64 != u64::from(entry.stored_bytes) {
-        return Err(FormatError::Truncated {
-            what: "data block",
-            have: stored.len() as u64,
-            need: entry.stored_bytes.into(),
-        });
-    }
-    // An entry from `decode_index` is below the limit; one made by hand may not be.
-    if entry.raw_bytes > MAX_BLOCK_RAW_BYTES {
-        return Err(field("block raw length", entry.raw_bytes));
-    }
-    let raw = if entry.compressed {
-        zstd::bulk::decompress(stored, entry.raw_bytes as usize).map_err(|error| {
-            FormatError::Decompress {
-                block: number,
-                reason: error.to_string(),
-            }
-        })?
-    } else {
-        stored.to_vec()
-    };
-    if raw.len() as u64 != u64::from(entry.raw_bytes) {
-        return Err(FormatError::Decompress {
-            block: number,
-            reason: format!("{} bytes came out, not {}", raw.len(), entry.raw_bytes),
-        });
-    }
-    let computed = crc32c(&raw);
-    if computed != entry.crc {
-        return Err(FormatError::Crc {
-            what: "data block",
-            stored: entry.crc,
-            computed,
-        });
-    }
-    Ok(raw)
-}
-
-/// Checks a whole object: header, footer, index, hash. The blocks are not decompressed.
-pub(crate) fn decode_object(bytes: &[u8]) -> Result<(PartIndex, Sha256Hash), FormatError> {
-    let header = decode_header(bytes)?;
-    let footer = decode_footer(bytes, bytes.len() as u64)?;
-    let end = footer.index_offset_bytes + footer.index_bytes;
-    let index_raw = bytes
-        .get(footer.index_offset_bytes as usize..end as usize)
-        .ok_or(field("index offset", footer.index_offset_bytes))?;
-    let index = decode_index(index_raw, &footer)?;
-    if index.header != header {
-        return Err(field("copy of the header in the index", index.header.cut));
-    }
-    let hashed = bytes.len() - 36;
-    let computed = sha256(bytes.get(..hashed).unwrap_or_default());
-    Ok((index, computed))
-}
+#[cfg(test)]
+#[path = "format_tests.rs"]
+mod tests;

@@ -38,7 +38,8 @@
 //! last committed + 1. Positions must be exactly what was fed; records that belong to the next cut
 //! must be fed after `commit`. While a disk is between SYNC_BEGIN and SYNC_END, `commit` refuses.
 //! After an error from `flush_part`, `apply` or `commit` about the store the writer is finished:
-//! open a new one and feed again from its [`CutWriter::uploaded_positions`].
+//! [`CutWriter::close`] it, open a new one and feed again from its
+//! [`CutWriter::uploaded_positions`].
 //!
 //! # Reading
 //!
@@ -47,29 +48,35 @@
 //! [`Container::read_part`] fetches and checks blocks. [`Container::verify`] reads everything.
 #![warn(missing_docs)]
 
+mod block;
 mod builder;
+mod chain;
 mod codec;
+mod encode;
 mod error;
 mod extents;
 mod format;
 mod layout;
 mod put;
 mod reader;
+mod upload;
 mod url;
 mod verify;
+mod view;
 mod writer;
 
+pub use block::decode_block;
 pub use builder::{DEFAULT_BLOCK_BYTES, DEFAULT_PART_BYTES, Fed};
 pub use error::{FormatError, StoreError};
 pub use extents::{ExtentMap, Piece, Place};
 pub use format::{
     BlockEntry, Commit, DiskInfo, Extent, FOOTER_BYTES, Footer, HEADER_BYTES, PartDisk, PartHeader,
-    PartIndex, Position, Sha256Hash, Source, decode_block, decode_footer, decode_header,
-    decode_index,
+    PartIndex, Position, Sha256Hash, Source, decode_footer, decode_header, decode_index,
 };
 pub use layout::{CONTAINER_FORMAT, CONTAINER_VERSION, DomainInfo, PartName, TimelineInfo};
 pub use put::{Alarm, AlarmFn, RetryPolicy};
-pub use reader::{Container, CutEntry, CutInfo, CutSelector, CutView, PartBlocks, PartRef};
-pub use url::{StoreUrl, StoreKind};
+pub use reader::Container;
+pub use url::{StoreKind, StoreUrl};
 pub use verify::{Problem, VerifyProgress, VerifyReport};
+pub use view::{CutEntry, CutInfo, CutSelector, CutView, PartBlocks, PartRef};
 pub use writer::{CommitDone, CutMeta, CutWriter, DiskPosition, WriterOptions, WriterStats};
