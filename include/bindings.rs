@@ -1,5 +1,5 @@
-// Made from iofilter.h by tests/conformance/examples/bindings.rs; do not edit. Included by the filter
-// library and by the simulated host, with `include!` inside a module of their own.
+/* automatically generated from iofilter.h by tests/conformance/examples/bindings.rs; do not edit.
+   The filter library and the simulated host include it, each in a module of its own. */
 
 pub const JIO_ABI_MAJOR: u32 = 1;
 pub const JIO_ABI_MINOR: u32 = 0;
@@ -93,12 +93,8 @@ pub struct jio_iovec {
 const _: () = {
     ["Size of jio_iovec"][::core::mem::size_of::<jio_iovec>() - 16usize];
     ["Alignment of jio_iovec"][::core::mem::align_of::<jio_iovec>() - 8usize];
-    [
-        "Offset of field: jio_iovec::base",
-    ][::core::mem::offset_of!(jio_iovec, base) - 0usize];
-    [
-        "Offset of field: jio_iovec::len_bytes",
-    ][::core::mem::offset_of!(jio_iovec, len_bytes) - 8usize];
+    ["Offset of field: jio_iovec::base"][::core::mem::offset_of!(jio_iovec, base) - 0usize];
+    ["Offset of field: jio_iovec::len_bytes"][::core::mem::offset_of!(jio_iovec, len_bytes) - 8usize];
 };
 pub type jio_iovec_t = jio_iovec;
 #[repr(C)]
@@ -122,23 +118,13 @@ const _: () = {
     ["Offset of field: jio_io::size"][::core::mem::offset_of!(jio_io, size) - 0usize];
     ["Offset of field: jio_io::kind"][::core::mem::offset_of!(jio_io, kind) - 4usize];
     ["Offset of field: jio_io::flags"][::core::mem::offset_of!(jio_io, flags) - 8usize];
-    [
-        "Offset of field: jio_io::iov_count",
-    ][::core::mem::offset_of!(jio_io, iov_count) - 12usize];
+    ["Offset of field: jio_io::iov_count"][::core::mem::offset_of!(jio_io, iov_count) - 12usize];
     ["Offset of field: jio_io::id"][::core::mem::offset_of!(jio_io, id) - 16usize];
-    [
-        "Offset of field: jio_io::offset_bytes",
-    ][::core::mem::offset_of!(jio_io, offset_bytes) - 24usize];
-    [
-        "Offset of field: jio_io::len_bytes",
-    ][::core::mem::offset_of!(jio_io, len_bytes) - 32usize];
+    ["Offset of field: jio_io::offset_bytes"][::core::mem::offset_of!(jio_io, offset_bytes) - 24usize];
+    ["Offset of field: jio_io::len_bytes"][::core::mem::offset_of!(jio_io, len_bytes) - 32usize];
     ["Offset of field: jio_io::iov"][::core::mem::offset_of!(jio_io, iov) - 40usize];
-    [
-        "Offset of field: jio_io::filter_word",
-    ][::core::mem::offset_of!(jio_io, filter_word) - 48usize];
-    [
-        "Offset of field: jio_io::reserved",
-    ][::core::mem::offset_of!(jio_io, reserved) - 64usize];
+    ["Offset of field: jio_io::filter_word"][::core::mem::offset_of!(jio_io, filter_word) - 48usize];
+    ["Offset of field: jio_io::reserved"][::core::mem::offset_of!(jio_io, reserved) - 64usize];
 };
 pub type jio_io_t = jio_io;
 #[repr(C)]
@@ -166,39 +152,17 @@ pub struct jio_request {
 const _: () = {
     ["Size of jio_request"][::core::mem::size_of::<jio_request>() - 104usize];
     ["Alignment of jio_request"][::core::mem::align_of::<jio_request>() - 8usize];
-    [
-        "Offset of field: jio_request::size",
-    ][::core::mem::offset_of!(jio_request, size) - 0usize];
-    [
-        "Offset of field: jio_request::kind",
-    ][::core::mem::offset_of!(jio_request, kind) - 4usize];
-    [
-        "Offset of field: jio_request::flags",
-    ][::core::mem::offset_of!(jio_request, flags) - 8usize];
-    [
-        "Offset of field: jio_request::iov_count",
-    ][::core::mem::offset_of!(jio_request, iov_count) - 12usize];
-    [
-        "Offset of field: jio_request::offset_bytes",
-    ][::core::mem::offset_of!(jio_request, offset_bytes) - 16usize];
-    [
-        "Offset of field: jio_request::len_bytes",
-    ][::core::mem::offset_of!(jio_request, len_bytes) - 24usize];
-    [
-        "Offset of field: jio_request::iov",
-    ][::core::mem::offset_of!(jio_request, iov) - 32usize];
-    [
-        "Offset of field: jio_request::done",
-    ][::core::mem::offset_of!(jio_request, done) - 40usize];
-    [
-        "Offset of field: jio_request::userdata",
-    ][::core::mem::offset_of!(jio_request, userdata) - 48usize];
-    [
-        "Offset of field: jio_request::host_word",
-    ][::core::mem::offset_of!(jio_request, host_word) - 56usize];
-    [
-        "Offset of field: jio_request::reserved",
-    ][::core::mem::offset_of!(jio_request, reserved) - 88usize];
+    ["Offset of field: jio_request::size"][::core::mem::offset_of!(jio_request, size) - 0usize];
+    ["Offset of field: jio_request::kind"][::core::mem::offset_of!(jio_request, kind) - 4usize];
+    ["Offset of field: jio_request::flags"][::core::mem::offset_of!(jio_request, flags) - 8usize];
+    ["Offset of field: jio_request::iov_count"][::core::mem::offset_of!(jio_request, iov_count) - 12usize];
+    ["Offset of field: jio_request::offset_bytes"][::core::mem::offset_of!(jio_request, offset_bytes) - 16usize];
+    ["Offset of field: jio_request::len_bytes"][::core::mem::offset_of!(jio_request, len_bytes) - 24usize];
+    ["Offset of field: jio_request::iov"][::core::mem::offset_of!(jio_request, iov) - 32usize];
+    ["Offset of field: jio_request::done"][::core::mem::offset_of!(jio_request, done) - 40usize];
+    ["Offset of field: jio_request::userdata"][::core::mem::offset_of!(jio_request, userdata) - 48usize];
+    ["Offset of field: jio_request::host_word"][::core::mem::offset_of!(jio_request, host_word) - 56usize];
+    ["Offset of field: jio_request::reserved"][::core::mem::offset_of!(jio_request, reserved) - 88usize];
 };
 pub type jio_request_t = jio_request;
 #[repr(C)]
@@ -223,12 +187,8 @@ pub struct jio_property {
 const _: () = {
     ["Size of jio_property"][::core::mem::size_of::<jio_property>() - 16usize];
     ["Alignment of jio_property"][::core::mem::align_of::<jio_property>() - 8usize];
-    [
-        "Offset of field: jio_property::key",
-    ][::core::mem::offset_of!(jio_property, key) - 0usize];
-    [
-        "Offset of field: jio_property::value",
-    ][::core::mem::offset_of!(jio_property, value) - 8usize];
+    ["Offset of field: jio_property::key"][::core::mem::offset_of!(jio_property, key) - 0usize];
+    ["Offset of field: jio_property::value"][::core::mem::offset_of!(jio_property, value) - 8usize];
 };
 pub type jio_property_t = jio_property;
 #[repr(C)]
@@ -254,51 +214,21 @@ pub struct jio_disk_info {
 const _: () = {
     ["Size of jio_disk_info"][::core::mem::size_of::<jio_disk_info>() - 144usize];
     ["Alignment of jio_disk_info"][::core::mem::align_of::<jio_disk_info>() - 8usize];
-    [
-        "Offset of field: jio_disk_info::size",
-    ][::core::mem::offset_of!(jio_disk_info, size) - 0usize];
-    [
-        "Offset of field: jio_disk_info::purpose",
-    ][::core::mem::offset_of!(jio_disk_info, purpose) - 4usize];
-    [
-        "Offset of field: jio_disk_info::flags",
-    ][::core::mem::offset_of!(jio_disk_info, flags) - 8usize];
-    [
-        "Offset of field: jio_disk_info::block_bytes",
-    ][::core::mem::offset_of!(jio_disk_info, block_bytes) - 12usize];
-    [
-        "Offset of field: jio_disk_info::capacity_bytes",
-    ][::core::mem::offset_of!(jio_disk_info, capacity_bytes) - 16usize];
-    [
-        "Offset of field: jio_disk_info::disk_uuid",
-    ][::core::mem::offset_of!(jio_disk_info, disk_uuid) - 24usize];
-    [
-        "Offset of field: jio_disk_info::vm_uuid",
-    ][::core::mem::offset_of!(jio_disk_info, vm_uuid) - 40usize];
-    [
-        "Offset of field: jio_disk_info::label",
-    ][::core::mem::offset_of!(jio_disk_info, label) - 56usize];
-    [
-        "Offset of field: jio_disk_info::path",
-    ][::core::mem::offset_of!(jio_disk_info, path) - 64usize];
-    [
-        "Offset of field: jio_disk_info::vm_name",
-    ][::core::mem::offset_of!(jio_disk_info, vm_name) - 72usize];
-    [
-        "Offset of field: jio_disk_info::run_dir",
-    ][::core::mem::offset_of!(jio_disk_info, run_dir) - 80usize];
-    [
-        "Offset of field: jio_disk_info::boot_id",
-    ][::core::mem::offset_of!(jio_disk_info, boot_id) - 88usize];
-    [
-        "Offset of field: jio_disk_info::properties",
-    ][::core::mem::offset_of!(jio_disk_info, properties) - 96usize];
-    [
-        "Offset of field: jio_disk_info::property_count",
-    ][::core::mem::offset_of!(jio_disk_info, property_count) - 104usize];
-    [
-        "Offset of field: jio_disk_info::reserved",
-    ][::core::mem::offset_of!(jio_disk_info, reserved) - 112usize];
+    ["Offset of field: jio_disk_info::size"][::core::mem::offset_of!(jio_disk_info, size) - 0usize];
+    ["Offset of field: jio_disk_info::purpose"][::core::mem::offset_of!(jio_disk_info, purpose) - 4usize];
+    ["Offset of field: jio_disk_info::flags"][::core::mem::offset_of!(jio_disk_info, flags) - 8usize];
+    ["Offset of field: jio_disk_info::block_bytes"][::core::mem::offset_of!(jio_disk_info, block_bytes) - 12usize];
+    ["Offset of field: jio_disk_info::capacity_bytes"][::core::mem::offset_of!(jio_disk_info, capacity_bytes) - 16usize];
+    ["Offset of field: jio_disk_info::disk_uuid"][::core::mem::offset_of!(jio_disk_info, disk_uuid) - 24usize];
+    ["Offset of field: jio_disk_info::vm_uuid"][::core::mem::offset_of!(jio_disk_info, vm_uuid) - 40usize];
+    ["Offset of field: jio_disk_info::label"][::core::mem::offset_of!(jio_disk_info, label) - 56usize];
+    ["Offset of field: jio_disk_info::path"][::core::mem::offset_of!(jio_disk_info, path) - 64usize];
+    ["Offset of field: jio_disk_info::vm_name"][::core::mem::offset_of!(jio_disk_info, vm_name) - 72usize];
+    ["Offset of field: jio_disk_info::run_dir"][::core::mem::offset_of!(jio_disk_info, run_dir) - 80usize];
+    ["Offset of field: jio_disk_info::boot_id"][::core::mem::offset_of!(jio_disk_info, boot_id) - 88usize];
+    ["Offset of field: jio_disk_info::properties"][::core::mem::offset_of!(jio_disk_info, properties) - 96usize];
+    ["Offset of field: jio_disk_info::property_count"][::core::mem::offset_of!(jio_disk_info, property_count) - 104usize];
+    ["Offset of field: jio_disk_info::reserved"][::core::mem::offset_of!(jio_disk_info, reserved) - 112usize];
 };
 pub type jio_disk_info_t = jio_disk_info;
 #[repr(C)]
@@ -315,24 +245,12 @@ pub struct jio_snapshot {
 const _: () = {
     ["Size of jio_snapshot"][::core::mem::size_of::<jio_snapshot>() - 40usize];
     ["Alignment of jio_snapshot"][::core::mem::align_of::<jio_snapshot>() - 8usize];
-    [
-        "Offset of field: jio_snapshot::size",
-    ][::core::mem::offset_of!(jio_snapshot, size) - 0usize];
-    [
-        "Offset of field: jio_snapshot::event",
-    ][::core::mem::offset_of!(jio_snapshot, event) - 4usize];
-    [
-        "Offset of field: jio_snapshot::phase",
-    ][::core::mem::offset_of!(jio_snapshot, phase) - 8usize];
-    [
-        "Offset of field: jio_snapshot::flags",
-    ][::core::mem::offset_of!(jio_snapshot, flags) - 12usize];
-    [
-        "Offset of field: jio_snapshot::snapshot_id",
-    ][::core::mem::offset_of!(jio_snapshot, snapshot_id) - 16usize];
-    [
-        "Offset of field: jio_snapshot::reserved",
-    ][::core::mem::offset_of!(jio_snapshot, reserved) - 24usize];
+    ["Offset of field: jio_snapshot::size"][::core::mem::offset_of!(jio_snapshot, size) - 0usize];
+    ["Offset of field: jio_snapshot::event"][::core::mem::offset_of!(jio_snapshot, event) - 4usize];
+    ["Offset of field: jio_snapshot::phase"][::core::mem::offset_of!(jio_snapshot, phase) - 8usize];
+    ["Offset of field: jio_snapshot::flags"][::core::mem::offset_of!(jio_snapshot, flags) - 12usize];
+    ["Offset of field: jio_snapshot::snapshot_id"][::core::mem::offset_of!(jio_snapshot, snapshot_id) - 16usize];
+    ["Offset of field: jio_snapshot::reserved"][::core::mem::offset_of!(jio_snapshot, reserved) - 24usize];
 };
 pub type jio_snapshot_t = jio_snapshot;
 #[repr(C)]
@@ -350,27 +268,13 @@ pub struct jio_clone {
 const _: () = {
     ["Size of jio_clone"][::core::mem::size_of::<jio_clone>() - 56usize];
     ["Alignment of jio_clone"][::core::mem::align_of::<jio_clone>() - 8usize];
-    [
-        "Offset of field: jio_clone::size",
-    ][::core::mem::offset_of!(jio_clone, size) - 0usize];
-    [
-        "Offset of field: jio_clone::phase",
-    ][::core::mem::offset_of!(jio_clone, phase) - 4usize];
-    [
-        "Offset of field: jio_clone::flags",
-    ][::core::mem::offset_of!(jio_clone, flags) - 8usize];
-    [
-        "Offset of field: jio_clone::pad",
-    ][::core::mem::offset_of!(jio_clone, pad) - 12usize];
-    [
-        "Offset of field: jio_clone::dest_disk_uuid",
-    ][::core::mem::offset_of!(jio_clone, dest_disk_uuid) - 16usize];
-    [
-        "Offset of field: jio_clone::dest_path",
-    ][::core::mem::offset_of!(jio_clone, dest_path) - 32usize];
-    [
-        "Offset of field: jio_clone::reserved",
-    ][::core::mem::offset_of!(jio_clone, reserved) - 40usize];
+    ["Offset of field: jio_clone::size"][::core::mem::offset_of!(jio_clone, size) - 0usize];
+    ["Offset of field: jio_clone::phase"][::core::mem::offset_of!(jio_clone, phase) - 4usize];
+    ["Offset of field: jio_clone::flags"][::core::mem::offset_of!(jio_clone, flags) - 8usize];
+    ["Offset of field: jio_clone::pad"][::core::mem::offset_of!(jio_clone, pad) - 12usize];
+    ["Offset of field: jio_clone::dest_disk_uuid"][::core::mem::offset_of!(jio_clone, dest_disk_uuid) - 16usize];
+    ["Offset of field: jio_clone::dest_path"][::core::mem::offset_of!(jio_clone, dest_path) - 32usize];
+    ["Offset of field: jio_clone::reserved"][::core::mem::offset_of!(jio_clone, reserved) - 40usize];
 };
 pub type jio_clone_t = jio_clone;
 #[repr(C)]
@@ -387,24 +291,12 @@ pub struct jio_migrate {
 const _: () = {
     ["Size of jio_migrate"][::core::mem::size_of::<jio_migrate>() - 40usize];
     ["Alignment of jio_migrate"][::core::mem::align_of::<jio_migrate>() - 8usize];
-    [
-        "Offset of field: jio_migrate::size",
-    ][::core::mem::offset_of!(jio_migrate, size) - 0usize];
-    [
-        "Offset of field: jio_migrate::phase",
-    ][::core::mem::offset_of!(jio_migrate, phase) - 4usize];
-    [
-        "Offset of field: jio_migrate::what",
-    ][::core::mem::offset_of!(jio_migrate, what) - 8usize];
-    [
-        "Offset of field: jio_migrate::flags",
-    ][::core::mem::offset_of!(jio_migrate, flags) - 12usize];
-    [
-        "Offset of field: jio_migrate::dest_path",
-    ][::core::mem::offset_of!(jio_migrate, dest_path) - 16usize];
-    [
-        "Offset of field: jio_migrate::reserved",
-    ][::core::mem::offset_of!(jio_migrate, reserved) - 24usize];
+    ["Offset of field: jio_migrate::size"][::core::mem::offset_of!(jio_migrate, size) - 0usize];
+    ["Offset of field: jio_migrate::phase"][::core::mem::offset_of!(jio_migrate, phase) - 4usize];
+    ["Offset of field: jio_migrate::what"][::core::mem::offset_of!(jio_migrate, what) - 8usize];
+    ["Offset of field: jio_migrate::flags"][::core::mem::offset_of!(jio_migrate, flags) - 12usize];
+    ["Offset of field: jio_migrate::dest_path"][::core::mem::offset_of!(jio_migrate, dest_path) - 16usize];
+    ["Offset of field: jio_migrate::reserved"][::core::mem::offset_of!(jio_migrate, reserved) - 24usize];
 };
 pub type jio_migrate_t = jio_migrate;
 #[repr(C)]
@@ -423,36 +315,16 @@ pub struct jio_requirements {
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
     ["Size of jio_requirements"][::core::mem::size_of::<jio_requirements>() - 80usize];
-    [
-        "Alignment of jio_requirements",
-    ][::core::mem::align_of::<jio_requirements>() - 8usize];
-    [
-        "Offset of field: jio_requirements::size",
-    ][::core::mem::offset_of!(jio_requirements, size) - 0usize];
-    [
-        "Offset of field: jio_requirements::timers",
-    ][::core::mem::offset_of!(jio_requirements, timers) - 4usize];
-    [
-        "Offset of field: jio_requirements::work_items",
-    ][::core::mem::offset_of!(jio_requirements, work_items) - 8usize];
-    [
-        "Offset of field: jio_requirements::requests",
-    ][::core::mem::offset_of!(jio_requirements, requests) - 12usize];
-    [
-        "Offset of field: jio_requirements::heap_bytes",
-    ][::core::mem::offset_of!(jio_requirements, heap_bytes) - 16usize];
-    [
-        "Offset of field: jio_requirements::mapped_bytes",
-    ][::core::mem::offset_of!(jio_requirements, mapped_bytes) - 24usize];
-    [
-        "Offset of field: jio_requirements::sidecar_bytes",
-    ][::core::mem::offset_of!(jio_requirements, sidecar_bytes) - 32usize];
-    [
-        "Offset of field: jio_requirements::defer_ns_max",
-    ][::core::mem::offset_of!(jio_requirements, defer_ns_max) - 40usize];
-    [
-        "Offset of field: jio_requirements::reserved",
-    ][::core::mem::offset_of!(jio_requirements, reserved) - 48usize];
+    ["Alignment of jio_requirements"][::core::mem::align_of::<jio_requirements>() - 8usize];
+    ["Offset of field: jio_requirements::size"][::core::mem::offset_of!(jio_requirements, size) - 0usize];
+    ["Offset of field: jio_requirements::timers"][::core::mem::offset_of!(jio_requirements, timers) - 4usize];
+    ["Offset of field: jio_requirements::work_items"][::core::mem::offset_of!(jio_requirements, work_items) - 8usize];
+    ["Offset of field: jio_requirements::requests"][::core::mem::offset_of!(jio_requirements, requests) - 12usize];
+    ["Offset of field: jio_requirements::heap_bytes"][::core::mem::offset_of!(jio_requirements, heap_bytes) - 16usize];
+    ["Offset of field: jio_requirements::mapped_bytes"][::core::mem::offset_of!(jio_requirements, mapped_bytes) - 24usize];
+    ["Offset of field: jio_requirements::sidecar_bytes"][::core::mem::offset_of!(jio_requirements, sidecar_bytes) - 32usize];
+    ["Offset of field: jio_requirements::defer_ns_max"][::core::mem::offset_of!(jio_requirements, defer_ns_max) - 40usize];
+    ["Offset of field: jio_requirements::reserved"][::core::mem::offset_of!(jio_requirements, reserved) - 48usize];
 };
 pub type jio_requirements_t = jio_requirements;
 #[repr(C)]
@@ -476,57 +348,23 @@ pub struct jio_filter_status {
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    [
-        "Size of jio_filter_status",
-    ][::core::mem::size_of::<jio_filter_status>() - 144usize];
-    [
-        "Alignment of jio_filter_status",
-    ][::core::mem::align_of::<jio_filter_status>() - 8usize];
-    [
-        "Offset of field: jio_filter_status::size",
-    ][::core::mem::offset_of!(jio_filter_status, size) - 0usize];
-    [
-        "Offset of field: jio_filter_status::state",
-    ][::core::mem::offset_of!(jio_filter_status, state) - 4usize];
-    [
-        "Offset of field: jio_filter_status::alarms",
-    ][::core::mem::offset_of!(jio_filter_status, alarms) - 8usize];
-    [
-        "Offset of field: jio_filter_status::pad",
-    ][::core::mem::offset_of!(jio_filter_status, pad) - 12usize];
-    [
-        "Offset of field: jio_filter_status::epoch",
-    ][::core::mem::offset_of!(jio_filter_status, epoch) - 16usize];
-    [
-        "Offset of field: jio_filter_status::published_seq",
-    ][::core::mem::offset_of!(jio_filter_status, published_seq) - 24usize];
-    [
-        "Offset of field: jio_filter_status::durable_seq",
-    ][::core::mem::offset_of!(jio_filter_status, durable_seq) - 32usize];
-    [
-        "Offset of field: jio_filter_status::lane_used_bytes",
-    ][::core::mem::offset_of!(jio_filter_status, lane_used_bytes) - 40usize];
-    [
-        "Offset of field: jio_filter_status::lane_capacity_bytes",
-    ][::core::mem::offset_of!(jio_filter_status, lane_capacity_bytes) - 48usize];
-    [
-        "Offset of field: jio_filter_status::dirty_bytes",
-    ][::core::mem::offset_of!(jio_filter_status, dirty_bytes) - 56usize];
-    [
-        "Offset of field: jio_filter_status::deferred_count",
-    ][::core::mem::offset_of!(jio_filter_status, deferred_count) - 64usize];
-    [
-        "Offset of field: jio_filter_status::deferred_ns_max",
-    ][::core::mem::offset_of!(jio_filter_status, deferred_ns_max) - 72usize];
-    [
-        "Offset of field: jio_filter_status::held_count",
-    ][::core::mem::offset_of!(jio_filter_status, held_count) - 80usize];
-    [
-        "Offset of field: jio_filter_status::tracking_count",
-    ][::core::mem::offset_of!(jio_filter_status, tracking_count) - 88usize];
-    [
-        "Offset of field: jio_filter_status::reserved",
-    ][::core::mem::offset_of!(jio_filter_status, reserved) - 96usize];
+    ["Size of jio_filter_status"][::core::mem::size_of::<jio_filter_status>() - 144usize];
+    ["Alignment of jio_filter_status"][::core::mem::align_of::<jio_filter_status>() - 8usize];
+    ["Offset of field: jio_filter_status::size"][::core::mem::offset_of!(jio_filter_status, size) - 0usize];
+    ["Offset of field: jio_filter_status::state"][::core::mem::offset_of!(jio_filter_status, state) - 4usize];
+    ["Offset of field: jio_filter_status::alarms"][::core::mem::offset_of!(jio_filter_status, alarms) - 8usize];
+    ["Offset of field: jio_filter_status::pad"][::core::mem::offset_of!(jio_filter_status, pad) - 12usize];
+    ["Offset of field: jio_filter_status::epoch"][::core::mem::offset_of!(jio_filter_status, epoch) - 16usize];
+    ["Offset of field: jio_filter_status::published_seq"][::core::mem::offset_of!(jio_filter_status, published_seq) - 24usize];
+    ["Offset of field: jio_filter_status::durable_seq"][::core::mem::offset_of!(jio_filter_status, durable_seq) - 32usize];
+    ["Offset of field: jio_filter_status::lane_used_bytes"][::core::mem::offset_of!(jio_filter_status, lane_used_bytes) - 40usize];
+    ["Offset of field: jio_filter_status::lane_capacity_bytes"][::core::mem::offset_of!(jio_filter_status, lane_capacity_bytes) - 48usize];
+    ["Offset of field: jio_filter_status::dirty_bytes"][::core::mem::offset_of!(jio_filter_status, dirty_bytes) - 56usize];
+    ["Offset of field: jio_filter_status::deferred_count"][::core::mem::offset_of!(jio_filter_status, deferred_count) - 64usize];
+    ["Offset of field: jio_filter_status::deferred_ns_max"][::core::mem::offset_of!(jio_filter_status, deferred_ns_max) - 72usize];
+    ["Offset of field: jio_filter_status::held_count"][::core::mem::offset_of!(jio_filter_status, held_count) - 80usize];
+    ["Offset of field: jio_filter_status::tracking_count"][::core::mem::offset_of!(jio_filter_status, tracking_count) - 88usize];
+    ["Offset of field: jio_filter_status::reserved"][::core::mem::offset_of!(jio_filter_status, reserved) - 96usize];
 };
 pub type jio_filter_status_t = jio_filter_status;
 pub type jio_task_fn = ::core::option::Option<
@@ -689,85 +527,33 @@ pub struct jio_host {
 const _: () = {
     ["Size of jio_host"][::core::mem::size_of::<jio_host>() - 264usize];
     ["Alignment of jio_host"][::core::mem::align_of::<jio_host>() - 8usize];
-    [
-        "Offset of field: jio_host::size",
-    ][::core::mem::offset_of!(jio_host, size) - 0usize];
-    [
-        "Offset of field: jio_host::abi_version",
-    ][::core::mem::offset_of!(jio_host, abi_version) - 4usize];
-    [
-        "Offset of field: jio_host::host_ctx",
-    ][::core::mem::offset_of!(jio_host, host_ctx) - 8usize];
-    [
-        "Offset of field: jio_host::name",
-    ][::core::mem::offset_of!(jio_host, name) - 16usize];
+    ["Offset of field: jio_host::size"][::core::mem::offset_of!(jio_host, size) - 0usize];
+    ["Offset of field: jio_host::abi_version"][::core::mem::offset_of!(jio_host, abi_version) - 4usize];
+    ["Offset of field: jio_host::host_ctx"][::core::mem::offset_of!(jio_host, host_ctx) - 8usize];
+    ["Offset of field: jio_host::name"][::core::mem::offset_of!(jio_host, name) - 16usize];
     ["Offset of field: jio_host::log"][::core::mem::offset_of!(jio_host, log) - 24usize];
-    [
-        "Offset of field: jio_host::heap_alloc",
-    ][::core::mem::offset_of!(jio_host, heap_alloc) - 32usize];
-    [
-        "Offset of field: jio_host::heap_free",
-    ][::core::mem::offset_of!(jio_host, heap_free) - 40usize];
-    [
-        "Offset of field: jio_host::now_mono_ns",
-    ][::core::mem::offset_of!(jio_host, now_mono_ns) - 48usize];
-    [
-        "Offset of field: jio_host::now_wall_ns",
-    ][::core::mem::offset_of!(jio_host, now_wall_ns) - 56usize];
-    [
-        "Offset of field: jio_host::random_bytes",
-    ][::core::mem::offset_of!(jio_host, random_bytes) - 64usize];
-    [
-        "Offset of field: jio_host::io_continue",
-    ][::core::mem::offset_of!(jio_host, io_continue) - 72usize];
-    [
-        "Offset of field: jio_host::io_complete",
-    ][::core::mem::offset_of!(jio_host, io_complete) - 80usize];
-    [
-        "Offset of field: jio_host::io_release",
-    ][::core::mem::offset_of!(jio_host, io_release) - 88usize];
-    [
-        "Offset of field: jio_host::submit",
-    ][::core::mem::offset_of!(jio_host, submit) - 96usize];
-    [
-        "Offset of field: jio_host::sidecar_create",
-    ][::core::mem::offset_of!(jio_host, sidecar_create) - 104usize];
-    [
-        "Offset of field: jio_host::sidecar_open",
-    ][::core::mem::offset_of!(jio_host, sidecar_open) - 112usize];
-    [
-        "Offset of field: jio_host::sidecar_close",
-    ][::core::mem::offset_of!(jio_host, sidecar_close) - 120usize];
-    [
-        "Offset of field: jio_host::sidecar_read",
-    ][::core::mem::offset_of!(jio_host, sidecar_read) - 128usize];
-    [
-        "Offset of field: jio_host::sidecar_write",
-    ][::core::mem::offset_of!(jio_host, sidecar_write) - 136usize];
-    [
-        "Offset of field: jio_host::sidecar_delete",
-    ][::core::mem::offset_of!(jio_host, sidecar_delete) - 144usize];
-    [
-        "Offset of field: jio_host::timer_start",
-    ][::core::mem::offset_of!(jio_host, timer_start) - 152usize];
-    [
-        "Offset of field: jio_host::timer_cancel",
-    ][::core::mem::offset_of!(jio_host, timer_cancel) - 160usize];
-    [
-        "Offset of field: jio_host::work_submit",
-    ][::core::mem::offset_of!(jio_host, work_submit) - 168usize];
-    [
-        "Offset of field: jio_host::work_flush",
-    ][::core::mem::offset_of!(jio_host, work_flush) - 176usize];
-    [
-        "Offset of field: jio_host::property_get",
-    ][::core::mem::offset_of!(jio_host, property_get) - 184usize];
-    [
-        "Offset of field: jio_host::event_post",
-    ][::core::mem::offset_of!(jio_host, event_post) - 192usize];
-    [
-        "Offset of field: jio_host::reserved",
-    ][::core::mem::offset_of!(jio_host, reserved) - 200usize];
+    ["Offset of field: jio_host::heap_alloc"][::core::mem::offset_of!(jio_host, heap_alloc) - 32usize];
+    ["Offset of field: jio_host::heap_free"][::core::mem::offset_of!(jio_host, heap_free) - 40usize];
+    ["Offset of field: jio_host::now_mono_ns"][::core::mem::offset_of!(jio_host, now_mono_ns) - 48usize];
+    ["Offset of field: jio_host::now_wall_ns"][::core::mem::offset_of!(jio_host, now_wall_ns) - 56usize];
+    ["Offset of field: jio_host::random_bytes"][::core::mem::offset_of!(jio_host, random_bytes) - 64usize];
+    ["Offset of field: jio_host::io_continue"][::core::mem::offset_of!(jio_host, io_continue) - 72usize];
+    ["Offset of field: jio_host::io_complete"][::core::mem::offset_of!(jio_host, io_complete) - 80usize];
+    ["Offset of field: jio_host::io_release"][::core::mem::offset_of!(jio_host, io_release) - 88usize];
+    ["Offset of field: jio_host::submit"][::core::mem::offset_of!(jio_host, submit) - 96usize];
+    ["Offset of field: jio_host::sidecar_create"][::core::mem::offset_of!(jio_host, sidecar_create) - 104usize];
+    ["Offset of field: jio_host::sidecar_open"][::core::mem::offset_of!(jio_host, sidecar_open) - 112usize];
+    ["Offset of field: jio_host::sidecar_close"][::core::mem::offset_of!(jio_host, sidecar_close) - 120usize];
+    ["Offset of field: jio_host::sidecar_read"][::core::mem::offset_of!(jio_host, sidecar_read) - 128usize];
+    ["Offset of field: jio_host::sidecar_write"][::core::mem::offset_of!(jio_host, sidecar_write) - 136usize];
+    ["Offset of field: jio_host::sidecar_delete"][::core::mem::offset_of!(jio_host, sidecar_delete) - 144usize];
+    ["Offset of field: jio_host::timer_start"][::core::mem::offset_of!(jio_host, timer_start) - 152usize];
+    ["Offset of field: jio_host::timer_cancel"][::core::mem::offset_of!(jio_host, timer_cancel) - 160usize];
+    ["Offset of field: jio_host::work_submit"][::core::mem::offset_of!(jio_host, work_submit) - 168usize];
+    ["Offset of field: jio_host::work_flush"][::core::mem::offset_of!(jio_host, work_flush) - 176usize];
+    ["Offset of field: jio_host::property_get"][::core::mem::offset_of!(jio_host, property_get) - 184usize];
+    ["Offset of field: jio_host::event_post"][::core::mem::offset_of!(jio_host, event_post) - 192usize];
+    ["Offset of field: jio_host::reserved"][::core::mem::offset_of!(jio_host, reserved) - 200usize];
 };
 pub type jio_host_t = jio_host;
 #[repr(C)]
@@ -901,87 +687,33 @@ pub struct jio_filter {
 const _: () = {
     ["Size of jio_filter"][::core::mem::size_of::<jio_filter>() - 256usize];
     ["Alignment of jio_filter"][::core::mem::align_of::<jio_filter>() - 8usize];
-    [
-        "Offset of field: jio_filter::size",
-    ][::core::mem::offset_of!(jio_filter, size) - 0usize];
-    [
-        "Offset of field: jio_filter::abi_version",
-    ][::core::mem::offset_of!(jio_filter, abi_version) - 4usize];
-    [
-        "Offset of field: jio_filter::name",
-    ][::core::mem::offset_of!(jio_filter, name) - 8usize];
-    [
-        "Offset of field: jio_filter::vendor",
-    ][::core::mem::offset_of!(jio_filter, vendor) - 16usize];
-    [
-        "Offset of field: jio_filter::version",
-    ][::core::mem::offset_of!(jio_filter, version) - 24usize];
-    [
-        "Offset of field: jio_filter::filter_class",
-    ][::core::mem::offset_of!(jio_filter, filter_class) - 32usize];
-    [
-        "Offset of field: jio_filter::flags",
-    ][::core::mem::offset_of!(jio_filter, flags) - 36usize];
-    [
-        "Offset of field: jio_filter::requirements",
-    ][::core::mem::offset_of!(jio_filter, requirements) - 40usize];
-    [
-        "Offset of field: jio_filter::attach",
-    ][::core::mem::offset_of!(jio_filter, attach) - 48usize];
-    [
-        "Offset of field: jio_filter::detach",
-    ][::core::mem::offset_of!(jio_filter, detach) - 56usize];
-    [
-        "Offset of field: jio_filter::open",
-    ][::core::mem::offset_of!(jio_filter, open) - 64usize];
-    [
-        "Offset of field: jio_filter::close",
-    ][::core::mem::offset_of!(jio_filter, close) - 72usize];
-    [
-        "Offset of field: jio_filter::io_start",
-    ][::core::mem::offset_of!(jio_filter, io_start) - 80usize];
-    [
-        "Offset of field: jio_filter::io_done",
-    ][::core::mem::offset_of!(jio_filter, io_done) - 88usize];
-    [
-        "Offset of field: jio_filter::io_abort",
-    ][::core::mem::offset_of!(jio_filter, io_abort) - 96usize];
-    [
-        "Offset of field: jio_filter::stun",
-    ][::core::mem::offset_of!(jio_filter, stun) - 104usize];
-    [
-        "Offset of field: jio_filter::unstun",
-    ][::core::mem::offset_of!(jio_filter, unstun) - 112usize];
-    [
-        "Offset of field: jio_filter::snapshot",
-    ][::core::mem::offset_of!(jio_filter, snapshot) - 120usize];
-    [
-        "Offset of field: jio_filter::clone",
-    ][::core::mem::offset_of!(jio_filter, clone) - 128usize];
-    [
-        "Offset of field: jio_filter::migrate",
-    ][::core::mem::offset_of!(jio_filter, migrate) - 136usize];
-    [
-        "Offset of field: jio_filter::grow",
-    ][::core::mem::offset_of!(jio_filter, grow) - 144usize];
-    [
-        "Offset of field: jio_filter::property_set",
-    ][::core::mem::offset_of!(jio_filter, property_set) - 152usize];
-    [
-        "Offset of field: jio_filter::property_get",
-    ][::core::mem::offset_of!(jio_filter, property_get) - 160usize];
-    [
-        "Offset of field: jio_filter::property_list",
-    ][::core::mem::offset_of!(jio_filter, property_list) - 168usize];
-    [
-        "Offset of field: jio_filter::status",
-    ][::core::mem::offset_of!(jio_filter, status) - 176usize];
-    [
-        "Offset of field: jio_filter::drain",
-    ][::core::mem::offset_of!(jio_filter, drain) - 184usize];
-    [
-        "Offset of field: jio_filter::reserved",
-    ][::core::mem::offset_of!(jio_filter, reserved) - 192usize];
+    ["Offset of field: jio_filter::size"][::core::mem::offset_of!(jio_filter, size) - 0usize];
+    ["Offset of field: jio_filter::abi_version"][::core::mem::offset_of!(jio_filter, abi_version) - 4usize];
+    ["Offset of field: jio_filter::name"][::core::mem::offset_of!(jio_filter, name) - 8usize];
+    ["Offset of field: jio_filter::vendor"][::core::mem::offset_of!(jio_filter, vendor) - 16usize];
+    ["Offset of field: jio_filter::version"][::core::mem::offset_of!(jio_filter, version) - 24usize];
+    ["Offset of field: jio_filter::filter_class"][::core::mem::offset_of!(jio_filter, filter_class) - 32usize];
+    ["Offset of field: jio_filter::flags"][::core::mem::offset_of!(jio_filter, flags) - 36usize];
+    ["Offset of field: jio_filter::requirements"][::core::mem::offset_of!(jio_filter, requirements) - 40usize];
+    ["Offset of field: jio_filter::attach"][::core::mem::offset_of!(jio_filter, attach) - 48usize];
+    ["Offset of field: jio_filter::detach"][::core::mem::offset_of!(jio_filter, detach) - 56usize];
+    ["Offset of field: jio_filter::open"][::core::mem::offset_of!(jio_filter, open) - 64usize];
+    ["Offset of field: jio_filter::close"][::core::mem::offset_of!(jio_filter, close) - 72usize];
+    ["Offset of field: jio_filter::io_start"][::core::mem::offset_of!(jio_filter, io_start) - 80usize];
+    ["Offset of field: jio_filter::io_done"][::core::mem::offset_of!(jio_filter, io_done) - 88usize];
+    ["Offset of field: jio_filter::io_abort"][::core::mem::offset_of!(jio_filter, io_abort) - 96usize];
+    ["Offset of field: jio_filter::stun"][::core::mem::offset_of!(jio_filter, stun) - 104usize];
+    ["Offset of field: jio_filter::unstun"][::core::mem::offset_of!(jio_filter, unstun) - 112usize];
+    ["Offset of field: jio_filter::snapshot"][::core::mem::offset_of!(jio_filter, snapshot) - 120usize];
+    ["Offset of field: jio_filter::clone"][::core::mem::offset_of!(jio_filter, clone) - 128usize];
+    ["Offset of field: jio_filter::migrate"][::core::mem::offset_of!(jio_filter, migrate) - 136usize];
+    ["Offset of field: jio_filter::grow"][::core::mem::offset_of!(jio_filter, grow) - 144usize];
+    ["Offset of field: jio_filter::property_set"][::core::mem::offset_of!(jio_filter, property_set) - 152usize];
+    ["Offset of field: jio_filter::property_get"][::core::mem::offset_of!(jio_filter, property_get) - 160usize];
+    ["Offset of field: jio_filter::property_list"][::core::mem::offset_of!(jio_filter, property_list) - 168usize];
+    ["Offset of field: jio_filter::status"][::core::mem::offset_of!(jio_filter, status) - 176usize];
+    ["Offset of field: jio_filter::drain"][::core::mem::offset_of!(jio_filter, drain) - 184usize];
+    ["Offset of field: jio_filter::reserved"][::core::mem::offset_of!(jio_filter, reserved) - 192usize];
 };
 pub type jio_filter_t = jio_filter;
 pub type jio_filter_entry_fn = ::core::option::Option<

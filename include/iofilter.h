@@ -374,10 +374,10 @@ typedef struct jio_host {
 
     /* --- The filter's own I/O -------------------------------------------------------------------- */
 
-    /* [any], but only between the return of open and the call of close. Does not block. Queues
-     * `request`, see jio_request_t. JIO_E_BUSY: too many in flight, try again when one is done;
-     * JIO_E_RANGE: beyond the disk or a limit; JIO_E_INVALID: malformed. On failure `done` is not
-     * called. There is no order among requests, nor between them and guest I/O. */
+    /* [any], from the call of open to the return of close. Does not block. Queues `request`, see
+     * jio_request_t. JIO_E_BUSY: too many in flight, try again when one is done; JIO_E_RANGE: beyond
+     * the disk or a limit; JIO_E_INVALID: malformed. On failure `done` is not called. There is no
+     * order among requests, nor between them and guest I/O. */
     jio_status_t (*submit)(jio_disk_t *disk, jio_request_t *request);
 
     /* --- Sidecars: small files beside the disk that the host keeps for the filter, copies with the
@@ -405,10 +405,10 @@ typedef struct jio_host {
 
     /* --- Timers and work -------------------------------------------------------------------------- */
 
-    /* [any], while the disk is open (from the call of open to the call of close). Calls fn(userdata)
-     * once, delay_ns from now or a little later, [callback]. Does not block. userdata is the filter's;
-     * it must live until fn has run or the cancel has returned JIO_OK. *out_timer is written before fn
-     * can run. JIO_E_NO_MEMORY: too many timers. */
+    /* [any], from the call of open to the return of close. Calls fn(userdata) once, delay_ns from now or
+     * a little later, [callback]. Does not block. userdata is the filter's; it must live until fn has
+     * run or the cancel has returned JIO_OK. *out_timer is written before fn can run.
+     * JIO_E_NO_MEMORY: too many timers. */
     jio_status_t (*timer_start)(jio_disk_t *disk, uint64_t delay_ns, jio_task_fn fn, void *userdata,
                                 jio_timer_t *out_timer);
     /* [work] [control] JIO_OK: fn will never run. JIO_E_NOT_FOUND: fn has run, or the timer is 0. In
@@ -520,7 +520,8 @@ typedef struct jio_filter {
     /* The disk is being copied by this process, which has it open. The sidecars are copied too. */
     jio_status_t (*clone)(void *instance, const jio_clone_t *info);
     jio_status_t (*migrate)(void *instance, const jio_migrate_t *info);
-    /* The disk has been enlarged; I/O beyond the old end comes after this has returned JIO_OK. */
+    /* The disk has been enlarged; I/O beyond the old end comes after this has returned JIO_OK.
+     * JIO_E_RANGE: that is more than the filter can serve. A host never makes a disk smaller. */
     jio_status_t (*grow)(void *instance, uint64_t new_capacity_bytes);
 
     /* --- Properties. [control] [optional] --------------------------------------------------------- */

@@ -1,101 +1,62 @@
 //! The host's checks of the filter's side of the contract, at every call.
 //!
-//! Invariant: an I/O's state moves only along the arrows below; a filter that asks for any other
-//! move is refused, the violation is logged with what and where, and counted. A VM process that
-//! counted any ends with a failure.
+//! Invariant: what a filter may not do is refused; the violation is logged with what and where, and
+//! counted. A VM process that counted any ends with a failure (at once, if it is strict).
 //!
-//! ```text
-//! Starting --PASS--> Down --io_done PASS--> Ended
-//!    |                 \---io_done DEFER--> Held --io_release--> Ended
-//!    |--DEFER--> Deferred --io_continue--> Down     (or io_complete, io_abort --> Ended)
-//!    |--(io_continue before DEFER was returned)--> Continued --> Down
-//!    \--COMPLETE, FAIL--> Ended
-//! ```
+//! | file | holds |
+//! |---|---|
+//! | this one | the count of violations, the figures |
+//! | [`io`] | where an I/O stands, and which way it may go on |
+//! | [`context`] | which calls of the filter this thread is in, and what they may call |
+//! | [`ledger`] | what a disk of the filter has taken and must give back |
 
-use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+pub mod context;
+pub mod io;
+pub mod ledger;
 
-/// Where an I/O stands between host and filter.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(u8)]
-pub enum IoState {
-    /// `io_start` is running.
-    Starting = 0,
-    /// The filter continued it before its `io_start` returned.
-    Continued = 1,
-    /// The filter holds it.
-    Deferred = 2,
-    /// It is with the layers below, or its `io_done` is running.
-    Down = 3,
-    /// The filter holds its completion.
-    Held = 4,
-    /// The filter released the completion before its `io_done` returned.
-    Released = 5,
-    /// The filter has nothing to do with it any more.
-    Ended = 6,
-}
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
-impl IoState {
-    fn of(raw: u8) -> Self {
-        match raw {
-            0 => Self::Starting,
-            1 => Self::Continued,
-            2 => Self::Deferred,
-            3 => Self::Down,
-            4 => Self::Held,
-            5 => Self::Released,
-            _ => Self::Ended,
-        }
-    }
-}
+/// A filter that holds an I/O for longer than it declared, and this beside, breaks the contract. Wide:
+/// a busy machine delays timers, and the guest's own patience is a minute or so.
+pub const HOLD_SLACK: Duration = Duration::from_secs(10);
 
-/// The state of one I/O, moved by compare-and-swap since several threads may try.
-#[derive(Debug)]
-pub struct IoCell(AtomicU8);
-
-impl Default for IoCell {
-    fn default() -> Self {
-        Self(AtomicU8::new(IoState::Ended as u8))
-    }
-}
-
-impl IoCell {
-    /// The state now.
-    pub fn get(&self) -> IoState {
-        IoState::of(self.0.load(Ordering::Acquire))
-    }
-
-    /// Begins a new I/O.
-    pub fn set(&self, to: IoState) {
-        self.0.store(to as u8, Ordering::Release);
-    }
-
-    /// Moves from `from` to `to`; `Err` is the state found instead.
-    pub fn step(&self, from: IoState, to: IoState) -> Result<(), IoState> {
-        let (from, to) = (from as u8, to as u8);
-        let swapped = self
-            .0
-            .compare_exchange(from, to, Ordering::AcqRel, Ordering::Acquire);
-        swapped.map(|_| ()).map_err(IoState::of)
-    }
-}
+/// How a strict process ends at a violation.
+pub const EXIT_VIOLATION: i32 = 70;
 
 /// Violations, and what was measured of the filter's behaviour.
 #[derive(Debug, Default)]
 pub struct Contract {
     violations: AtomicU64,
+    strict: bool,
     /// I/Os that the filter deferred.
     pub deferred: AtomicU64,
     /// The longest deferral, in ns.
     pub deferred_max_ns: AtomicU64,
+    /// Completions that the filter held.
+    pub held: AtomicU64,
+    /// The longest time that a completion was held, in ns.
+    pub held_max_ns: AtomicU64,
     /// I/Os that passed the filter.
     pub calls: AtomicU64,
 }
 
 impl Contract {
+    /// `strict`: the first violation ends the process.
+    pub fn new(strict: bool) -> Self {
+        Self {
+            strict,
+            ..Self::default()
+        }
+    }
+
     /// Notes a violation.
     pub fn violated(&self, label: &str, what: &str) {
         self.violations.fetch_add(1, Ordering::Relaxed); // a counter
         tracing::error!("contract violated by the filter, disk {label}: {what}");
+        if self.strict {
+            std::process::exit(EXIT_VIOLATION);
+        }
     }
 
     /// Violations so far.
@@ -104,30 +65,16 @@ impl Contract {
     }
 
     /// Notes how long an I/O was deferred.
-    pub fn note_deferral(&self, waited_ns: u64) {
+    pub fn note_deferral(&self, waited: Duration) {
+        let waited_ns = waited.as_nanos() as u64;
         self.deferred.fetch_add(1, Ordering::Relaxed); // a counter
         self.deferred_max_ns.fetch_max(waited_ns, Ordering::Relaxed); // a figure
     }
-}
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn only_the_arrows_can_be_walked() {
-        let cell = IoCell::default();
-        cell.set(IoState::Starting);
-        assert_eq!(
-            cell.step(IoState::Deferred, IoState::Down),
-            Err(IoState::Starting)
-        );
-        assert_eq!(cell.step(IoState::Starting, IoState::Deferred), Ok(()));
-        assert_eq!(cell.step(IoState::Deferred, IoState::Down), Ok(()));
-        // A second continue of the same I/O finds it gone.
-        assert_eq!(
-            cell.step(IoState::Deferred, IoState::Down),
-            Err(IoState::Down)
-        );
+    /// Notes how long a completion was held.
+    pub fn note_hold(&self, waited: Duration) {
+        let waited_ns = waited.as_nanos() as u64;
+        self.held.fetch_add(1, Ordering::Relaxed); // a counter
+        self.held_max_ns.fetch_max(waited_ns, Ordering::Relaxed); // a figure
     }
 }

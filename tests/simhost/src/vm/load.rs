@@ -5,6 +5,7 @@
 
 use super::services;
 use crate::abi;
+use crate::contract::context::{self, Context as In};
 use anyhow::{Context, bail};
 use std::ffi::c_void;
 use std::path::{Path, PathBuf};
@@ -96,7 +97,8 @@ pub fn load(given: Option<&Path>) -> anyhow::Result<Filter> {
 
 /// Calls a slot if it is there.
 macro_rules! call {
-    ($self:ident . $slot:ident ( $($arg:expr),* ) else $missing:expr) => {{
+    ($context:ident: $self:ident . $slot:ident ( $($arg:expr),* ) else $missing:expr) => {{
+        let _entered = context::enter(In::$context);
         let end = std::mem::offset_of!(abi::jio_filter, $slot) + size_of::<usize>();
         match $self.table().$slot {
             Some(function) if $self.table().size as usize >= end => {
@@ -114,48 +116,60 @@ impl Filter {
         unsafe { self.0.as_ref() }
     }
 
+    /// See the contract: what any disk needs at most. `None`: the filter does not say.
+    pub fn requirements(&self) -> Option<abi::jio_requirements> {
+        // SAFETY: plain numbers, for which zeros are valid.
+        let mut out: abi::jio_requirements = unsafe { std::mem::zeroed() };
+        out.size = size_of::<abi::jio_requirements>() as u32;
+        let info = std::ptr::null();
+        let status =
+            call!(Control: self.requirements(info, &raw mut out) else abi::JIO_E_NOT_SUPPORTED);
+        (status >= 0).then_some(out)
+    }
+
     /// See the contract.
     pub fn attach(&self, disk: *mut abi::jio_disk, info: &abi::jio_disk_info) -> i32 {
-        call!(self.attach(disk, info) else abi::JIO_E_NOT_SUPPORTED)
+        call!(Control: self.attach(disk, info) else abi::JIO_E_NOT_SUPPORTED)
     }
 
     /// See the contract.
     pub fn open(&self, disk: *mut abi::jio_disk, info: &abi::jio_disk_info) -> (*mut c_void, i32) {
         let mut instance = null_mut();
-        let status = call!(self.open(disk, info, &raw mut instance) else abi::JIO_E_NOT_SUPPORTED);
+        let status =
+            call!(Control: self.open(disk, info, &raw mut instance) else abi::JIO_E_NOT_SUPPORTED);
         (instance, status)
     }
 
     /// See the contract.
     pub fn close(&self, instance: *mut c_void, how: u32) -> i32 {
-        call!(self.close(instance, how) else abi::JIO_E_NOT_SUPPORTED)
+        call!(Control: self.close(instance, how) else abi::JIO_E_NOT_SUPPORTED)
     }
 
     /// See the contract. Returns the verdict and the status that goes with FAIL.
     pub fn io_start(&self, instance: *mut c_void, io: *mut abi::jio_io) -> (u32, i32) {
         let mut status = 0;
-        let verdict = call!(self.io_start(instance, io, &raw mut status) else abi::JIO_PASS);
+        let verdict = call!(Io: self.io_start(instance, io, &raw mut status) else abi::JIO_PASS);
         (verdict, status)
     }
 
     /// See the contract.
     pub fn io_done(&self, instance: *mut c_void, io: *mut abi::jio_io, status: i32) -> u32 {
-        call!(self.io_done(instance, io, status) else abi::JIO_PASS)
+        call!(Io: self.io_done(instance, io, status) else abi::JIO_PASS)
     }
 
     /// See the contract.
     pub fn io_abort(&self, instance: *mut c_void, io: *mut abi::jio_io) -> i32 {
-        call!(self.io_abort(instance, io) else abi::JIO_E_NOT_SUPPORTED)
+        call!(Io: self.io_abort(instance, io) else abi::JIO_E_NOT_SUPPORTED)
     }
 
     /// See the contract.
     pub fn grow(&self, instance: *mut c_void, capacity_bytes: u64) -> i32 {
-        call!(self.grow(instance, capacity_bytes) else abi::JIO_E_NOT_SUPPORTED)
+        call!(Control: self.grow(instance, capacity_bytes) else abi::JIO_E_NOT_SUPPORTED)
     }
 
     /// See the contract.
     pub fn drain(&self, instance: *mut c_void, timeout_ns: u64) -> i32 {
-        call!(self.drain(instance, timeout_ns) else abi::JIO_E_NOT_SUPPORTED)
+        call!(Control: self.drain(instance, timeout_ns) else abi::JIO_E_NOT_SUPPORTED)
     }
 
     /// See the contract; `None`: the filter has no status.
@@ -163,7 +177,7 @@ impl Filter {
         // SAFETY: plain numbers, for which zeros are valid.
         let mut out: abi::jio_filter_status = unsafe { std::mem::zeroed() };
         out.size = size_of::<abi::jio_filter_status>() as u32;
-        let status = call!(self.status(instance, &raw mut out) else abi::JIO_E_NOT_SUPPORTED);
+        let status = call!(Io: self.status(instance, &raw mut out) else abi::JIO_E_NOT_SUPPORTED);
         (status >= 0).then_some(out)
     }
 }

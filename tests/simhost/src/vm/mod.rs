@@ -4,14 +4,20 @@
 //! |---|---|
 //! | this one | start, control, stop |
 //! | [`load`] | dlopen and the table of services |
-//! | [`hostdisk`] | a disk under the filter: I/O down and up |
+//! | [`hostdisk`] | a disk under the filter: its life |
+//! | [`pipeline`] | an I/O of it: down, up, held, given up |
+//! | [`faults`] | failed writes and delays, on request |
 //! | [`services`] | the functions behind the table |
-//! | [`tasks`] | timers, work, the filter's own I/O |
+//! | [`requests`] | the filter's own I/O |
+//! | [`tasks`] | timers, work, threads for I/O |
 //! | [`sidecar`] | the files beside a disk |
 
 mod control;
+mod faults;
 mod hostdisk;
 mod load;
+mod pipeline;
+mod requests;
 mod services;
 mod sidecar;
 mod tasks;
@@ -65,6 +71,9 @@ pub struct VmArgs {
     /// Fail writes that touch a range, some times: LABEL:OFFSET:LENGTH:COUNT.
     #[arg(long = "fault-write")]
     pub fault_writes: Vec<String>,
+    /// End at once when the filter breaks the contract, not only with a failure at the end.
+    #[arg(long)]
+    pub strict: bool,
     /// Delay every disk I/O by this many microseconds.
     #[arg(long, default_value_t = 0)]
     pub fault_delay_us: u64,
@@ -107,7 +116,7 @@ struct Vm {
 type Named = Vec<(String, Arc<dyn Engine>)>;
 
 fn open_disks(args: &VmArgs) -> anyhow::Result<(Named, Vm)> {
-    let contract = Arc::new(crate::contract::Contract::default());
+    let contract = Arc::new(crate::contract::Contract::new(args.strict));
     let mut vm = Vm {
         disks: Vec::new(),
         contract: contract.clone(),
@@ -145,10 +154,10 @@ fn open_disks(args: &VmArgs) -> anyhow::Result<(Named, Vm)> {
             vm_uuid: *uuid.as_bytes(),
             run_dir: args.run_dir.clone(),
             properties: properties.clone(),
-            faults: hostdisk::Faults::parse(&label, &args.fault_writes, args.fault_delay_us)?,
+            faults: faults::Faults::parse(&label, &args.fault_writes, args.fault_delay_us)?,
         };
         let disk = HostDisk::open(library, tasks.clone(), contract.clone(), setup)?;
-        exports.push((label, Arc::new(hostdisk::FilterEngine(disk.clone()))));
+        exports.push((label, Arc::new(pipeline::FilterEngine(disk.clone()))));
         vm.disks.push(disk);
     }
     Ok((exports, vm))

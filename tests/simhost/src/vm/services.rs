@@ -4,9 +4,12 @@
 //! refused and counted.
 
 use super::hostdisk::HostDisk;
+use super::requests::submit;
 use super::sidecar::{self, SidecarFile};
+use super::tasks::Task;
 use crate::abi;
-use crate::nbd::engine::{Io, Kind, execute};
+use crate::contract::context::{self, Context};
+use crate::contract::io::Answer;
 use std::alloc::{Layout, alloc, dealloc};
 use std::ffi::{CStr, c_char, c_void};
 use std::io;
@@ -57,6 +60,15 @@ static TABLE: Table = Table(abi::jio_host {
 pub fn table() -> *const abi::jio_host {
     LazyLock::force(&START);
     &raw const TABLE.0
+}
+
+/// Notes a call from where it is not allowed. It is carried out all the same.
+fn only_where_blocking_is_allowed(disk: &HostDisk, service: &str) {
+    if !context::may_block() {
+        let from = context::current();
+        let what = format!("{service} called from {from:?}, which must not block");
+        disk.violated(&what);
+    }
 }
 
 fn label_of(disk: *mut abi::jio_disk) -> String {
@@ -112,7 +124,7 @@ const HEAP_HEAD: usize = 4096;
 
 unsafe extern "C" fn heap_alloc(
     _ctx: *mut c_void,
-    _disk: *mut abi::jio_disk,
+    disk: *mut abi::jio_disk,
     len: u64,
     align: u64,
 ) -> *mut c_void {
@@ -134,14 +146,27 @@ unsafe extern "C" fn heap_alloc(
         return null_mut();
     }
     // SAFETY: HEAP_HEAD bytes and more were allocated, aligned for a number.
-    unsafe {
+    let memory = unsafe {
         base.cast::<usize>().write(layout.size());
-        base.add(HEAP_HEAD).cast()
+        base.add(HEAP_HEAD)
+    };
+    // SAFETY: the contract: NULL or a disk that lives.
+    if let Some(disk) = unsafe { HostDisk::of(disk) } {
+        disk.ledger.allocated(memory as usize, len as u64);
     }
+    memory.cast()
 }
 
-unsafe extern "C" fn heap_free(_ctx: *mut c_void, _disk: *mut abi::jio_disk, ptr: *mut c_void) {
+unsafe extern "C" fn heap_free(_ctx: *mut c_void, disk: *mut abi::jio_disk, ptr: *mut c_void) {
     if ptr.is_null() {
+        return;
+    }
+    // SAFETY: the contract: NULL or a disk that lives.
+    if let Some(disk) = unsafe { HostDisk::of(disk) }
+        && !disk.ledger.freed(ptr as usize)
+    {
+        let what = "heap_free of memory that was not taken for this disk";
+        disk.violated(what);
         return;
     }
     // SAFETY: the contract: from `heap_alloc`, which keeps the size HEAP_HEAD bytes before.
@@ -181,10 +206,16 @@ unsafe extern "C" fn random_bytes(_ctx: *mut c_void, buffer: *mut c_void, len: u
     OK
 }
 
+fn answer(disk: *mut abi::jio_disk, io: *mut abi::jio_io, answer: Answer, status: i32) -> i32 {
+    // SAFETY: the contract: NULL or a disk that lives.
+    match unsafe { HostDisk::arc_of(disk) } {
+        Some(disk) => disk.answer(io, answer, status),
+        None => abi::JIO_E_INVALID,
+    }
+}
+
 unsafe extern "C" fn io_continue(disk: *mut abi::jio_disk, io: *mut abi::jio_io) -> i32 {
-    // SAFETY: the contract.
-    unsafe { HostDisk::arc_of(disk) }
-        .map_or(abi::JIO_E_INVALID, |disk| disk.answer_deferred(io, None))
+    answer(disk, io, Answer::Continue, OK)
 }
 
 unsafe extern "C" fn io_complete(
@@ -192,109 +223,11 @@ unsafe extern "C" fn io_complete(
     io: *mut abi::jio_io,
     status: i32,
 ) -> i32 {
-    let error = if status >= 0 {
-        0
-    } else {
-        crate::nbd::proto::errno::IO
-    };
-    // SAFETY: the contract.
-    unsafe { HostDisk::arc_of(disk) }.map_or(abi::JIO_E_INVALID, |disk| {
-        disk.answer_deferred(io, Some(error))
-    })
+    answer(disk, io, Answer::Complete, status)
 }
 
 unsafe extern "C" fn io_release(disk: *mut abi::jio_disk, io: *mut abi::jio_io) -> i32 {
-    // SAFETY: the contract.
-    unsafe { HostDisk::arc_of(disk) }.map_or(abi::JIO_E_INVALID, |disk| disk.answer_held(io))
-}
-
-/// A request on its way to a thread of the host.
-struct Request(*mut abi::jio_request);
-// SAFETY: the contract: a submitted request is the host's until `done` is called.
-unsafe impl Send for Request {}
-
-unsafe extern "C" fn submit(disk: *mut abi::jio_disk, request: *mut abi::jio_request) -> i32 {
-    // SAFETY: the contract.
-    let Some(disk) = (unsafe { HostDisk::arc_of(disk) }) else {
-        return abi::JIO_E_INVALID;
-    };
-    // SAFETY: the contract: NULL or a request.
-    let Some(r) = (unsafe { request.as_ref() }) else {
-        return abi::JIO_E_INVALID;
-    };
-    if !disk.open.load(Ordering::Acquire) {
-        disk.contract
-            .violated(&disk.setup.label, "submit on a closed disk");
-        return abi::JIO_E_CLOSED;
-    }
-    let flush = r.kind == abi::JIO_IO_FLUSH;
-    let has_data = matches!(r.kind, abi::JIO_IO_READ | abi::JIO_IO_WRITE);
-    let shape = r.done.is_some() && (!has_data || (r.iov_count == 1 && !r.iov.is_null()));
-    if !shape || r.kind == 0 || r.kind > abi::JIO_IO_FLUSH {
-        disk.contract
-            .violated(&disk.setup.label, "submit of a malformed request");
-        return abi::JIO_E_INVALID;
-    }
-    let end = r.offset_bytes.checked_add(r.len_bytes);
-    if !flush && end.is_none_or(|end| end > disk.disk.capacity_bytes())
-        || r.len_bytes > u64::from(abi::JIO_IO_LEN_MAX)
-    {
-        return abi::JIO_E_RANGE;
-    }
-    let request = Request(request);
-    let of = disk.clone();
-    disk.tasks.run_io(Box::new(move || {
-        let request = request;
-        // SAFETY: submitted, so the request and its buffers live until `done` is called.
-        unsafe { run_request(&of, request.0) };
-    }));
-    OK
-}
-
-/// # Safety
-/// `request` must be submitted and not yet done.
-unsafe fn run_request(disk: &HostDisk, request: *mut abi::jio_request) {
-    // SAFETY: the caller's promise.
-    let r = unsafe { &*request };
-    let kind = match r.kind {
-        abi::JIO_IO_READ => Kind::Read,
-        abi::JIO_IO_WRITE => Kind::Write,
-        abi::JIO_IO_ZERO => Kind::Zero,
-        abi::JIO_IO_UNMAP => Kind::Unmap,
-        _ => Kind::Flush,
-    };
-    let mut io = Io {
-        kind,
-        fua: r.flags & abi::JIO_IO_FUA != 0,
-        may_unmap: r.flags & abi::JIO_IO_MAY_UNMAP != 0,
-        offset_bytes: r.offset_bytes,
-        len_bytes: r.len_bytes as u32,
-        buffer: Vec::new(),
-        cookie: 0,
-        connection: None,
-    };
-    let data = if r.iov.is_null() {
-        &mut [][..]
-    } else {
-        // SAFETY: the contract: one buffer of `len_bytes`, the filter's until `done`.
-        unsafe { std::slice::from_raw_parts_mut((*r.iov).base.cast::<u8>(), r.len_bytes as usize) }
-    };
-    let outcome = match kind {
-        Kind::Read => disk.disk.read_at(data, r.offset_bytes),
-        Kind::Write => disk.disk.write_at(data, r.offset_bytes),
-        _ => execute(&disk.disk, &mut io),
-    };
-    let status = match outcome {
-        Ok(()) => OK,
-        Err(error) => {
-            tracing::warn!("disk {}: the filter's own I/O: {error}", disk.setup.label);
-            abi::JIO_E_IO
-        }
-    };
-    if let Some(done) = r.done {
-        // SAFETY: called once, as the contract says; the request is not touched afterwards.
-        unsafe { done(r.userdata, request, status) };
-    }
+    answer(disk, io, Answer::Release, OK)
 }
 
 fn status_of(disk: &HostDisk, error: &io::Error) -> i32 {
@@ -330,14 +263,12 @@ unsafe extern "C" fn sidecar_create(
     let Some(disk) = (unsafe { HostDisk::of(disk) }) else {
         return abi::JIO_E_INVALID;
     };
+    only_where_blocking_is_allowed(disk, "sidecar_create");
     if key == 0 || out.is_null() {
         return abi::JIO_E_INVALID;
     }
     if !len.is_multiple_of(sidecar::UNIT_BYTES) || len == 0 || len > sidecar::MAX_BYTES {
-        disk.contract.violated(
-            &disk.setup.label,
-            "a sidecar's length is not a multiple of 4096",
-        );
+        disk.violated("a sidecar's length is not a multiple of 4096");
         return abi::JIO_E_RANGE;
     }
     match SidecarFile::create(&disk.setup.path, disk.setup.format, key, len) {
@@ -360,6 +291,7 @@ unsafe extern "C" fn sidecar_open(
     let Some(disk) = (unsafe { HostDisk::of(disk) }) else {
         return abi::JIO_E_INVALID;
     };
+    only_where_blocking_is_allowed(disk, "sidecar_open");
     if key == 0 || out.is_null() || out_len.is_null() {
         return abi::JIO_E_INVALID;
     }
@@ -378,12 +310,15 @@ unsafe extern "C" fn sidecar_open(
 
 unsafe extern "C" fn sidecar_close(disk: *mut abi::jio_disk, handle: *mut abi::jio_sidecar) {
     // SAFETY: the contract.
-    if let Some(disk) = unsafe { HostDisk::of(disk) }
-        && !handle.is_null()
-        && disk.sidecars.lock().remove(&(handle as usize)).is_none()
-    {
-        disk.contract
-            .violated(&disk.setup.label, "close of a sidecar that is not open");
+    let Some(disk) = (unsafe { HostDisk::of(disk) }) else {
+        return;
+    };
+    if handle.is_null() {
+        return;
+    }
+    only_where_blocking_is_allowed(disk, "sidecar_close");
+    if disk.sidecars.lock().remove(&(handle as usize)).is_none() {
+        disk.violated("close of a sidecar that is not open");
     }
 }
 
@@ -397,13 +332,13 @@ fn with_sidecar(
     let Some(disk) = (unsafe { HostDisk::of(disk) }) else {
         return abi::JIO_E_INVALID;
     };
+    only_where_blocking_is_allowed(disk, "sidecar I/O");
     let sidecars = disk.sidecars.lock();
     let Some(file) = sidecars.get(&(handle as usize)) else {
         return abi::JIO_E_NOT_FOUND;
     };
     if !(offset | len).is_multiple_of(sidecar::UNIT_BYTES) {
-        disk.contract
-            .violated(&disk.setup.label, "sidecar I/O is not in multiples of 4096");
+        disk.violated("sidecar I/O is not in multiples of 4096");
         return abi::JIO_E_RANGE;
     }
     if offset
@@ -452,6 +387,7 @@ unsafe extern "C" fn sidecar_delete(disk: *mut abi::jio_disk, key: u64) -> i32 {
     let Some(disk) = (unsafe { HostDisk::of(disk) }) else {
         return abi::JIO_E_INVALID;
     };
+    only_where_blocking_is_allowed(disk, "sidecar_delete");
     match sidecar::delete(&disk.setup.path, disk.setup.format, key) {
         Ok(()) => OK,
         Err(error) => status_of(disk, &error),
@@ -473,14 +409,19 @@ unsafe extern "C" fn timer_start(
         return abi::JIO_E_INVALID;
     };
     if !disk.open.load(Ordering::Acquire) {
-        disk.contract
-            .violated(&disk.setup.label, "a timer on a closed disk");
+        disk.violated("a timer on a closed disk");
         return abi::JIO_E_CLOSED;
     }
     let delay = Duration::from_nanos(delay_ns);
     // SAFETY: not NULL; written before the timer can fire.
     let number = |id| unsafe { out.write(id) };
-    if disk.tasks.timer_start(delay, function, userdata, number) {
+    let ledger = disk.ledger.clone();
+    let task = Task {
+        function,
+        userdata,
+        ledger,
+    };
+    if disk.tasks.timer_start(delay, task, number) {
         OK
     } else {
         abi::JIO_E_NO_MEMORY
@@ -492,6 +433,10 @@ unsafe extern "C" fn timer_cancel(disk: *mut abi::jio_disk, timer: u64) -> i32 {
     let Some(disk) = (unsafe { HostDisk::of(disk) }) else {
         return abi::JIO_E_INVALID;
     };
+    // A timer may cancel itself; that does not wait.
+    if context::current() != Context::Callback {
+        only_where_blocking_is_allowed(disk, "timer_cancel");
+    }
     if disk.tasks.timer_cancel(timer) {
         OK
     } else {
@@ -511,7 +456,17 @@ unsafe extern "C" fn work_submit(
     let Some(function) = function else {
         return abi::JIO_E_INVALID;
     };
-    if of.tasks.work_submit(disk as usize, function, userdata) {
+    if !of.open.load(Ordering::Acquire) {
+        of.violated("work on a closed disk");
+        return abi::JIO_E_CLOSED;
+    }
+    let ledger = of.ledger.clone();
+    let task = Task {
+        function,
+        userdata,
+        ledger,
+    };
+    if of.tasks.work_submit(disk as usize, task) {
         OK
     } else {
         abi::JIO_E_NO_MEMORY
@@ -523,6 +478,12 @@ unsafe extern "C" fn work_flush(disk: *mut abi::jio_disk) -> i32 {
     let Some(of) = (unsafe { HostDisk::of(disk) }) else {
         return abi::JIO_E_INVALID;
     };
+    if context::current() != Context::Control {
+        // From work it would wait for itself: that is refused, not only noted.
+        let what = "work_flush called outside of a control call";
+        of.violated(what);
+        return abi::JIO_E_DENIED;
+    }
     of.tasks.work_flush(disk as usize);
     OK
 }

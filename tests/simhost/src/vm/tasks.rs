@@ -3,6 +3,7 @@
 //! Invariant: a task runs at most once; after a cancel has returned it is not running and will not;
 //! `work_flush` returns only when the disk's earlier work has run.
 
+use crate::contract::ledger::{Kind, Ledger};
 use parking_lot::{Condvar, Mutex};
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap};
@@ -15,21 +16,25 @@ use std::time::{Duration, Instant};
 /// A callback of the filter.
 pub type TaskFn = unsafe extern "C" fn(*mut c_void);
 
-/// A callback with its userdata.
-#[derive(Clone, Copy)]
-struct Task {
-    function: TaskFn,
-    userdata: *mut c_void,
+/// A callback with its userdata, and the account that it is on.
+pub struct Task {
+    /// The filter's function.
+    pub function: TaskFn,
+    /// Its argument.
+    pub userdata: *mut c_void,
+    /// The disk's account.
+    pub ledger: Arc<Ledger>,
 }
 
 // SAFETY: the contract: tasks are run on any thread of the host.
 unsafe impl Send for Task {}
 
 impl Task {
-    fn run(self) {
+    fn run(self, kind: Kind) {
         // SAFETY: the filter's function with the filter's userdata, called once, as the contract
         // says.
-        unsafe { (self.function)(self.userdata) }
+        self.ledger
+            .run(kind, || unsafe { (self.function)(self.userdata) });
     }
 }
 
@@ -90,7 +95,7 @@ impl Tasks {
             let (of, take) = (shared.clone(), take.clone());
             let run = move || {
                 for (owner, task) in take {
-                    task.run();
+                    task.run(Kind::Work);
                     let mut counts = of.work.lock();
                     if let Some(count) = counts.get_mut(&owner) {
                         *count -= 1;
@@ -120,13 +125,7 @@ impl Tasks {
     }
 
     /// Starts a timer; writes its number through `number` before the task can run.
-    pub fn timer_start(
-        &self,
-        delay: Duration,
-        function: TaskFn,
-        userdata: *mut c_void,
-        number: impl FnOnce(u64),
-    ) -> bool {
+    pub fn timer_start(&self, delay: Duration, task: Task, number: impl FnOnce(u64)) -> bool {
         let mut timers = self.shared.timers.lock();
         if timers.tasks.len() >= MAX_TIMERS {
             return false;
@@ -134,7 +133,8 @@ impl Tasks {
         timers.next += 1;
         let id = timers.next;
         number(id);
-        timers.tasks.insert(id, Task { function, userdata });
+        task.ledger.taken(Kind::Timer);
+        timers.tasks.insert(id, task);
         timers.queue.push(Reverse((Instant::now() + delay, id)));
         self.shared.timer_changed.notify_all();
         true
@@ -144,7 +144,8 @@ impl Tasks {
     /// (unless this is called by it).
     pub fn timer_cancel(&self, id: u64) -> bool {
         let mut timers = self.shared.timers.lock();
-        if timers.tasks.remove(&id).is_some() {
+        if let Some(task) = timers.tasks.remove(&id) {
+            task.ledger.given_back(Kind::Timer);
             return true;
         }
         let own = timers.thread == Some(thread::current().id());
@@ -155,14 +156,16 @@ impl Tasks {
     }
 
     /// Queues work of `owner`; `false`: the queue is full.
-    pub fn work_submit(&self, owner: usize, function: TaskFn, userdata: *mut c_void) -> bool {
+    pub fn work_submit(&self, owner: usize, task: Task) -> bool {
+        let ledger = task.ledger.clone();
+        ledger.taken(Kind::Work);
         *self.shared.work.lock().entry(owner).or_default() += 1;
-        let sent = self
-            .work
-            .try_send((owner, Task { function, userdata }))
-            .is_ok();
-        if !sent && let Some(count) = self.shared.work.lock().get_mut(&owner) {
-            *count -= 1;
+        let sent = self.work.try_send((owner, task)).is_ok();
+        if !sent {
+            ledger.given_back(Kind::Work);
+            if let Some(count) = self.shared.work.lock().get_mut(&owner) {
+                *count -= 1;
+            }
         }
         sent
     }
@@ -200,7 +203,7 @@ fn timer_loop(shared: &Shared) {
         if let Some(task) = timers.tasks.remove(&id) {
             timers.running = Some(id);
             drop(timers);
-            task.run();
+            task.run(Kind::Timer);
             timers = shared.timers.lock();
             timers.running = None;
             shared.timer_changed.notify_all();
