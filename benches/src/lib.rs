@@ -1,1 +1,37 @@
 //! Benchmarks: the producer, the whole path, and the peers beside them.
+//!
+//! Invariant: a number is only shown beside what it is compared with, measured in the same run,
+//! interleaved (A B A B ...), in the same placement of processes on cores. Medians, never the best.
+//!
+//! | module | measures |
+//! |---|---|
+//! | [`producer`] | one 4 KiB write into the lane, beside memcpy + CRC32C of the same bytes |
+//! | [`nbd_alone`] | the simulated host's NBD server without a filter, beside `nbdkit file` |
+//! | [`path`] | fio with and without the filter, throughput to the durable ack, memory |
+//! | [`stack`] | all parts of a protected host, started as processes |
+//! | [`report`] | the list of measurements: one table, or JSON |
+//! | [`fio`] | fio's nbd engine, and what it said |
+//! | [`process`] | processes that are ended with the benchmark, and their cores |
+//! | [`map`] | memory of the lane's kind, for the plain copy |
+
+pub mod fio;
+pub mod map;
+pub mod nbd_alone;
+pub mod path;
+pub mod process;
+pub mod producer;
+pub mod report;
+pub mod stack;
+
+use std::path::PathBuf;
+
+/// How long and how often everything is run.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Runs of each side, interleaved.
+    pub runs: usize,
+    /// Seconds of each run.
+    pub seconds: u32,
+    /// The operator's command, which starts all parts.
+    pub jetdr: PathBuf,
+}

@@ -1,0 +1,107 @@
+# What is done often, by name. After the first run of a target (which sets up what it needs, by
+# scripts/bootstrap.sh) all of this works offline.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+
+CARGO ?= cargo
+# Long runs, in seconds.
+TORTURE_SECONDS ?= 600
+FUZZ_SECONDS ?= 60
+TARGET := $(or $(CARGO_TARGET_DIR),target)
+# A host finds the filter library under this name; cargo allows no hyphen in a library's name.
+LIBRARY := libvmiof-disk-jetdr.so
+
+.PHONY: help
+help: ## Show this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{ printf "  make %-14s %s\n", $$1, $$2 }'
+
+.PHONY: demo
+demo: release ## Build, then protect, kill and recover a virtual machine's disks (no root needed)
+	$(TARGET)/release/jetdr demo
+
+.PHONY: build
+build: ## Debug build: the command, the daemon and the filter library
+	$(CARGO) build --locked
+	ln -sf libvaio_shim.so $(TARGET)/debug/$(LIBRARY)
+
+.PHONY: release
+release: ## Release build of the same
+	@scripts/bootstrap.sh demo
+	$(CARGO) build --locked --release
+	ln -sf libvaio_shim.so $(TARGET)/release/$(LIBRARY)
+
+.PHONY: test
+test: test-setup build doctest loom nextest ## All tests: doc tests, model checker, unit, conformance and end-to-end tests, short torture
+
+.PHONY: test-setup
+test-setup:
+	@scripts/bootstrap.sh test
+
+.PHONY: nextest
+nextest: build
+	$(CARGO) nextest run --locked --workspace
+
+.PHONY: doctest
+doctest:
+	$(CARGO) test --locked --workspace --doc --quiet
+
+.PHONY: loom
+loom: ## Model-check the lane: every interleaving, and the mutants that must fail
+	RUSTFLAGS="--cfg loom" $(CARGO) test --locked --release -p filter-core --test loom_lane --target-dir $(TARGET)/loom
+
+.PHONY: lint
+lint: fmt clippy doc tidy ## Format, clippy, documentation, tidiness of the repository
+
+.PHONY: fmt
+fmt:
+	$(CARGO) fmt --all --check
+
+.PHONY: clippy
+clippy:
+	$(CARGO) clippy --locked --workspace --all-targets -- -D warnings
+
+.PHONY: doc
+doc:
+	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --workspace --no-deps --document-private-items
+
+.PHONY: tidy
+tidy:
+	$(CARGO) test --locked --quiet --test tidy
+
+.PHONY: no-std
+no-std: ## Build the core for a target that has no operating system
+	$(CARGO) build --locked -p filter-core --target x86_64-unknown-none
+
+.PHONY: torture
+torture: test-setup build ## Kill both sides of lanes for TORTURE_SECONDS (600) under load
+	JETDR_TORTURE_SECONDS=$(TORTURE_SECONDS) $(CARGO) nextest run --locked --release --workspace \
+		--profile long --no-capture -E 'test(/torture/)'
+
+.PHONY: fuzz
+fuzz: test-setup build ## Run each fuzz target for FUZZ_SECONDS (60) on random input
+	scripts/fuzz.sh $(FUZZ_SECONDS)
+
+.PHONY: bench
+bench: release ## Benchmarks with their peers beside them, one table at the end (JSON=1: as JSON)
+	@scripts/bootstrap.sh bench
+	$(CARGO) build --locked --release -p benches
+	JSON=$(JSON) $(TARGET)/release/bench $(BENCH)
+
+.PHONY: bindings
+bindings: ## Make include/bindings.rs anew from include/iofilter.h (needs libclang)
+	scripts/bindings.sh write
+
+.PHONY: bindings-check
+bindings-check: ## Compare include/bindings.rs with include/iofilter.h
+	scripts/bindings.sh check
+
+.PHONY: deny
+deny: ## Licences, sources, duplicate and banned crates, known vulnerabilities (needs cargo-deny)
+	scripts/deny.sh
+
+.PHONY: clean
+clean: ## Remove what was built
+	$(CARGO) clean
