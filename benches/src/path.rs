@@ -95,6 +95,13 @@ fn compared(job: Job, goal: Goal, placement: Placement, runs: &Runs) -> Vec<Meas
         line("", "IOPS", |r| r.per_second, rate_goal),
         line(": p99", "us", |r| r.p99_us, latency_goal),
         Measurement::alone("filter", name(": durable after"), "s", &runs.behind, None),
+        Measurement::alone(
+            "filter",
+            name(": fell back to tracking"),
+            "times",
+            &runs.fallbacks,
+            None,
+        ),
     ]
 }
 

@@ -208,3 +208,17 @@ fn a_downloaded_folder_that_is_tracked_is_found() {
     assert_eq!(found[0].path, "t/node_modules/x/1.js");
     assert!(nothing_built_is_tracked("src/target.rs\na/targets/b\n").is_empty());
 }
+
+#[test]
+fn a_link_to_nothing_is_found() {
+    let exists = |path: &str| ["docs/a.md", "README.md", "src"].contains(&path);
+    let text =
+        "[a](a.md#part) [up](../README.md) [web](https://x.y/z.md) [here](#below)\n[gone](b.md)\n";
+    assert_eq!(
+        lines(&links_lead_somewhere(&file("docs/x.md", text), exists)),
+        [2]
+    );
+    let readme = file("README.md", "[a](docs/a.md) [s](src/) [x](docs/x.md)");
+    assert_eq!(lines(&links_lead_somewhere(&readme, exists)), [1]);
+    assert!(links_lead_somewhere(&file("x.rs", "](gone.md)"), exists).is_empty());
+}

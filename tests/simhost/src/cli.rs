@@ -11,6 +11,8 @@ use std::sync::Arc;
 /// The simulated host, part by part.
 #[derive(clap::Subcommand, Clone, Debug)]
 pub enum Command {
+    /// Run a host: it starts, kills and stops VMs on command, each a process of its own.
+    Host(crate::host::HostArgs),
     /// Run one VM: load the filter, open its disks, serve them over NBD.
     Vm(crate::vm::VmArgs),
     /// Serve a disk over NBD, without any filter.
@@ -67,6 +69,7 @@ pub fn parse_bytes(text: &str) -> anyhow::Result<u64> {
 /// Runs a command.
 pub fn run(command: &Command) -> anyhow::Result<()> {
     match command {
+        Command::Host(args) => crate::host::run(args),
         Command::Vm(args) => crate::vm::run(args),
         Command::Nbd(args) => nbd(args),
         Command::Create(args) => {

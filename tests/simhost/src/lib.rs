@@ -6,11 +6,13 @@
 //! | [`nbd`] | the NBD server and client: how guests reach the disks |
 //! | [`contract`] | the checks of the filter's side of `include/iofilter.h` |
 //! | [`vm`] | the process of one VM |
+//! | [`host`] | a host, which runs VMs as processes |
 //! | [`cli`] | the commands |
 
 mod abi;
 pub mod cli;
 pub mod contract;
 pub mod disk;
+pub mod host;
 pub mod nbd;
 pub mod vm;

@@ -3,6 +3,7 @@
 
 mod vm_process;
 
+use simhost::contract::EXIT_VIOLATION;
 use simhost::nbd::client::Op;
 use std::path::Path;
 use vm_process::{End, start};
@@ -72,7 +73,12 @@ fn filters_that_break_the_contract_are_caught() {
     ];
     for (how, what) in caught {
         let end = run(&library, &[&format!("bad.how={how}")], &[]);
-        assert_eq!(end.code, Some(1), "{how} was not noticed: {}", end.log);
+        assert_eq!(
+            end.code,
+            Some(EXIT_VIOLATION),
+            "{how} was not noticed: {}",
+            end.log
+        );
         assert!(end.log.contains(what), "{how}: {}", end.log);
     }
     let good = run(&library, &["bad.how=nothing"], &[]);
@@ -92,7 +98,7 @@ fn an_io_that_is_never_answered_does_not_wedge_the_host() {
     client.next_done().unwrap();
     client.disconnect();
     let end = vm.stop();
-    assert_eq!(end.code, Some(1), "{}", end.log);
+    assert_eq!(end.code, Some(EXIT_VIOLATION), "{}", end.log);
     assert!(end.log.contains("held without end"), "{}", end.log);
 }
 
@@ -104,12 +110,7 @@ fn a_strict_vm_ends_at_the_first_violation() {
     let mut client = vm.client();
     assert!(client.call(&Op::Write(0, &[1; 512]), false).is_err());
     let end = vm.end();
-    assert_eq!(
-        end.code,
-        Some(simhost::contract::EXIT_VIOLATION),
-        "{}",
-        end.log
-    );
+    assert_eq!(end.code, Some(EXIT_VIOLATION), "{}", end.log);
 }
 
 #[test]

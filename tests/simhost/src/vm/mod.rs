@@ -218,6 +218,10 @@ pub fn run(args: &VmArgs) -> anyhow::Result<()> {
     );
     match vm.contract.violations() {
         0 => Ok(()),
-        n => bail!("the filter violated the contract {n} times; see the log"),
+        n => {
+            tracing::error!("the filter violated the contract {n} times; see above");
+            // An exit code of its own: whoever started the VM can tell this from any other failure.
+            std::process::exit(crate::contract::EXIT_VIOLATION)
+        }
     }
 }

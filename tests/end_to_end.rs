@@ -1,0 +1,194 @@
+//! From a real client's write to a recovered disk, through real processes.
+#![allow(clippy::unwrap_used)]
+
+mod support;
+
+use support::{Stack, client, find, ok};
+
+#[test]
+fn nbdcopy_then_recover() {
+    let stack = Stack::running(&[("d0.raw", 24 << 20)]);
+    let source = stack.dir.path().join("source");
+    let mut numbers = support::Numbers(support::seed());
+    let bytes: Vec<u8> = (0..20 << 20).map(|_| numbers.next() as u8).collect();
+    std::fs::write(&source, &bytes).unwrap();
+    ok(client("nbdcopy").arg(&source).arg(stack.uri("d0")).output());
+    stack.recover_and_compare("copied");
+    let recovered = find(&stack.dir.path().join("recovered-copied"), "d0.raw");
+    assert_eq!(
+        &std::fs::read(recovered).unwrap()[..bytes.len()],
+        &bytes[..]
+    );
+    stack.assert_contract();
+}
+
+#[test]
+fn qemu_io_writes_zeros_and_discards_in_order() {
+    let stack = Stack::running(&[("d0.raw", 16 << 20), ("d1.vmdk", 16 << 20)]);
+    for label in ["d0", "d1"] {
+        let mut io = client("qemu-io");
+        io.args(["-f", "raw", "-c", "write -P 1 0 8M", "-c", "write -z 1M 1M"]);
+        io.args([
+            "-c",
+            "discard 2M 1M",
+            "-c",
+            "write -P 2 1M 64k",
+            "-c",
+            "write -P 3 2560k 512",
+        ]);
+        io.args([
+            "-c",
+            "write -P 4 15M 1M",
+            "-c",
+            "flush",
+            "-c",
+            "read -P 2 1M 64k",
+        ]);
+        ok(io.arg(stack.uri(label)).output());
+    }
+    stack.recover_and_compare("first");
+    // A second cut on top of the first: later data wins, the first cut stays as it was.
+    let mut io = client("qemu-io");
+    io.args(["-f", "raw", "-c", "write -P 9 0 4M"]);
+    ok(io.arg(stack.uri("d0")).output());
+    stack.recover_and_compare("second");
+    let again = stack.dir.path().join("again").display().to_string();
+    ok(Ok(stack.rocva(&[
+        "recover", "--cut", "first", "--disk", "d0", "--out", &again,
+    ])));
+    let first = std::fs::read(find(again.as_ref(), "d0.raw")).unwrap();
+    assert!(
+        first[..1 << 20].iter().all(|byte| *byte == 1),
+        "the first cut changed"
+    );
+    stack.assert_contract();
+}
+
+#[test]
+fn fio_with_verification() {
+    let stack = Stack::running(&[("d0.raw", 32 << 20)]);
+    let mut fio = client("fio");
+    fio.current_dir(stack.dir.path());
+    fio.args([
+        "--name=v",
+        "--ioengine=nbd",
+        "--rw=randwrite",
+        "--bsrange=4k-64k",
+        "--iodepth=16",
+    ]);
+    fio.args([
+        "--size=32M",
+        "--verify=crc32c",
+        "--verify_fatal=1",
+        "--verify_state_save=0",
+    ]);
+    ok(fio.arg(format!("--uri={}", stack.uri("d0"))).output());
+    stack.recover_and_compare("verified");
+    stack.assert_contract();
+}
+
+/// What is on the disk before it is protected is in the first cut.
+#[test]
+fn existing_content_is_synced() {
+    let mut stack = Stack::new(&[("d0.raw", 16 << 20)]);
+    let mut numbers = support::Numbers(support::seed());
+    let mut bytes: Vec<u8> = (0..16 << 20).map(|_| numbers.next() as u8).collect();
+    bytes[4 << 20..9 << 20].fill(0);
+    std::fs::write(&stack.disks[0].1, &bytes).unwrap();
+    stack.start_drva();
+    stack.start_daemon();
+    stack.start_vm();
+    stack.recover_and_compare("initial");
+}
+
+/// A lane that is too small for the load: the disk tracks, syncs, streams again; nothing is lost.
+#[test]
+fn overload_falls_back_and_comes_back() {
+    let mut stack = Stack::new(&[("d0.raw", 64 << 20)]);
+    stack
+        .vm_more
+        .extend(["--property".into(), "jetdr.ring-bytes=2097152".into()]);
+    stack.start_drva();
+    stack.start_vm(); // no daemon: the lane fills
+    let mut io = client("qemu-io");
+    io.args(["-f", "raw", "-c", "write -P 5 0 8M"]); // more than the ring can ever hold at once
+    for i in 0..32 {
+        io.arg("-c")
+            .arg(format!("write -P {} {}k 256k", i + 6, 512 + i * 256));
+    }
+    ok(io.arg(stack.uri("d0")).output());
+    let status = stack.vm_status();
+    assert_eq!(status["disks"][0]["state"], "tracking", "{status}");
+    assert!(
+        status["host_deferred_max_ns"].as_u64().unwrap_or(0) < 50_000_000,
+        "{status}"
+    );
+    stack.start_daemon();
+    stack.recover_and_compare("after");
+    stack.assert_contract();
+}
+
+/// A write that the disk fails is an error for the guest, and the replica follows the disk.
+#[test]
+fn a_failed_write_is_synced_from_the_disk() {
+    let mut stack = Stack::new(&[("d0.raw", 16 << 20)]);
+    stack
+        .vm_more
+        .extend(["--fault-write".into(), "d0:1048576:65536:2".into()]);
+    stack.start_drva();
+    stack.start_daemon();
+    stack.start_vm();
+    stack.settle();
+    let mut io = client("qemu-io");
+    io.args([
+        "-f",
+        "raw",
+        "-c",
+        "write -P 5 1M 64k",
+        "-c",
+        "write -P 6 4M 64k",
+    ]);
+    let output = io.arg(stack.uri("d0")).output().unwrap();
+    let said = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
+    assert!(
+        said.contains("failed"),
+        "the guest did not see the failure: {said}"
+    );
+    stack.recover_and_compare("failed");
+}
+
+#[test]
+fn vmdk_recovery_is_what_qemu_reads() {
+    let stack = Stack::running(&[("d0.raw", 16 << 20)]);
+    let mut io = client("qemu-io");
+    io.args([
+        "-f",
+        "raw",
+        "-c",
+        "write -P 1 1M 3M",
+        "-c",
+        "write -P 2 9M 64k",
+    ]);
+    ok(io.arg(stack.uri("d0")).output());
+    stack.settle();
+    stack.cut("vmdk");
+    for (format, flat) in [("vmdk-flat", true), ("vmdk-stream", false)] {
+        let out = stack.dir.path().join(format).display().to_string();
+        ok(Ok(stack.rocva(&[
+            "recover", "--cut", "vmdk", "--format", format, "--out", &out,
+        ])));
+        let vmdk = find(out.as_ref(), "d0.vmdk");
+        let mut compare = client("qemu-img");
+        compare
+            .args(["compare", "-f", "vmdk", "-F", "raw"])
+            .arg(&vmdk)
+            .arg(&stack.disks[0].1);
+        ok(compare.output());
+        if !flat {
+            ok(client("qemu-img")
+                .args(["check", "-f", "vmdk"])
+                .arg(&vmdk)
+                .output());
+        }
+    }
+}

@@ -1,0 +1,204 @@
+//! A host with VMs: started, killed, restarted, rebooted, stopped.
+#![allow(clippy::unwrap_used)]
+
+use serde_json::{Value, json};
+use simhost::nbd::client::{Client, Op};
+use std::io::{BufRead, BufReader, Write};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::process::{Child, ChildStdout, Command, Stdio};
+use std::time::{Duration, Instant};
+
+const PATIENCE: Duration = Duration::from_secs(60);
+
+struct Host {
+    child: Child,
+    stdout: BufReader<ChildStdout>,
+    folder: tempfile::TempDir,
+}
+
+impl Host {
+    fn start() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let at = |name: &str| folder.path().join(name);
+        let mut child = Command::new(env!("CARGO_BIN_EXE_simhost"))
+            .arg("host")
+            .arg("--run-dir")
+            .arg(at("run"))
+            .arg("--nbd-dir")
+            .arg(at("nbd"))
+            .arg("--control-socket")
+            .arg(at("host.sock"))
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut stdout = BufReader::new(child.stdout.take().unwrap());
+        let mut line = String::new();
+        stdout.read_line(&mut line).unwrap();
+        assert!(line.starts_with("READY "), "{line}");
+        Self {
+            child,
+            stdout,
+            folder,
+        }
+    }
+
+    fn obey(&self, command: &Value) -> Value {
+        let stream = UnixStream::connect(self.folder.path().join("host.sock")).unwrap();
+        stream.set_read_timeout(Some(2 * PATIENCE)).unwrap();
+        writeln!(&mut &stream, "{command}").unwrap();
+        let mut line = String::new();
+        BufReader::new(&stream).read_line(&mut line).unwrap();
+        serde_json::from_str(&line).unwrap()
+    }
+
+    fn start_vm(&self, name: &str, library: &Path, more: &[&str]) -> Value {
+        let disk = self.folder.path().join(format!("{name}.img"));
+        let file = std::fs::OpenOptions::new()
+            .append(true)
+            .create(true)
+            .open(&disk);
+        file.unwrap().set_len(1 << 20).unwrap();
+        let mut args = vec![
+            format!("--disk=disk0={}", disk.display()),
+            format!("--filter-lib={}", library.display()),
+        ];
+        args.extend(more.iter().map(|a| a.to_string()));
+        self.obey(&json!({"cmd": "start", "vm": name, "args": args}))
+    }
+
+    fn client(&self, vm: &str) -> Client {
+        let socket = self.folder.path().join("nbd").join(format!("{vm}.sock"));
+        Client::connect_unix(&socket, "disk0").unwrap()
+    }
+
+    fn next_event(&mut self) -> Value {
+        let mut line = String::new();
+        self.stdout.read_line(&mut line).unwrap();
+        serde_json::from_str(line.strip_prefix("EVENT ").unwrap()).unwrap()
+    }
+
+    fn stop(&mut self) -> Option<i32> {
+        let pid = self.child.id().to_string();
+        assert!(Command::new("kill").arg(&pid).status().unwrap().success());
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            if let Some(status) = self.child.try_wait().unwrap() {
+                return status.code();
+            }
+            assert!(Instant::now() < deadline, "the host does not stop");
+            std::thread::sleep(Duration::from_millis(5)); // poll
+        }
+    }
+}
+
+impl Drop for Host {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+#[test]
+fn vms_are_processes_of_their_own() {
+    let library = conformance::filter_library().unwrap();
+    let mut host = Host::start();
+    let boot = || std::fs::read_to_string(host.folder.path().join("run/boot-id")).unwrap();
+    let first_boot = boot();
+    let one = host.start_vm("one", &library, &[]);
+    let two = host.start_vm("two", &library, &[]);
+    assert_ne!(one["pid"], two["pid"]);
+    assert!(
+        one["pid"]
+            .as_u64()
+            .is_some_and(|pid| pid != u64::from(host.child.id()))
+    );
+    host.client("one")
+        .call(&Op::Write(0, &[1; 512]), true)
+        .unwrap();
+
+    let twice = host.start_vm("one", &library, &[]);
+    assert!(
+        twice["error"].as_str().unwrap().contains("is running"),
+        "{twice}"
+    );
+    let killed = host.obey(&json!({"cmd": "kill", "vm": "one"}));
+    assert_eq!(
+        (&killed["verdict"], &killed["signal"]),
+        (&json!("killed"), &json!(9))
+    );
+    // The other one has noticed nothing.
+    host.client("two")
+        .call(&Op::Write(0, &[2; 512]), true)
+        .unwrap();
+    let again = host.obey(&json!({"cmd": "restart", "vm": "one"}));
+    assert_ne!(again["pid"], one["pid"], "{again}");
+    let data = host.client("one").call(&Op::Read(0, 512), false).unwrap();
+    assert_eq!(data, [1; 512]);
+    let stopped = host.obey(&json!({"cmd": "stop", "vm": "two"}));
+    assert_eq!(stopped["verdict"], "clean", "{stopped}");
+
+    let rebooted = host.obey(&json!({"cmd": "reboot"}));
+    assert_eq!(rebooted["rebooted"], true, "{rebooted}");
+    assert_ne!(boot(), first_boot);
+    let listed = host.obey(&json!({"cmd": "list"}));
+    let running = |vm: &Value| vm["running"] == true;
+    assert!(
+        !listed["vms"].as_array().unwrap().iter().any(running),
+        "{listed}"
+    );
+    let after = host.obey(&json!({"cmd": "restart", "vm": "two"}));
+    assert!(after["pid"].is_u64(), "{after}");
+    assert_eq!(host.stop(), Some(0));
+}
+
+#[test]
+fn an_end_that_nobody_asked_for_is_told() {
+    let folder = tempfile::tempdir().unwrap();
+    let library = conformance::compile_filter("badfilter", folder.path()).unwrap();
+    let mut host = Host::start();
+    host.start_vm(
+        "bad",
+        &library,
+        &["--property=bad.how=wrong-verdict", "--strict"],
+    );
+    let _ = host.client("bad").call(&Op::Write(0, &[1; 512]), false);
+    let event = host.next_event();
+    assert_eq!(event["vm"], "bad");
+    assert_eq!(event["what"]["verdict"], "contract broken", "{event}");
+    assert_eq!(event["what"]["asked_for"], false, "{event}");
+    // The host ends with a failure too: nobody can miss it.
+    assert_eq!(host.stop(), Some(1));
+}
+
+#[test]
+fn commands_that_cannot_be_obeyed_are_answered() {
+    let mut host = Host::start();
+    let missing = Path::new("/nonexistent/libfilter.so");
+    for (answer, what) in [
+        (host.obey(&json!({"cmd": "dance"})), "cmd is one of"),
+        (host.obey(&json!([1, 2])), "cmd is one of"),
+        (
+            host.obey(&json!({"cmd": "stop", "vm": "none"})),
+            "there is no VM",
+        ),
+        (host.obey(&json!({"cmd": "stop"})), "`vm` is missing"),
+        (
+            host.obey(&json!({"cmd": "start", "vm": "../x", "args": []})),
+            "no name of a VM",
+        ),
+        (
+            host.obey(&json!({"cmd": "start", "vm": "x"})),
+            "`args` is missing",
+        ),
+        (
+            host.obey(&json!({"cmd": "start", "vm": "x", "args": [1]})),
+            "strings",
+        ),
+        (host.start_vm("y", missing, &[]), "did not get ready"),
+    ] {
+        let text = answer["error"].as_str().unwrap_or_default();
+        assert!(text.contains(what), "{what}: {answer}");
+    }
+    assert_eq!(host.stop(), Some(0));
+}
