@@ -81,23 +81,47 @@ impl Sidecar {
     /// What to write for an attach; it must be durable before the first I/O. `new_lane`: its first
     /// seq is `seq_floor + 1` of the *old* value, and the floor is raised past it.
     pub fn attached(&self, boot_id: [u8; 16], new_lane: bool) -> Result<Self, SidecarError> {
-        let attach_epoch = self.attach_epoch.checked_add(1).ok_or(SidecarError::Exhausted)?;
-        let seq_floor = if new_lane { self.seq_floor + SEQ_STRIDE } else { self.seq_floor };
+        let attach_epoch = self
+            .attach_epoch
+            .checked_add(1)
+            .ok_or(SidecarError::Exhausted)?;
+        let seq_floor = if new_lane {
+            self.seq_floor + SEQ_STRIDE
+        } else {
+            self.seq_floor
+        };
         if seq_floor > crate::position::MAX_SEQ / 4 {
             return Err(SidecarError::Exhausted);
         }
         let (closed, failed, generation) = (false, false, self.generation + 1);
-        Ok(Self { boot_id, attach_epoch, seq_floor, closed, failed, generation, ..*self })
+        Ok(Self {
+            boot_id,
+            attach_epoch,
+            seq_floor,
+            closed,
+            failed,
+            generation,
+            ..*self
+        })
     }
 
     /// What to write at a close.
     pub const fn closed(&self, in_order: bool) -> Self {
-        Self { closed: in_order, generation: self.generation + 1, ..*self }
+        Self {
+            closed: in_order,
+            generation: self.generation + 1,
+            ..*self
+        }
     }
 
     /// What to write after a defect.
     pub const fn failed(&self) -> Self {
-        Self { failed: true, closed: false, generation: self.generation + 1, ..*self }
+        Self {
+            failed: true,
+            closed: false,
+            generation: self.generation + 1,
+            ..*self
+        }
     }
 
     /// Whether a lane of `lane_epoch` found in boot `boot_id` belongs to this sidecar: its epoch is
@@ -199,7 +223,10 @@ mod tests {
                 let at = next.offset_bytes() as usize;
                 torn[at..at + cut].copy_from_slice(&next.encode()[..cut]);
                 let found = Sidecar::decode(&torn).unwrap();
-                assert!(found == sidecar || (cut == 76 && found == next), "cut at {cut}: {found:?}");
+                assert!(
+                    found == sidecar || (cut == 76 && found == next),
+                    "cut at {cut}: {found:?}"
+                );
             }
             write(&mut raw, &next);
             assert_eq!(Sidecar::decode(&raw), Ok(next));
@@ -211,7 +238,9 @@ mod tests {
 
     #[test]
     fn every_flipped_bit_is_noticed() {
-        let good = Sidecar::new([1; 16], [2; 16]).attached([2; 16], true).unwrap();
+        let good = Sidecar::new([1; 16], [2; 16])
+            .attached([2; 16], true)
+            .unwrap();
         let block = good.encode();
         for bit in 0..(COVERED + 4) * 8 {
             let mut bad = block;

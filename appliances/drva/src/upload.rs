@@ -82,7 +82,10 @@ impl Uploader {
             waiting: HashSet::new(),
             told: Instant::now(),
         };
-        attempt.run()
+        let ended = attempt.run();
+        // Only when nothing of this writer is under way may the next one open the container.
+        self.runtime.block_on(attempt.writer.close());
+        ended
     }
 }
 

@@ -141,7 +141,10 @@ impl Disk {
             InFlight::leftovers(memory, dirty);
         }
         let inflight = InFlight::new(memory);
-        memory.producer().capacity_bytes.store(capacity_bytes, Relaxed); // for the daemon's hello
+        memory
+            .producer()
+            .capacity_bytes
+            .store(capacity_bytes, Relaxed); // for the daemon's hello
         let mut sync = Sync::default();
         if start == Start::Full {
             dirty.clear_all();
@@ -158,7 +161,17 @@ impl Disk {
         });
         let counters = Counters::default();
         let mode = Mode::Publishing;
-        Self { producer, dirty, inflight, config, mode, capacity_bytes, deferred: 0, sync, counters }
+        Self {
+            producer,
+            dirty,
+            inflight,
+            config,
+            mode,
+            capacity_bytes,
+            deferred: 0,
+            sync,
+            counters,
+        }
     }
 
     /// The lane's memory.
@@ -307,7 +320,12 @@ impl Disk {
             self.counters.failed_writes += 1;
             self.want_sync();
             let (kind, sources) = (RecordKind::Void, [].as_slice());
-            let draft = Draft { kind, offset_bytes, len_bytes, sources };
+            let draft = Draft {
+                kind,
+                offset_bytes,
+                len_bytes,
+                sources,
+            };
             if self.mode == Mode::Publishing
                 && !tracked
                 && let Ok(group) = self.producer.publish(&draft, stamps)
@@ -347,9 +365,13 @@ impl Disk {
             return false;
         }
         if capacity_bytes > self.capacity_bytes {
-            self.dirty.mark(self.capacity_bytes, capacity_bytes - self.capacity_bytes);
+            self.dirty
+                .mark(self.capacity_bytes, capacity_bytes - self.capacity_bytes);
             self.capacity_bytes = capacity_bytes;
-            self.memory().producer().capacity_bytes.store(capacity_bytes, Relaxed); // as in `new`
+            self.memory()
+                .producer()
+                .capacity_bytes
+                .store(capacity_bytes, Relaxed); // as in `new`
             self.want_sync();
         }
         true

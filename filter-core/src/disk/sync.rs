@@ -101,7 +101,9 @@ impl Sync {
     }
 
     fn reading(&self, offset_bytes: u64, len_bytes: u64) -> bool {
-        self.windows.iter().any(|window| overlap(window, offset_bytes, len_bytes))
+        self.windows
+            .iter()
+            .any(|window| overlap(window, offset_bytes, len_bytes))
     }
 }
 
@@ -135,7 +137,10 @@ impl Disk {
     /// Tells the figures that cost a walk over the map to whoever looks at the lane.
     pub fn publish_figures(&self) {
         let memory = self.memory();
-        memory.producer().dirty_bytes.store(self.dirty_bytes(), super::Relaxed); // for status pages
+        memory
+            .producer()
+            .dirty_bytes
+            .store(self.dirty_bytes(), super::Relaxed); // for status pages
     }
 
     /// A sync leaves half of the lane to the guest.
@@ -168,9 +173,19 @@ impl Disk {
             Some((offset_bytes, len_bytes)) => {
                 let ticket = self.sync.next_ticket;
                 self.sync.next_ticket += 1;
-                let window = Window { ticket, offset_bytes, len_bytes, touched: false };
+                let window = Window {
+                    ticket,
+                    offset_bytes,
+                    len_bytes,
+                    touched: false,
+                };
                 self.sync.windows.push(window);
-                SyncStep::Read { ticket: Ticket(ticket), offset_bytes, len_bytes, wake }
+                SyncStep::Read {
+                    ticket: Ticket(ticket),
+                    offset_bytes,
+                    len_bytes,
+                    wake,
+                }
             }
             None if self.dirty.next_set(0).is_none() => self.finish(stamps, wake),
             None => SyncStep::Wait { wake },
@@ -185,7 +200,9 @@ impl Disk {
             Ok(group) => {
                 self.sync.reset();
                 self.producer.set_state(LaneState::Streaming);
-                SyncStep::Finished { wake: wake || group.wake }
+                SyncStep::Finished {
+                    wake: wake || group.wake,
+                }
             }
             Err(_) => SyncStep::Wait { wake },
         }
@@ -196,7 +213,11 @@ impl Disk {
         let blocks = self.capacity_bytes.div_ceil(DIRTY_BLOCK_BYTES);
         let mut wrapped = false;
         for _ in 0..PROBES {
-            let Some(block) = self.dirty.next_set(self.sync.cursor).filter(|b| *b < blocks) else {
+            let Some(block) = self
+                .dirty
+                .next_set(self.sync.cursor)
+                .filter(|b| *b < blocks)
+            else {
                 if wrapped {
                     return None;
                 }
@@ -232,7 +253,11 @@ impl Disk {
     /// A read has come back: `data` is the range's content, or `None` if the disk failed it. Returns
     /// whether to wake the daemon.
     pub fn sync_read(&mut self, ticket: Ticket, data: Option<&[u8]>, stamps: &Stamps<'_>) -> bool {
-        let found = self.sync.windows.iter().position(|window| window.ticket == ticket.0);
+        let found = self
+            .sync
+            .windows
+            .iter()
+            .position(|window| window.ticket == ticket.0);
         let Some(at) = found else { return false };
         let window = self.sync.windows.swap_remove(at);
         let Some(data) = data.filter(|data| data.len() as u64 == window.len_bytes) else {
@@ -246,12 +271,18 @@ impl Disk {
         let zeros = data.iter().all(|byte| *byte == 0);
         let source = [Source::from_slice(data)];
         let draft = Draft {
-            kind: if zeros { RecordKind::Zero } else { RecordKind::Sync },
+            kind: if zeros {
+                RecordKind::Zero
+            } else {
+                RecordKind::Sync
+            },
             offset_bytes: window.offset_bytes,
             len_bytes: window.len_bytes,
             sources: if zeros { &[] } else { &source },
         };
-        let Ok(group) = self.producer.publish(&draft, stamps) else { return false };
+        let Ok(group) = self.producer.publish(&draft, stamps) else {
+            return false;
+        };
         self.counters.sync_bytes += window.len_bytes;
         let first = window.offset_bytes / DIRTY_BLOCK_BYTES;
         let end = (window.offset_bytes + window.len_bytes).div_ceil(DIRTY_BLOCK_BYTES);

@@ -231,7 +231,10 @@ impl Consumer {
             if self.edges.len() == MAX_EDGES {
                 self.edges.pop_front();
             }
-            let edge = EpochEdge { last_seq: header.seq - 1, epoch: header.cut_epoch };
+            let edge = EpochEdge {
+                last_seq: header.seq - 1,
+                epoch: header.cut_epoch,
+            };
             self.edges.push_back(edge);
             self.epoch = header.cut_epoch;
         }
@@ -299,7 +302,10 @@ impl Consumer {
     /// The appliance holds more than was known: goes on after `durable`, from the start.
     pub fn resume_after(&mut self, durable: Durable) -> Result<(), LaneFault> {
         if self.durable.advance(durable) {
-            self.memory.consumer().durable_seq.store(self.durable.0, Release); // as in `release`
+            self.memory
+                .consumer()
+                .durable_seq
+                .store(self.durable.0, Release); // as in `release`
         }
         self.rewind()
     }

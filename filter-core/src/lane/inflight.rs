@@ -85,7 +85,12 @@ impl InFlight {
             self.entries.len() as u32 - 1
         });
         if let Some(entry) = self.entries.get_mut(index as usize) {
-            *entry = Entry { offset_bytes, len_bytes, tracked, used: true };
+            *entry = Entry {
+                offset_bytes,
+                len_bytes,
+                tracked,
+                used: true,
+            };
         }
         self.tracked += usize::from(tracked);
         let mirrored = (index as usize) < SLOTS;

@@ -18,10 +18,13 @@
 //! | 24 | 4 | CRC32C of the body; 0 for DATA, whose records carry their own |
 //! | 28 | 4 | CRC32C of the 28 bytes before |
 
+mod body;
+
 use crate::crc::crc32c;
 use crate::record::{le_u32, le_u64};
-use alloc::string::{String, ToString};
+use alloc::string::String;
 use alloc::vec::Vec;
+use body::{Body, Cursor};
 
 /// `JDF1`.
 pub const FRAME_MAGIC: u32 = u32::from_le_bytes(*b"JDF1");
@@ -584,144 +587,6 @@ impl Message {
             },
             FrameKind::CloseLane => Self::CloseLane,
             FrameKind::Data => return Err(WireError::Kind(FrameKind::Data as u8)),
-        })
-    }
-}
-
-#[derive(Default)]
-struct Body(Vec<u8>);
-
-impl Body {
-    fn u8(&mut self, value: u8) {
-        self.0.push(value);
-    }
-    fn u16(&mut self, value: u16) {
-        self.0.extend_from_slice(&value.to_le_bytes());
-    }
-    fn u32(&mut self, value: u32) {
-        self.0.extend_from_slice(&value.to_le_bytes());
-    }
-    fn u64(&mut self, value: u64) {
-        self.0.extend_from_slice(&value.to_le_bytes());
-    }
-    /// Length and bytes, cut to the limit at a character's end.
-    fn text(&mut self, text: &str) {
-        let mut len = text.len().min(MAX_TEXT_BYTES);
-        while !text.is_char_boundary(len) {
-            len -= 1;
-        }
-        self.u16(len as u16);
-        self.0.extend_from_slice(&text.as_bytes()[..len]);
-    }
-}
-
-struct Cursor<'a> {
-    kind: u8,
-    rest: &'a [u8],
-}
-
-impl<'a> Cursor<'a> {
-    fn bad(&self, field: &'static str) -> WireError {
-        WireError::Field {
-            kind: self.kind,
-            field,
-        }
-    }
-    fn take(&mut self, len: usize, field: &'static str) -> Result<&'a [u8], WireError> {
-        let (head, rest) = self.rest.split_at_checked(len).ok_or(self.bad(field))?;
-        self.rest = rest;
-        Ok(head)
-    }
-    fn array<const N: usize>(&mut self, field: &'static str) -> Result<[u8; N], WireError> {
-        let bytes = self.take(N, field)?;
-        bytes.try_into().map_err(|_| self.bad(field))
-    }
-    fn u8(&mut self, field: &'static str) -> Result<u8, WireError> {
-        Ok(self.array::<1>(field)?[0])
-    }
-    fn u16(&mut self, field: &'static str) -> Result<u16, WireError> {
-        Ok(u16::from_le_bytes(self.array(field)?))
-    }
-    fn u32(&mut self, field: &'static str) -> Result<u32, WireError> {
-        Ok(u32::from_le_bytes(self.array(field)?))
-    }
-    fn u64(&mut self, field: &'static str) -> Result<u64, WireError> {
-        Ok(u64::from_le_bytes(self.array(field)?))
-    }
-    fn id(&mut self, field: &'static str) -> Result<[u8; 16], WireError> {
-        self.array(field)
-    }
-    fn text(&mut self, field: &'static str) -> Result<String, WireError> {
-        let len = usize::from(self.u16(field)?);
-        if len > MAX_TEXT_BYTES {
-            return Err(self.bad(field));
-        }
-        let bytes = self.take(len, field)?;
-        core::str::from_utf8(bytes)
-            .map(ToString::to_string)
-            .map_err(|_| self.bad(field))
-    }
-    fn seq(&self, seq: u64) -> Result<u64, WireError> {
-        if seq > crate::position::MAX_SEQ {
-            Err(self.bad("seq"))
-        } else {
-            Ok(seq)
-        }
-    }
-    fn epoch(&self, word: u64) -> Result<u32, WireError> {
-        u32::try_from(word).map_err(|_| self.bad("cut epoch"))
-    }
-
-    fn hello(&mut self, incarnation: u64) -> Result<Hello, WireError> {
-        let (oldest, newest) = (self.u16("oldest")?, self.u16("newest")?);
-        let role = match self.u8("role")? {
-            1 => PeerRole::Daemon,
-            2 => PeerRole::Appliance,
-            _ => return Err(self.bad("role")),
-        };
-        let port_offset = self.u8("port offset")?;
-        let peer_id = self.id("peer id")?;
-        let name = self.text("name")?;
-        Ok(Hello {
-            oldest,
-            newest,
-            role,
-            port_offset,
-            peer_id,
-            incarnation,
-            name,
-        })
-    }
-
-    fn open_lane(&mut self, durable_seq: u64) -> Result<OpenLane, WireError> {
-        let durable_seq = self.seq(durable_seq)?;
-        let (disk_id, vm_id) = (self.id("disk id")?, self.id("vm id")?);
-        let attach_epoch = self.u32("attach epoch")?;
-        let capacity_bytes = self.u64("capacity")?;
-        if capacity_bytes > crate::record::MAX_DISK_BYTES {
-            return Err(self.bad("capacity"));
-        }
-        let starts_at_base = self.u8("starts at base")? != 0;
-        let mut name = |field| {
-            let name = self.text(field)?;
-            if name.is_empty() || name.len() > MAX_NAME_BYTES {
-                Err(self.bad(field))
-            } else {
-                Ok(name)
-            }
-        };
-        let (domain, vm_name) = (name("domain")?, name("vm name")?);
-        let disk_label = name("disk label")?;
-        Ok(OpenLane {
-            disk_id,
-            vm_id,
-            attach_epoch,
-            durable_seq,
-            capacity_bytes,
-            starts_at_base,
-            domain,
-            vm_name,
-            disk_label,
         })
     }
 }

@@ -1,0 +1,148 @@
+//! The fields of a frame's body: written and read back in order.
+//!
+//! Invariant: reading never goes past the body's end, and every value is checked against its limit.
+
+use super::{Hello, MAX_NAME_BYTES, MAX_TEXT_BYTES, OpenLane, PeerRole, WireError};
+use alloc::string::{String, ToString};
+use alloc::vec::Vec;
+
+#[derive(Default)]
+pub(super) struct Body(pub(super) Vec<u8>);
+
+impl Body {
+    pub(super) fn u8(&mut self, value: u8) {
+        self.0.push(value);
+    }
+    pub(super) fn u16(&mut self, value: u16) {
+        self.0.extend_from_slice(&value.to_le_bytes());
+    }
+    pub(super) fn u32(&mut self, value: u32) {
+        self.0.extend_from_slice(&value.to_le_bytes());
+    }
+    pub(super) fn u64(&mut self, value: u64) {
+        self.0.extend_from_slice(&value.to_le_bytes());
+    }
+    /// Length and bytes, cut to the limit at a character's end.
+    pub(super) fn text(&mut self, text: &str) {
+        let mut len = text.len().min(MAX_TEXT_BYTES);
+        while !text.is_char_boundary(len) {
+            len -= 1;
+        }
+        self.u16(len as u16);
+        self.0.extend_from_slice(&text.as_bytes()[..len]);
+    }
+}
+
+pub(super) struct Cursor<'a> {
+    pub(super) kind: u8,
+    pub(super) rest: &'a [u8],
+}
+
+impl<'a> Cursor<'a> {
+    pub(super) fn bad(&self, field: &'static str) -> WireError {
+        WireError::Field {
+            kind: self.kind,
+            field,
+        }
+    }
+    pub(super) fn take(&mut self, len: usize, field: &'static str) -> Result<&'a [u8], WireError> {
+        let (head, rest) = self.rest.split_at_checked(len).ok_or(self.bad(field))?;
+        self.rest = rest;
+        Ok(head)
+    }
+    pub(super) fn array<const N: usize>(
+        &mut self,
+        field: &'static str,
+    ) -> Result<[u8; N], WireError> {
+        let bytes = self.take(N, field)?;
+        bytes.try_into().map_err(|_| self.bad(field))
+    }
+    pub(super) fn u8(&mut self, field: &'static str) -> Result<u8, WireError> {
+        Ok(self.array::<1>(field)?[0])
+    }
+    pub(super) fn u16(&mut self, field: &'static str) -> Result<u16, WireError> {
+        Ok(u16::from_le_bytes(self.array(field)?))
+    }
+    pub(super) fn u32(&mut self, field: &'static str) -> Result<u32, WireError> {
+        Ok(u32::from_le_bytes(self.array(field)?))
+    }
+    pub(super) fn u64(&mut self, field: &'static str) -> Result<u64, WireError> {
+        Ok(u64::from_le_bytes(self.array(field)?))
+    }
+    pub(super) fn id(&mut self, field: &'static str) -> Result<[u8; 16], WireError> {
+        self.array(field)
+    }
+    pub(super) fn text(&mut self, field: &'static str) -> Result<String, WireError> {
+        let len = usize::from(self.u16(field)?);
+        if len > MAX_TEXT_BYTES {
+            return Err(self.bad(field));
+        }
+        let bytes = self.take(len, field)?;
+        core::str::from_utf8(bytes)
+            .map(ToString::to_string)
+            .map_err(|_| self.bad(field))
+    }
+    pub(super) fn seq(&self, seq: u64) -> Result<u64, WireError> {
+        if seq > crate::position::MAX_SEQ {
+            Err(self.bad("seq"))
+        } else {
+            Ok(seq)
+        }
+    }
+    pub(super) fn epoch(&self, word: u64) -> Result<u32, WireError> {
+        u32::try_from(word).map_err(|_| self.bad("cut epoch"))
+    }
+
+    pub(super) fn hello(&mut self, incarnation: u64) -> Result<Hello, WireError> {
+        let (oldest, newest) = (self.u16("oldest")?, self.u16("newest")?);
+        let role = match self.u8("role")? {
+            1 => PeerRole::Daemon,
+            2 => PeerRole::Appliance,
+            _ => return Err(self.bad("role")),
+        };
+        let port_offset = self.u8("port offset")?;
+        let peer_id = self.id("peer id")?;
+        let name = self.text("name")?;
+        Ok(Hello {
+            oldest,
+            newest,
+            role,
+            port_offset,
+            peer_id,
+            incarnation,
+            name,
+        })
+    }
+
+    pub(super) fn open_lane(&mut self, durable_seq: u64) -> Result<OpenLane, WireError> {
+        let durable_seq = self.seq(durable_seq)?;
+        let (disk_id, vm_id) = (self.id("disk id")?, self.id("vm id")?);
+        let attach_epoch = self.u32("attach epoch")?;
+        let capacity_bytes = self.u64("capacity")?;
+        if capacity_bytes > crate::record::MAX_DISK_BYTES {
+            return Err(self.bad("capacity"));
+        }
+        let starts_at_base = self.u8("starts at base")? != 0;
+        let mut name = |field| {
+            let name = self.text(field)?;
+            if name.is_empty() || name.len() > MAX_NAME_BYTES {
+                Err(self.bad(field))
+            } else {
+                Ok(name)
+            }
+        };
+        let (domain, vm_name) = (name("domain")?, name("vm name")?);
+        let disk_label = name("disk label")?;
+        Ok(OpenLane {
+            disk_id,
+            vm_id,
+            attach_epoch,
+            durable_seq,
+            capacity_bytes,
+            starts_at_base,
+            domain,
+            vm_name,
+            disk_label,
+        })
+    }
+}
