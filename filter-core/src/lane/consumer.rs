@@ -278,10 +278,7 @@ impl Consumer {
         }
         // The seq goes first: a successor that finds the old head skips what is durable.
         self.memory.consumer().durable_seq.store(durable.0, Release); // pairs with status reads
-        if to != self.head {
-            self.head = to;
-            ring::release::<Sound>(&self.memory.consumer().head, to); // C4
-        }
+        self.free(to);
         true
     }
 
@@ -310,7 +307,9 @@ impl Consumer {
         self.rewind()
     }
 
-    /// Steps over records at the head that are durable already, and checks that the next follows.
+    /// Steps over records at the head that are durable already, frees their space, and checks that the
+    /// next one follows. Without the freeing a full ring that is wholly durable would stay full: the
+    /// producer would wait for room, the consumer for a record.
     fn skip_durable(&mut self) -> Result<(), LaneFault> {
         let tail = self.tail()?;
         while self.read < tail {
@@ -318,18 +317,25 @@ impl Consumer {
             if header.kind != RecordKind::Pad {
                 if header.seq > self.durable.0 {
                     let (at, last, found) = (self.read, self.durable.0, header.seq);
-                    let follows = found == last + 1;
-                    return if follows {
-                        Ok(())
-                    } else {
-                        Err(LaneFault::Sequence { at, last, found })
-                    };
+                    if found != last + 1 {
+                        return Err(LaneFault::Sequence { at, last, found });
+                    }
+                    break;
                 }
                 self.note_epoch(&header);
             }
             self.read += span;
         }
+        self.free(self.read);
         Ok(())
+    }
+
+    /// C4: frees everything before `to`.
+    fn free(&mut self, to: u64) {
+        if to != self.head {
+            self.head = to;
+            ring::release::<Sound>(&self.memory.consumer().head, to); // C4
+        }
     }
 
     /// Whether the stream that will be taken next begins anew, so that the appliance need not hold

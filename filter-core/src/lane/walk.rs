@@ -91,10 +91,17 @@ pub fn scan(memory: LaneMemory) -> Result<Scan, LaneFault> {
         }
         at += span;
     }
-    // A kill between the tail and the word leaves the word one group behind: the records win.
-    let told = words.last_seq.load(Relaxed); // the writer is gone
+    // Only what is published counts: the word is written just before the tail, so after a kill in
+    // between it names a record that nobody can see, and going on after that would leave a gap. An
+    // empty ring has everything released, that is durable; a restart names its own beginning.
     let durable = memory.consumer().durable_seq.load(Relaxed); // a figure that only grows
-    let last = last_seq.unwrap_or(0).max(told).max(durable);
+    let restarted = words.restart_at.load(Relaxed) == tail; // the writer is gone
+    let base = if restarted {
+        words.restart_seq.load(Relaxed)
+    } else {
+        0
+    }; // as above
+    let last = last_seq.unwrap_or(durable).max(base);
     if last >= crate::position::MAX_SEQ / 2 {
         return Err(LaneFault::Sequence {
             at: tail,
