@@ -192,6 +192,10 @@ impl Consumer {
                 self.read += span;
                 continue;
             }
+            let at_start = self.memory.data(self.read).1 == self.memory.geometry().ring_bytes;
+            if run.is_some() && at_start {
+                break; // a record that ends at the ring's end leaves no pad: a run never goes round
+            }
             if header.seq != self.sent.0 + 1 {
                 let (at, last, found) = (self.read, self.sent.0, header.seq);
                 return Err(LaneFault::Sequence { at, last, found });
@@ -287,8 +291,9 @@ impl Consumer {
         self.read = self.head;
         self.sent = Sent(self.durable.0);
         self.pending.clear();
-        self.edges.clear();
-        self.epoch = 0;
+        // Edges before the next record stay known: what lies before them may be freed already.
+        self.edges.retain(|edge| edge.last_seq < self.durable.0);
+        self.epoch = self.edges.back().map_or(0, |edge| edge.epoch);
         if self.restarting {
             Ok(())
         } else {
