@@ -324,7 +324,7 @@ fn unsafe_in_its_place(file: &File, allowed: &[(&str, &str)]) -> Vec<Finding> {
         .filter(|(_, line)| uses(line))
         .map(|(i, _)| i + 1);
     match listed {
-        Some((_, reason)) if reason.is_empty() => {
+        Some((_, "")) => {
             vec![finding(file, 1, "allowed to be unsafe without a reason")]
         }
         Some(_) if at.next().is_none() => {

@@ -433,6 +433,7 @@ impl WakeSender {
         if self.open.as_ref().is_none_or(|(open, _)| *open != slot) {
             let mut options = OpenOptions::new();
             options
+                .read(true) // with nobody there a write would otherwise raise SIGPIPE, which can kill the VM
                 .write(true)
                 .custom_flags(libc::O_NONBLOCK | libc::O_CLOEXEC);
             self.open = options

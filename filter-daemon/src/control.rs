@@ -52,6 +52,8 @@ pub struct Control {
 struct Doing {
     state: u32,
     rounds: u32,
+    /// Restarts of the stream: asked for, answered.
+    restarts: (u32, u32),
 }
 
 impl Doing {
@@ -59,15 +61,18 @@ impl Doing {
         let memory = lane.memory();
         let words = memory.producer();
         // Relaxed: ordered by the fences of the epoch's bump and by the stamping word.
+        let asked = memory.consumer().restart_request.load(Relaxed); // as below
         Self {
             state: words.state.load(Relaxed),
             rounds: words.tracking_rounds.load(Relaxed),
+            restarts: (asked, words.restart_done.load(Relaxed)),
         }
     }
 
     fn is_complete(&self) -> bool {
         let state = LaneState::from_word(self.state);
-        matches!(state, Some(LaneState::Streaming | LaneState::Closed))
+        let whole = self.restarts.0 == self.restarts.1;
+        whole && matches!(state, Some(LaneState::Streaming | LaneState::Closed))
     }
 }
 
@@ -276,6 +281,9 @@ impl Control {
             }
         }
         drop(answer);
+        if self.unknown_lanes() {
+            return void(0, "a disk was opened meanwhile".into());
+        }
         self.shared.wake_all();
         let deadline = Instant::now() + POSITIONS_LIMIT;
         let mut positions = Vec::new();
@@ -285,11 +293,33 @@ impl Control {
                 Err(_) => return void(0, "a disk's records have not been sent in time".into()),
             }
         }
+        // A stream that was started anew while its position was read makes the position worthless.
+        if lanes
+            .iter()
+            .zip(&before)
+            .any(|(lane, before)| *before != Doing::of(lane))
+        {
+            return void(0, "a disk left its stream meanwhile".into());
+        }
         Message::CutPositions {
             epoch,
             domain: domain.into(),
             positions,
         }
+    }
+
+    /// Whether there is a lane that this thread has not looked at: made or replaced since the scan.
+    fn unknown_lanes(&self) -> bool {
+        let Ok(entries) = std::fs::read_dir(self.run.lanes_dir()) else {
+            return true;
+        };
+        entries.flatten().any(|entry| {
+            let path = entry.path();
+            let inode = entry.metadata().map(|meta| meta.ino()).ok();
+            path.extension().is_some_and(|e| e == "lane")
+                && self.known.get(&path).map(|known| known.inode) != inode
+                && self.unusable.get(&path).copied() != inode
+        })
     }
 
     /// Waits until whoever was stamping at the bump has published; microseconds, unless its process
