@@ -46,7 +46,7 @@ nextest: build
 
 .PHONY: doctest
 doctest:
-	$(CARGO) test --locked --workspace --doc --quiet
+	$(CARGO) test --locked -p recovery-store --doc --quiet
 
 .PHONY: loom
 loom: ## Model-check the lane: every interleaving, and the mutants that must fail
