@@ -37,8 +37,10 @@ install_packages() {
     for entry in "${needed[@]}"; do
         command -v "${entry%%:*}" >/dev/null 2>&1 || missing+=("${entry##*:}")
     done
-    # bindgen loads libclang; only the comparison of the committed bindings needs it.
-    if [[ $profile == ci ]] && ! compgen -G '/usr/lib/llvm-*/lib/libclang*.so*' >/dev/null; then
+    # bindgen loads libclang (libclang-cpp, which is there more often, is another library); only the
+    # comparison of the committed bindings needs it.
+    if [[ $profile == ci ]] && ! compgen -G '/usr/lib/llvm-*/lib/libclang.so*' >/dev/null \
+        && ! compgen -G '/usr/lib/llvm-*/lib/libclang-[0-9]*.so*' >/dev/null; then
         missing+=(libclang-dev)
     fi
     [[ ${#missing[@]} -eq 0 ]] && return 0
