@@ -219,7 +219,7 @@ impl SyncRead {
     }
 }
 
-/// [callback] A read of the sync has come back.
+/// Callback of the host. A read of the sync has come back.
 unsafe extern "C" fn sync_read_done(
     userdata: *mut c_void,
     _request: *mut abi::jio_request,
@@ -246,7 +246,7 @@ unsafe extern "C" fn sync_read_done(
     owner.call_ended();
 }
 
-/// [callback] Goes on with the sync.
+/// Callback of the host. Goes on with the sync.
 pub unsafe extern "C" fn sync_task(userdata: *mut c_void) {
     // SAFETY: the userdata of `arm`, called once.
     let this = unsafe { from_userdata(userdata) };
@@ -255,7 +255,7 @@ pub unsafe extern "C" fn sync_task(userdata: *mut c_void) {
     this.call_ended();
 }
 
-/// [callback] Tries held I/Os again.
+/// Callback of the host. Tries held I/Os again.
 pub unsafe extern "C" fn retry_task(userdata: *mut c_void) {
     // SAFETY: the userdata of `arm`, called once.
     let this = unsafe { from_userdata(userdata) };
@@ -267,7 +267,7 @@ pub unsafe extern "C" fn retry_task(userdata: *mut c_void) {
     this.call_ended();
 }
 
-/// [callback] Looks after restarts, the way back from tracking, and syncs that became necessary.
+/// Callback of the host. Looks after restarts, the way back from tracking, and syncs that became necessary.
 pub unsafe extern "C" fn housekeeping_task(userdata: *mut c_void) {
     // SAFETY: the userdata of `arm`, called once.
     let this = unsafe { from_userdata(userdata) };
@@ -287,7 +287,7 @@ pub unsafe extern "C" fn housekeeping_task(userdata: *mut c_void) {
     this.call_ended();
 }
 
-/// [work] Writes down that replication was lost.
+/// Work of the host's queue. Writes down that replication was lost.
 pub unsafe extern "C" fn record_loss_task(userdata: *mut c_void) {
     // SAFETY: the userdata of `work`, called once.
     let this = unsafe { from_userdata(userdata) };
