@@ -5,6 +5,7 @@
 
 use crate::cut::{self, Answer};
 use crate::domain::Domain;
+use crate::identity;
 use crate::log::{LogError, LogOptions};
 use crate::session::{self, Outbox};
 use crate::upload::Uploader;
@@ -23,6 +24,8 @@ use std::time::Duration;
 
 /// Connections of an appliance, at most.
 const MAX_CONNECTIONS: usize = 1024;
+/// Domains of an appliance, at most.
+const MAX_DOMAINS: usize = 64;
 
 /// What an appliance is made with.
 #[derive(Clone, Debug)]
@@ -35,6 +38,8 @@ pub struct Settings {
     pub store: String,
     /// Options of the store.
     pub store_options: Vec<(String, String)>,
+    /// The domains that hosts may open; empty: any.
+    pub served: Vec<String>,
     /// Time between cuts.
     pub cut_every: Duration,
     /// The logs' sizes.
@@ -55,6 +60,12 @@ pub enum DomainError {
     /// Its store's URL cannot be understood.
     #[error(transparent)]
     Store(#[from] recovery_store::StoreError),
+    /// Not one of those that are served.
+    #[error("domain `{0}` is not served here: see --domain")]
+    NotServed(String),
+    /// There are enough.
+    #[error("this appliance serves at most {MAX_DOMAINS} domains")]
+    TooMany,
     /// A thread cannot be started.
     #[error("cannot start a thread: {0}")]
     Thread(std::io::Error),
@@ -86,16 +97,10 @@ impl Appliance {
     pub fn open(settings: Settings) -> anyhow::Result<Arc<Self>> {
         use anyhow::Context;
         let dir = settings.data_dir.clone();
-        std::fs::create_dir_all(dir.join("domains"))
+        identity::make_folder(&dir.join("domains"))
             .with_context(|| format!("cannot make the data folder {}", dir.display()))?;
-        let id_path = dir.join("appliance-id");
-        if !id_path.exists() {
-            std::fs::write(&id_path, uuid::Uuid::new_v4().simple().to_string())
-                .with_context(|| format!("cannot write {}", id_path.display()))?;
-        }
-        let text = std::fs::read_to_string(&id_path)?;
-        let id = filter_core::mapping::parse_id(&text)
-            .with_context(|| format!("{} does not hold 32 hex digits", id_path.display()))?;
+        let id = identity::lasting_id(&dir, "appliance-id")
+            .with_context(|| format!("cannot read or make {}/appliance-id", dir.display()))?;
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(2)
             .enable_all()
@@ -117,9 +122,12 @@ impl Appliance {
         this.check_store()?;
         for entry in std::fs::read_dir(dir.join("domains"))?.flatten() {
             let name = entry.file_name().to_string_lossy().into_owned();
-            if domain_name_is_valid(&name) {
-                this.domain(&name)
-                    .with_context(|| format!("domain {name}"))?;
+            match this.domain(&name) {
+                Ok(_) => {}
+                // A folder of somebody else; a domain whose cuts another configuration uploads.
+                Err(DomainError::Name(_)) => {}
+                Err(error @ DomainError::NotServed(_)) => tracing::warn!("{error}: left alone"),
+                Err(error) => return Err(error).with_context(|| format!("domain {name}")),
             }
         }
         Ok(this)
@@ -154,6 +162,13 @@ impl Appliance {
         let mut domains = self.domains.lock();
         if let Some(domain) = domains.get(name) {
             return Ok(domain.clone());
+        }
+        let served = &self.settings.served;
+        if !served.is_empty() && !served.iter().any(|of| of == name) {
+            return Err(DomainError::NotServed(name.into()));
+        }
+        if domains.len() >= MAX_DOMAINS {
+            return Err(DomainError::TooMany);
         }
         let dir = self.settings.data_dir.join("domains").join(name);
         let url = self.url_of(name)?;

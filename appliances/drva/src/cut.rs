@@ -26,7 +26,7 @@ pub enum Answer {
 /// Takes cuts of a domain until the appliance stops.
 pub fn run(appliance: &Appliance, domain: &Arc<Domain>, every: Duration) {
     let mut taken = BTreeMap::new();
-    while !domain.stopping.load(Ordering::Acquire) {
+    while !domain.is_stopping() {
         let next = Instant::now() + every;
         if wanted(domain, &taken) {
             match take(appliance, domain) {
@@ -43,10 +43,7 @@ pub fn run(appliance: &Appliance, domain: &Arc<Domain>, every: Duration) {
             }
         }
         let mut cuts = domain.cuts.lock();
-        while cuts.wanted.is_empty()
-            && Instant::now() < next
-            && !domain.stopping.load(Ordering::Acquire)
-        {
+        while cuts.wanted.is_empty() && Instant::now() < next && !domain.is_stopping() {
             domain.cuts_changed.wait_until(&mut cuts, next);
         }
     }
@@ -76,7 +73,7 @@ fn take(appliance: &Appliance, domain: &Arc<Domain>) -> Result<BTreeMap<[u8; 16]
         }
         disks
             .values()
-            .filter(|d| d.route.lock().is_some())
+            .filter(|d| d.is_attached())
             .map(|d| *d.host.lock())
             .collect()
     };
@@ -127,13 +124,13 @@ fn take(appliance: &Appliance, domain: &Arc<Domain>) -> Result<BTreeMap<[u8; 16]
             continue;
         }
         // A disk that its host does not serve any more: it stands where it stood.
-        if disk.route.lock().is_some() {
+        if disk.is_attached() {
             return Err(format!(
                 "the host reported no position of disk {}",
                 disk.info.read().name
             ));
         }
-        positions.insert(*id, disk.durable.load(Ordering::Acquire));
+        positions.insert(*id, disk.durable_seq());
     }
     if !domain.wait_durable(&positions, LIMIT) {
         return Err("the log did not reach the positions in time".into());

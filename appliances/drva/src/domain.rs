@@ -1,125 +1,37 @@
-//! A protected domain in the appliance: its disks, its log, where each disk stands.
+//! A protected domain in the appliance: its disks, its log, its cuts, its figures.
 //!
-//! Invariant: records of a disk reach the log in seq order, each once: admitting and queueing happen
-//! under the disk's lock, whichever connection they come over.
+//! Invariant: every closed cut is in the list for the upload before anything after it is fed; locks are
+//! taken in the order disks, stream, route, and nothing is waited for under any of them.
 
+use crate::disk::{Disk, Outcome, Route};
+use crate::documents::{cut_back, cut_out, describe, describe_back};
+use crate::identity;
 use crate::log::format::EntryKind;
 use crate::log::recover::Recovered;
 use crate::log::{Durability, Log, LogError, LogOptions, Submission};
-use crate::session::Outbox;
-use filter_core::position::Received;
-use filter_core::record::{FLAG_SYNC_BEGIN, FLAG_SYNC_END, RecordIter};
-use filter_core::session::{Admit, Receiver, Refusal};
 use filter_core::wire::{ErrorCode, OpenLane};
 use hdrhistogram::Histogram;
 use parking_lot::{Condvar, Mutex, RwLock};
 use recovery_store::DiskInfo;
 use std::collections::{BTreeMap, VecDeque};
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use tokio::sync::watch;
 use uuid::Uuid;
 
 /// Disks of one appliance, at most.
 pub const MAX_DISKS: usize = 500;
+
+/// Named cuts of one domain that may be waited for at once.
+pub const MAX_WANTED: usize = 64;
 
 /// Time since 1970, in ns.
 pub fn now_ns() -> u64 {
     SystemTime::now()
         .duration_since(UNIX_EPOCH)
         .map_or(0, |d| d.as_nanos() as u64)
-}
-
-/// Where acknowledgements of a disk go.
-pub struct Route {
-    /// The connection's outbox.
-    pub outbox: Arc<Outbox>,
-    /// The channel on it.
-    pub channel: u32,
-}
-
-/// Begin and end of the last syncs of a stream.
-#[derive(Debug, Default)]
-struct Brackets(VecDeque<(u64, u64)>);
-
-impl Brackets {
-    fn note(&mut self, seq: u64, begin: bool) {
-        if begin {
-            if self.0.len() == 16 {
-                self.0.pop_front();
-            }
-            self.0.push_back((seq, u64::MAX));
-        } else {
-            // An END closes every begun one: a sync that was broken off begins again.
-            for bracket in self.0.iter_mut().filter(|bracket| bracket.1 == u64::MAX) {
-                bracket.1 = seq;
-            }
-        }
-    }
-
-    /// Whether the replica is not consistent once everything up to `seq` was applied.
-    fn open_at(&self, seq: u64) -> bool {
-        self.0
-            .iter()
-            .any(|(begin, end)| *begin <= seq && seq < *end)
-    }
-}
-
-struct DiskStream {
-    receiver: Receiver,
-    brackets: Brackets,
-    /// Tells the present channel from earlier ones.
-    generation: u64,
-}
-
-/// A disk of a domain.
-pub struct Disk {
-    stream: Mutex<DiskStream>,
-    /// Last durable seq.
-    pub durable: AtomicU64,
-    /// Last seq in the store.
-    pub uploaded: AtomicU64,
-    /// Where acknowledgements go.
-    pub route: Mutex<Option<Route>>,
-    /// Its description.
-    pub info: RwLock<DiskInfo>,
-    /// The host that presents it.
-    pub host: Mutex<[u8; 16]>,
-}
-
-impl Disk {
-    fn new(info: DiskInfo, receiver: Receiver, durable: u64) -> Self {
-        let stream = DiskStream {
-            receiver,
-            brackets: Brackets::default(),
-            generation: 0,
-        };
-        Self {
-            stream: Mutex::new(stream),
-            durable: AtomicU64::new(durable),
-            uploaded: AtomicU64::new(0),
-            route: Mutex::new(None),
-            info: RwLock::new(info),
-            host: Mutex::new([0; 16]),
-        }
-    }
-
-    /// Last seq received, newest epoch, whether a sync is under way.
-    pub fn received(&self) -> (u64, u32, bool) {
-        let stream = self.stream.lock();
-        let receiver = &stream.receiver;
-        (
-            receiver.received().0,
-            receiver.attach_epoch(),
-            receiver.syncing(),
-        )
-    }
-
-    /// Whether a cut may end at this seq.
-    pub fn consistent_at(&self, seq: u64) -> bool {
-        !self.stream.lock().brackets.open_at(seq)
-    }
 }
 
 /// Figures of a domain.
@@ -189,8 +101,28 @@ pub struct CutState {
     pub newest: Option<(u64, Option<String>, u64)>,
     /// Names that operators asked for, not yet taken.
     pub wanted: VecDeque<String>,
-    /// Bumped when a cut was committed or given up: who waits looks again.
-    pub resolved: u64,
+    /// The last named cuts that came into the store: name, number, time.
+    named: VecDeque<(String, u64, u64)>,
+}
+
+impl CutState {
+    /// A cut is in the store.
+    pub fn committed(&mut self, number: u64, name: Option<String>, time_ns: u64) {
+        if let Some(name) = &name {
+            if self.named.len() == MAX_WANTED {
+                self.named.pop_front();
+            }
+            self.named.push_back((name.clone(), number, time_ns));
+        }
+        self.newest = Some((number, name, time_ns));
+    }
+
+    /// The cut of this name above number `after`, if it is in the store: its number and time.
+    pub fn named_after(&self, name: &str, after: u64) -> Option<(u64, u64)> {
+        let mut named = self.named.iter().rev();
+        let found = named.find(|(known, number, _)| known == name && *number > after);
+        found.map(|(_, number, time_ns)| (*number, *time_ns))
+    }
 }
 
 /// A domain.
@@ -214,35 +146,17 @@ pub struct Domain {
     /// Something an operator should know; the newest first.
     pub alarms: Mutex<BTreeMap<&'static str, String>>,
     /// The appliance stops.
-    pub stopping: AtomicBool,
-}
-
-/// A lane that was opened.
-pub struct Opened {
-    /// Its disk.
-    pub disk: Arc<Disk>,
-    /// Tells this channel from earlier ones of the disk.
-    pub generation: u64,
-    /// Last durable seq.
-    pub durable_seq: u64,
-    /// Newest attach epoch seen.
-    pub attach_epoch: u32,
-}
-
-/// What a DATA frame led to.
-pub enum Outcome {
-    /// Taken.
-    Taken,
-    /// The channel is not the disk's present one.
-    Superseded,
-    /// Refused.
-    Refused(ErrorCode, u64, String),
+    stopping: watch::Sender<bool>,
 }
 
 impl Domain {
     /// Opens the domain's log in `dir`, makes out of it where every disk stands.
     pub fn open(name: &str, dir: &Path, options: LogOptions) -> Result<Arc<Self>, LogError> {
-        let id = domain_id(name, dir)?;
+        let id = identity::lasting_id(dir, "domain-id").map_err(|source| LogError::Io {
+            what: "read or make the domain's id in",
+            path: dir.to_owned(),
+            source,
+        })?;
         // The log's writer tells the domain, which owns the log: the way back is weak, and is set
         // before anything can be submitted.
         let back: Arc<OnceLock<Weak<Self>>> = Arc::default();
@@ -265,12 +179,8 @@ impl Domain {
                 tracing::error!("domain {name}: the description of a disk in the log is malformed");
                 continue;
             };
-            let (seq, syncing) = (Received(state.last_seq), state.sync_begin != 0);
-            let receiver = Receiver::restored(seq, state.attach_epoch, syncing);
-            let disk = Disk::new(info, receiver, state.last_seq);
-            if syncing {
-                disk.stream.lock().brackets.note(state.sync_begin, true);
-            }
+            let (seq, epoch) = (state.last_seq, state.attach_epoch);
+            let disk = Disk::restored(info, seq, epoch, state.sync_begin);
             disks.insert(*disk_id, Arc::new(disk));
         }
         let closed = recovered
@@ -293,7 +203,7 @@ impl Domain {
             described: AtomicU32::new(1),
             figures: Figures::default(),
             alarms: Mutex::default(),
-            stopping: AtomicBool::new(false),
+            stopping: watch::Sender::new(false),
         }
     }
 
@@ -319,13 +229,13 @@ impl Domain {
         self.disks.read().get(id).cloned()
     }
 
-    /// A host presents a lane.
+    /// A host presents a lane. Gives its disk and what tells the channel from earlier ones.
     pub fn open_lane(
         &self,
         lane: &OpenLane,
         host: [u8; 16],
         route: Route,
-    ) -> Result<Opened, (ErrorCode, String)> {
+    ) -> Result<(Arc<Disk>, u64), (ErrorCode, String)> {
         let info = DiskInfo {
             uuid: Uuid::from_bytes(lane.disk_id),
             vm_uuid: Uuid::from_bytes(lane.vm_id),
@@ -349,127 +259,39 @@ impl Domain {
                     return Err((ErrorCode::Limit, text));
                 }
                 None => {
-                    let disk = Arc::new(Disk::new(info, Receiver::new(), 0));
+                    let disk = Arc::new(Disk::new(info));
                     disks.insert(lane.disk_id, disk.clone());
                     (disk, true)
                 }
             }
         };
         if changed {
-            let content = describe(&disk.info.read()).into_bytes();
-            let entry = Submission {
-                kind: EntryKind::Disk,
-                disk_id: lane.disk_id,
-                first_seq: 0,
-                last_seq: 0,
-                epoch: 0,
-                time_ns: 0,
-                len: content.len(),
-                content,
-            };
-            self.log
-                .submit(entry)
+            let content = describe(&disk.info.read());
+            self.log_entry(EntryKind::Disk, lane.disk_id, 0, content)
                 .map_err(|e| (ErrorCode::Log, e.to_string()))?;
             self.described.fetch_add(1, Ordering::AcqRel);
         }
-        let mut stream = disk.stream.lock();
-        let opened = stream.receiver.open(lane.attach_epoch);
-        opened.map_err(|refusal| (ErrorCode::Fenced, refusal.to_string()))?;
-        stream.generation += 1;
-        let (generation, attach_epoch) = (stream.generation, stream.receiver.attach_epoch());
-        *disk.host.lock() = host;
-        *disk.route.lock() = Some(route);
-        let durable_seq = disk.durable.load(Ordering::Acquire);
-        drop(stream);
-        Ok(Opened {
-            disk,
-            generation,
-            durable_seq,
-            attach_epoch,
-        })
+        match disk.attach(lane.attach_epoch, host, route) {
+            Ok(generation) => Ok((disk, generation)),
+            Err(refusal) => Err((ErrorCode::Fenced, refusal.to_string())),
+        }
     }
 
     /// Records of a disk have come over a channel of this generation. Waits while the log is full.
     pub fn data(&self, disk: &Disk, generation: u64, content: Vec<u8>, len: usize) -> Outcome {
-        let mut stream = disk.stream.lock();
-        if stream.generation != generation {
-            return Outcome::Superseded;
-        }
-        let disk_id = *disk.info.read().uuid.as_bytes();
-        let bytes = content.get(..len).unwrap_or_default();
-        let mut skip = 0; // bytes of records that are there already
-        let mut end = 0;
-        let mut first = None;
-        let mut last = (0, 0, 0);
-        let mut refusal = None;
-        for record in RecordIter::with_crc(bytes, crc32c::crc32c_append) {
-            let header = match record {
-                Ok(record) => record.header,
-                Err(error) => {
-                    let seq = stream.receiver.received().0 + 1;
-                    refusal = Some((ErrorCode::Corrupt, seq, error.to_string()));
-                    break;
-                }
-            };
-            match stream.receiver.admit(&header) {
-                Ok(Admit::Duplicate) => {
-                    skip += header.span_bytes();
-                    end = skip;
-                    self.figures.duplicates.fetch_add(1, Ordering::Relaxed); // a figure
-                    continue;
-                }
-                Ok(Admit::Append) => {}
-                Err(error) => {
-                    let code = match error {
-                        Refusal::Gap { .. } => ErrorCode::Gap,
-                        Refusal::Fenced { .. } => ErrorCode::Fenced,
-                    };
-                    refusal = Some((code, header.seq, error.to_string()));
-                    break;
-                }
-            }
-            if header.flags & (FLAG_SYNC_BEGIN | FLAG_SYNC_END) != 0 {
-                stream
-                    .brackets
-                    .note(header.seq, header.flags & FLAG_SYNC_BEGIN != 0);
-            }
-            first.get_or_insert(header.seq);
-            last = (header.seq, header.attach_epoch, header.time_ns);
-            end += header.span_bytes();
-            self.figures.records.fetch_add(1, Ordering::Relaxed); // a figure
-        }
-        if let Some(first_seq) = first {
-            self.figures
-                .received_bytes
-                .fetch_add((end - skip) as u64, Ordering::Relaxed); // a figure
-            let (mut content, len) = (content, end - skip);
-            if skip > 0 {
-                content.copy_within(skip..end, 0);
-            }
-            let (last_seq, epoch, time_ns) = last;
-            let kind = EntryKind::Run;
-            let entry = Submission {
-                kind,
-                disk_id,
-                first_seq,
-                last_seq,
-                epoch,
-                time_ns,
-                content,
-                len,
-            };
-            // Still under the disk's lock: what comes over another connection must queue behind.
-            if let Err(error) = self.log.submit(entry) {
-                return Outcome::Refused(ErrorCode::Log, first_seq, error.to_string());
-            }
-        }
-        match refusal {
-            None => Outcome::Taken,
-            Some((code, seq, text)) => {
-                stream.generation += 1; // nothing more over this channel
-                Outcome::Refused(code, seq, text)
-            }
-        }
+        let (outcome, counted) = disk.take(&self.log, generation, content, len);
+        let figures = &self.figures;
+        // Relaxed: figures.
+        figures
+            .records
+            .fetch_add(counted.records, Ordering::Relaxed);
+        figures
+            .received_bytes
+            .fetch_add(counted.bytes, Ordering::Relaxed);
+        figures
+            .duplicates
+            .fetch_add(counted.duplicates, Ordering::Relaxed);
+        outcome
     }
 
     /// The log holds these positions durably: tells the hosts. Called by the log's writer.
@@ -480,20 +302,37 @@ impl Domain {
             let Some(disk) = disks.get(&durable.disk_id) else {
                 continue;
             };
-            disk.durable.store(durable.seq, Ordering::Release); // pairs with `open_lane`
+            disk.durable(durable);
             if durable.time_ns > 0 {
                 let lag_us = now.saturating_sub(durable.time_ns) / 1000;
                 self.figures.durable_lag_us.lock().saturating_record(lag_us);
             }
-            let uploaded = disk.uploaded.load(Ordering::Relaxed); // a figure for the host
-            if let Some(route) = disk.route.lock().as_ref() {
-                route
-                    .outbox
-                    .acknowledge(route.channel, durable.seq, uploaded);
-            }
         }
         drop(disks);
         self.cuts_changed.notify_all();
+    }
+
+    /// Logs an entry that is no run of records; waits for room.
+    fn log_entry(
+        &self,
+        kind: EntryKind,
+        disk_id: [u8; 16],
+        epoch: u32,
+        content: String,
+    ) -> Result<(), LogError> {
+        let content = content.into_bytes();
+        let permit = self.log.reserve(content.len(), &|| false)?;
+        let entry = Submission {
+            kind,
+            disk_id,
+            first_seq: 0,
+            last_seq: 0,
+            epoch,
+            time_ns: 0,
+            len: content.len(),
+            content,
+        };
+        self.log.submit(permit, entry)
     }
 
     /// Waits until every disk is durable up to its position.
@@ -502,16 +341,14 @@ impl Domain {
         let mut cuts = self.cuts.lock();
         loop {
             let disks = self.disks.read();
-            let done = positions.iter().all(|(id, seq)| {
-                disks
-                    .get(id)
-                    .is_some_and(|disk| disk.durable.load(Ordering::Acquire) >= *seq)
-            });
+            let done = positions
+                .iter()
+                .all(|(id, seq)| disks.get(id).is_some_and(|disk| disk.durable_seq() >= *seq));
             drop(disks);
             if done {
                 return true;
             }
-            if std::time::Instant::now() >= deadline || self.stopping.load(Ordering::Acquire) {
+            if std::time::Instant::now() >= deadline || self.is_stopping() {
                 return false;
             }
             let soon = std::time::Instant::now() + Duration::from_millis(20);
@@ -521,104 +358,41 @@ impl Domain {
 
     /// Logs a closed cut and hands it to the upload.
     pub fn close_cut(&self, cut: ClosedCut) -> Result<(), LogError> {
-        let content = cut_out(&cut).into_bytes();
-        let entry = Submission {
-            kind: EntryKind::Cut,
-            disk_id: [0; 16],
-            first_seq: 0,
-            last_seq: 0,
-            epoch: cut.epoch,
-            time_ns: 0,
-            len: content.len(),
-            content,
-        };
+        let (epoch, content) = (cut.epoch, cut_out(&cut));
         // In the list before the log has it: the upload must not feed beyond it meanwhile.
         {
             let mut cuts = self.cuts.lock();
             cuts.outstanding = None;
             cuts.closed.push_back(cut);
         }
-        self.log.submit(entry)?;
+        self.log_entry(EntryKind::Cut, [0; 16], epoch, content)?;
         self.cuts_changed.notify_all();
         Ok(())
     }
 
     /// Stops the log; what was queued is written.
     pub fn close(&self) {
-        self.stopping.store(true, Ordering::Release); // pairs with the loads
+        self.stopping.send_replace(true);
+        let cuts = self.cuts.lock(); // whoever has looked and not yet waits would miss it
         self.cuts_changed.notify_all();
+        drop(cuts);
         self.log.close();
     }
-}
 
-/// The domain's id: made when its folder is, kept in it.
-fn domain_id(name: &str, dir: &Path) -> Result<[u8; 16], LogError> {
-    let error = |what, source| LogError::Io {
-        what,
-        path: dir.to_owned(),
-        source,
-    };
-    std::fs::create_dir_all(dir).map_err(|e| error("make the folder", e))?;
-    let path = dir.join("domain-id");
-    if !path.exists() {
-        std::fs::write(&path, Uuid::new_v4().simple().to_string())
-            .map_err(|e| error("write domain-id in", e))?;
+    /// Whether the appliance stops.
+    pub fn is_stopping(&self) -> bool {
+        *self.stopping.borrow()
     }
-    let text = std::fs::read_to_string(&path).map_err(|e| error("read domain-id in", e))?;
-    filter_core::mapping::parse_id(&text).ok_or_else(|| {
-        let text = format!("domain-id of {name} does not hold 32 hex digits");
-        error(
-            "understand",
-            std::io::Error::new(std::io::ErrorKind::InvalidData, text),
-        )
-    })
-}
 
-fn describe(info: &DiskInfo) -> String {
-    serde_json::json!({
-        "vm_uuid": info.vm_uuid.to_string(),
-        "vm_name": info.vm_name,
-        "name": info.name,
-        "capacity_bytes": info.capacity_bytes,
-    })
-    .to_string()
-}
-
-fn describe_back(disk_id: [u8; 16], text: &[u8]) -> Result<DiskInfo, serde_json::Error> {
-    let value: serde_json::Value = serde_json::from_slice(text)?;
-    let string = |key: &str| value.get(key).and_then(|v| v.as_str()).unwrap_or_default();
-    Ok(DiskInfo {
-        uuid: Uuid::from_bytes(disk_id),
-        vm_uuid: Uuid::parse_str(string("vm_uuid")).unwrap_or_default(),
-        vm_name: string("vm_name").into(),
-        name: string("name").into(),
-        capacity_bytes: value
-            .get("capacity_bytes")
-            .and_then(|v| v.as_u64())
-            .unwrap_or(0),
-    })
-}
-
-fn cut_out(cut: &ClosedCut) -> String {
-    let positions: BTreeMap<String, u64> = cut
-        .positions
-        .iter()
-        .map(|(disk, seq)| (disk.to_string(), *seq))
-        .collect();
-    serde_json::json!({"time_ns": cut.time_ns, "name": cut.name, "positions": positions})
-        .to_string()
-}
-
-fn cut_back(epoch: u32, text: &[u8]) -> Option<ClosedCut> {
-    let value: serde_json::Value = serde_json::from_slice(text).ok()?;
-    let mut positions = BTreeMap::new();
-    for (disk, seq) in value.get("positions")?.as_object()? {
-        positions.insert(Uuid::parse_str(disk).ok()?, seq.as_u64()?);
+    /// Tells async work when the appliance stops.
+    pub fn stopped(&self) -> watch::Receiver<bool> {
+        self.stopping.subscribe()
     }
-    Some(ClosedCut {
-        epoch,
-        time_ns: value.get("time_ns")?.as_u64()?,
-        name: value.get("name").and_then(|v| v.as_str()).map(String::from),
-        positions,
-    })
+
+    /// Waits, but not when the appliance stops.
+    pub fn pause(&self, time: Duration) {
+        let until = std::time::Instant::now() + time;
+        let mut cuts = self.cuts.lock();
+        while !self.is_stopping() && !self.cuts_changed.wait_until(&mut cuts, until).timed_out() {}
+    }
 }

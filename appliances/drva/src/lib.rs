@@ -1,7 +1,7 @@
 //! The DR appliance: receives the records of its hosts, logs them durably, writes them to an object
 //! store as consistent cuts.
 //!
-//! The path of a record through it: [`session`] reads it from a connection, [`domain`] admits it,
+//! The path of a record through it: [`session`] reads it from a connection, [`disk`] admits it,
 //! [`log`] makes it durable (then it is acknowledged), [`upload`] reads it from the log and feeds the
 //! container; [`cut`] decides where one cut ends and the next begins.
 //!
@@ -10,7 +10,10 @@
 
 pub mod appliance;
 pub mod cut;
+pub mod disk;
+pub mod documents;
 pub mod domain;
+pub mod identity;
 pub mod log;
 pub mod raw;
 pub mod session;
@@ -42,6 +45,9 @@ pub struct Args {
     /// The first of six consecutive ports; 0 looks for free ones.
     #[arg(long, default_value_t = DEFAULT_PORT_BASE)]
     pub port_base: u16,
+    /// A domain that hosts may open; repeat it. Without it any is made when a host asks for it.
+    #[arg(long = "domain")]
+    pub domains: Vec<String>,
     /// Time between cuts, in ms.
     #[arg(long, default_value_t = 1000)]
     pub cut_interval_ms: u64,
@@ -93,6 +99,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         data_dir: args.data_dir.clone(),
         store: args.store.clone(),
         store_options,
+        served: args.domains.clone(),
         cut_every: Duration::from_millis(args.cut_interval_ms),
         log: log::LogOptions {
             segment_bytes: args.segment_bytes,

@@ -5,7 +5,8 @@
 
 use crate::appliance::Appliance;
 use crate::cut::Answer;
-use crate::domain::{Disk, Domain, Opened, Outcome, Route};
+use crate::disk::{Disk, Outcome, Route};
+use crate::domain::Domain;
 use filter_core::wire::{
     ErrorCode, FRAME_HEADER_BYTES, FrameHeader, FrameKind, Hello, Message, PROTOCOL_NEWEST,
     PROTOCOL_OLDEST, PeerRole, PortRole, WireError,
@@ -39,7 +40,7 @@ pub struct Outbox {
 }
 
 impl Outbox {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self {
             waiting: Mutex::default(),
             changed: Condvar::new(),
@@ -253,7 +254,9 @@ impl Session<'_> {
                 Ok(())
             }
             Message::CloseLane => {
-                self.channels.remove(&channel);
+                if let Some(closed) = self.channels.remove(&channel) {
+                    closed.disk.detach(closed.generation);
+                }
                 Ok(())
             }
             Message::CutPositions {
@@ -305,27 +308,15 @@ impl Session<'_> {
             channel,
         };
         match domain.open_lane(lane, self.host, route) {
-            Ok(Opened {
-                disk,
-                generation,
-                durable_seq,
-                attach_epoch,
-            }) => {
-                self.channels.insert(
-                    channel,
-                    Channel {
-                        domain,
-                        disk,
-                        generation,
-                    },
-                );
-                self.outbox.send(
-                    &Message::LaneOpened {
-                        durable_seq,
-                        attach_epoch,
-                    },
-                    channel,
-                );
+            Ok((disk, generation)) => {
+                let opened = Channel {
+                    domain,
+                    disk,
+                    generation,
+                };
+                if let Some(before) = self.channels.insert(channel, opened) {
+                    before.disk.detach(before.generation);
+                }
             }
             Err((code, text)) => refuse(code, text),
         }
@@ -364,13 +355,7 @@ impl Session<'_> {
     /// The connection is gone: nothing more is sent to it.
     fn leave(&mut self) {
         for channel in self.channels.values() {
-            let mut route = channel.disk.route.lock();
-            if route
-                .as_ref()
-                .is_some_and(|route| Arc::ptr_eq(&route.outbox, &self.outbox))
-            {
-                *route = None;
-            }
+            channel.disk.detach(channel.generation);
         }
         if self.role == PortRole::Control {
             self.appliance.host_left(self.host, &self.outbox);

@@ -1,16 +1,23 @@
 //! The status socket: one JSON document a line in, one out.
 
 use crate::appliance::Appliance;
-use crate::domain::Domain;
+use crate::domain::{Domain, MAX_WANTED};
 use hdrhistogram::Histogram;
 use serde_json::{Value, json};
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader, Read, Write};
+use std::os::unix::fs::FileTypeExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
+/// Longest command.
+const MAX_LINE_BYTES: u64 = 64 * 1024;
+/// Conversations at once.
+const MAX_CONNECTIONS: usize = 64;
+/// Longest name of a cut.
+const MAX_CUT_NAME_BYTES: usize = 128;
 /// Longest wait for a named cut.
 const CUT_LIMIT: Duration = Duration::from_secs(60);
 
@@ -37,11 +44,11 @@ fn domain_document(domain: &Domain) -> Value {
                 "label": info.name,
                 "capacity_bytes": info.capacity_bytes,
                 "received_seq": received,
-                "durable_seq": disk.durable.load(Ordering::Acquire),
-                "uploaded_seq": disk.uploaded.load(Ordering::Acquire),
+                "durable_seq": disk.durable_seq(),
+                "uploaded_seq": disk.uploaded_seq(),
                 "attach_epoch": epoch,
                 "syncing": syncing,
-                "connected": disk.route.lock().is_some(),
+                "connected": disk.is_attached(),
             })
         })
         .collect();
@@ -73,7 +80,7 @@ fn domain_document(domain: &Domain) -> Value {
         "stored_bytes": figure(&figures.stored_bytes),
         "lag_durable": spread(&figures.durable_lag_us.lock()),
         "lag_committed": spread(&figures.commit_us.lock()),
-        "alarms": domain.alarms.lock().values().cloned().collect::<Vec<_>>(),
+        "alarms": alarms(domain),
     })
 }
 
@@ -90,24 +97,49 @@ fn named_cut(appliance: &Appliance, command: &Value) -> Value {
     else {
         return json!({"error": format!("there is no domain `{of}`")});
     };
+    if name.is_empty() || name.len() > MAX_CUT_NAME_BYTES || name.contains(char::is_control) {
+        let text = format!("a cut's name has 1 to {MAX_CUT_NAME_BYTES} bytes, none of control");
+        return json!({"error": text});
+    }
     let deadline = Instant::now() + CUT_LIMIT;
     let mut cuts = domain.cuts.lock();
+    if cuts.wanted.len() >= MAX_WANTED {
+        return json!({"error": format!("{MAX_WANTED} cuts are waited for already")});
+    }
+    // A name may be used again: only a cut that comes after this request answers it.
+    let after = cuts.newest.as_ref().map_or(0, |(number, ..)| *number);
     cuts.wanted.push_back(name.into());
     domain.cuts_changed.notify_all();
     loop {
-        if let Some((number, Some(newest), time_ns)) = &cuts.newest
-            && newest == name
-        {
+        if let Some((number, time_ns)) = cuts.named_after(name, after) {
             return json!({"cut": number, "name": name, "time_ns": time_ns});
         }
-        if Instant::now() >= deadline || domain.stopping.load(Ordering::Acquire) {
-            cuts.wanted.retain(|wanted| wanted != name);
+        if Instant::now() >= deadline || domain.is_stopping() {
+            if let Some(at) = cuts.wanted.iter().position(|wanted| wanted == name) {
+                cuts.wanted.remove(at);
+            }
             drop(cuts);
-            let alarms: Vec<String> = domain.alarms.lock().values().cloned().collect();
-            return json!({"error": format!("no cut in time: {}", alarms.join("; "))});
+            let alarms = alarms(&domain).join("; ");
+            return json!({"error": format!("no cut in time: {alarms}")});
         }
         domain.cuts_changed.wait_until(&mut cuts, deadline);
     }
+}
+
+/// What an operator should know of a domain.
+fn alarms(domain: &Domain) -> Vec<String> {
+    let mut alarms: Vec<String> = domain.alarms.lock().values().cloned().collect();
+    let (used, _, full, failing) = domain.log.usage();
+    let dir = domain.log.dir().display();
+    if full {
+        alarms.push(format!(
+            "the log {dir} is full ({used} bytes): hosts wait until the store takes more"
+        ));
+    }
+    if failing {
+        alarms.push(format!("the log {dir} cannot be written: hosts wait"));
+    }
+    alarms
 }
 
 fn answer(appliance: &Appliance, line: &str) -> Value {
@@ -129,21 +161,61 @@ fn answer(appliance: &Appliance, line: &str) -> Value {
     }
 }
 
-/// Answers on a unix socket.
-pub fn serve(path: &Path, appliance: Arc<Appliance>) -> std::io::Result<()> {
-    if path.exists() && UnixStream::connect(path).is_err() {
+/// Answers one connection, line by line.
+fn converse(stream: &UnixStream, appliance: &Appliance) -> std::io::Result<()> {
+    stream.set_write_timeout(Some(Duration::from_secs(10)))?;
+    let mut reader = BufReader::new(stream);
+    let mut line = String::new();
+    loop {
+        line.clear();
+        let read = (&mut reader).take(MAX_LINE_BYTES).read_line(&mut line)?;
+        if read == 0 {
+            return Ok(());
+        }
+        let whole = line.ends_with('\n');
+        let document = if whole || read < MAX_LINE_BYTES as usize {
+            answer(appliance, &line)
+        } else {
+            json!({"error": format!("a command has at most {MAX_LINE_BYTES} bytes")})
+        };
+        writeln!(&mut &*stream, "{document}")?;
+        if !whole {
+            return Ok(());
+        }
+    }
+}
+
+/// Listens at `path`. A socket that nobody serves any more is replaced; any other file is left alone.
+fn listen(path: &Path) -> std::io::Result<UnixListener> {
+    if let Ok(found) = std::fs::symlink_metadata(path) {
+        if !found.file_type().is_socket() {
+            let text = "there is a file that is no socket: choose another path, or remove it";
+            return Err(std::io::Error::new(std::io::ErrorKind::AlreadyExists, text));
+        }
+        if UnixStream::connect(path).is_ok() {
+            let text = "another process serves this socket";
+            return Err(std::io::Error::new(std::io::ErrorKind::AddrInUse, text));
+        }
         std::fs::remove_file(path)?;
     }
-    let listener = UnixListener::bind(path)?;
+    UnixListener::bind(path)
+}
+
+/// Answers on a unix socket.
+pub fn serve(path: &Path, appliance: Arc<Appliance>) -> std::io::Result<()> {
+    let listener = listen(path)?;
+    let talking = Arc::new(AtomicUsize::new(0));
     let run = move || {
         for stream in listener.incoming().flatten() {
-            let appliance = appliance.clone();
+            if talking.fetch_add(1, Ordering::AcqRel) >= MAX_CONNECTIONS {
+                talking.fetch_sub(1, Ordering::AcqRel);
+                continue;
+            }
+            let (appliance, talking) = (appliance.clone(), talking.clone());
             std::thread::spawn(move || {
-                for line in BufReader::new(&stream).lines().map_while(Result::ok) {
-                    if writeln!(&mut &stream, "{}", answer(&appliance, &line)).is_err() {
-                        return;
-                    }
-                }
+                // Whoever asked has gone: nothing to tell anybody.
+                let _ = converse(&stream, &appliance);
+                talking.fetch_sub(1, Ordering::AcqRel);
             });
         }
     };

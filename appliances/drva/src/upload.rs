@@ -10,7 +10,7 @@ use crate::domain::{ClosedCut, Domain};
 use crate::log::format::{Entries, EntryKind};
 use crate::log::reader::Reader;
 use filter_core::record::RecordIter;
-use recovery_store::{CutMeta, CutWriter, DomainInfo, StoreError, StoreUrl, WriterOptions};
+use recovery_store::{CutMeta, CutWriter, DomainInfo, Fed, StoreError, StoreUrl, WriterOptions};
 use std::collections::HashSet;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -22,6 +22,9 @@ use uuid::Uuid;
 const REOPEN: Duration = Duration::from_secs(1);
 /// The longest time without telling where the upload stands.
 const TELL: Duration = Duration::from_millis(200);
+
+/// How long what is under way may take when the appliance stops. What is cut off is in the log.
+const STOP_GRACE: Duration = Duration::from_secs(2);
 
 /// Uploads a domain until the appliance stops.
 pub struct Uploader {
@@ -35,42 +38,81 @@ pub struct Uploader {
     pub runtime: Handle,
 }
 
+/// Why an attempt ended.
+enum Ended {
+    Stopping,
+    Store(StoreError),
+}
+
+impl From<StoreError> for Ended {
+    fn from(error: StoreError) -> Self {
+        Self::Store(error)
+    }
+}
+
+/// Records that had to wait for a cut to be settled.
+#[derive(Default)]
+struct Held {
+    /// First batch that holds any.
+    batch: Option<u64>,
+    /// Their disks: all later records of these wait too.
+    disks: HashSet<[u8; 16]>,
+    /// The cut epoch that made them wait.
+    limit: u32,
+}
+
 /// One attempt, from opening the container to the first error.
 struct Attempt<'a> {
     of: &'a Uploader,
     writer: CutWriter,
     reader: Reader,
     described: u32,
-    /// First batch that holds records which had to wait.
-    back_to: Option<u64>,
-    /// Disks of which a record had to wait: all later ones wait too.
-    waiting: HashSet<[u8; 16]>,
+    /// What had to wait.
+    held: Held,
     told: Instant,
+    /// The log could not be read.
+    log_alarm: bool,
 }
 
 impl Uploader {
     /// Runs until the appliance stops.
     pub fn run(&self) {
         crate::raw::yield_to_others();
-        while !self.domain.stopping.load(Ordering::Acquire) {
+        loop {
             match self.attempt() {
-                Ok(()) => return,
-                Err(error) => {
+                Err(Ended::Store(error)) if !self.domain.is_stopping() => {
                     self.domain.alarm("store", Some(format!("upload: {error}")));
-                    let mut cuts = self.domain.cuts.lock();
-                    let until = Instant::now() + REOPEN;
-                    while Instant::now() < until && !self.domain.stopping.load(Ordering::Acquire) {
-                        self.domain.cuts_changed.wait_until(&mut cuts, until);
-                    }
+                    self.domain.pause(REOPEN);
                 }
+                _ => return,
             }
         }
     }
 
-    fn attempt(&self) -> Result<(), StoreError> {
+    /// Waits for the store; not for long when the appliance stops.
+    fn wait<T, F>(&self, work: F) -> Result<T, Ended>
+    where
+        F: Future<Output = Result<T, StoreError>>,
+    {
+        let mut stopped = self.domain.stopped();
+        let patience = async move {
+            // An error means that the sender is gone: the same.
+            let _ = stopped.wait_for(|stopping| *stopping).await;
+            tokio::time::sleep(STOP_GRACE).await;
+        };
+        self.runtime.block_on(async {
+            tokio::select! {
+                biased;
+                result = work => result.map_err(Ended::Store),
+                () = patience => Err(Ended::Stopping),
+            }
+        })
+    }
+
+    fn attempt(&self) -> Result<(), Ended> {
         let info = DomainInfo::new(Uuid::from_bytes(self.domain.id), &self.domain.name);
         let open = CutWriter::open(&self.url, &info, self.options.clone());
-        let writer = self.runtime.block_on(open)?;
+        let writer = self.wait(open)?;
         self.domain.alarm("store", None);
         let first = self.domain.log.segments().first().copied().unwrap_or(1);
         let mut attempt = Attempt {
@@ -78,49 +120,69 @@ impl Uploader {
             writer,
             reader: Reader::new(first),
             described: 0,
-            back_to: None,
-            waiting: HashSet::new(),
+            held: Held::default(),
             told: Instant::now(),
+            log_alarm: false,
         };
         let ended = attempt.run();
         // Only when nothing of this writer is under way may the next one open the container.
-        self.runtime.block_on(attempt.writer.close());
+        let close = async {
+            attempt.writer.close().await;
+            Ok(())
+        };
+        self.wait(close)?;
         ended
     }
 }
 
 impl Attempt<'_> {
-    fn run(&mut self) -> Result<(), StoreError> {
+    fn run(&mut self) -> Result<(), Ended> {
         let domain = self.of.domain.clone();
         self.drop_committed_cuts();
-        loop {
-            if domain.stopping.load(Ordering::Acquire) {
-                return Ok(());
-            }
+        while !domain.is_stopping() {
             self.describe()?;
-            let read = match self.reader.next(&domain.log) {
-                Ok(read) => read,
-                Err(error) => {
-                    domain.alarm("log", Some(format!("reading the log: {error}")));
-                    std::thread::sleep(REOPEN);
-                    self.reader.rewind(self.reader.next_batch());
-                    continue;
+            self.release_held();
+            match self.reader.next(&domain.log) {
+                Ok(Some((number, body))) => {
+                    if std::mem::take(&mut self.log_alarm) {
+                        domain.alarm("log", None);
+                    }
+                    self.feed(number, &body)?;
+                    // A cut may be complete long before the log's end is reached.
+                    self.commit_next()?;
                 }
-            };
-            match &read {
-                Some((number, body)) => self.feed(*number, body)?,
-                None => {
+                Ok(None) => {
                     if !self.commit_next()? {
+                        self.make_room()?;
                         domain.log.wait_beyond(self.reader.next_batch() - 1, TELL);
                     }
                 }
+                Err(error) => {
+                    self.log_alarm = true;
+                    domain.alarm("log", Some(format!("reading the log: {error}")));
+                    domain.pause(REOPEN);
+                    self.reader.rewind(self.reader.next_batch());
+                }
             }
-            // A cut may be complete long before the log's end is reached.
-            self.commit_next()?;
             if self.told.elapsed() > TELL {
                 self.tell();
             }
         }
+        Ok(())
+    }
+
+    /// A full log must not wait for a part that never fills: what was fed goes to the store as it is.
+    fn make_room(&mut self) -> Result<(), Ended> {
+        if !self.of.domain.log.is_full() {
+            return Ok(());
+        }
+        let writer = &mut self.writer;
+        self.of.wait(async {
+            writer.flush_part().await?;
+            writer.settle().await
+        })?;
+        self.tell();
+        Ok(())
     }
 
     /// Cuts in the log that the container has already (the appliance stopped between the two).
@@ -170,7 +232,7 @@ impl Attempt<'_> {
         closed.or(cuts.outstanding).unwrap_or(u32::MAX)
     }
 
-    fn feed(&mut self, number: u64, body: &[u8]) -> Result<(), StoreError> {
+    fn feed(&mut self, number: u64, body: &[u8]) -> Result<(), Ended> {
         // After the batch was read: a record that was stamped for a later cut can only be in it if
         // that cut was asked for before, so the limit that is seen here knows of it.
         let limit = self.limit();
@@ -189,28 +251,25 @@ impl Attempt<'_> {
                         break;
                     }
                 };
-                if record.header.cut_epoch >= limit || self.waiting.contains(&entry.disk_id) {
-                    self.waiting.insert(entry.disk_id);
-                    self.back_to.get_or_insert(number);
+                if record.header.cut_epoch >= limit || self.held.disks.contains(&entry.disk_id) {
+                    if self.held.batch.is_none() {
+                        (self.held.batch, self.held.limit) = (Some(number), limit);
+                    }
+                    self.held.disks.insert(entry.disk_id);
                     break;
                 }
-                self.of.runtime.block_on(self.writer.apply(disk, &record))?;
+                if self.writer.feed(disk, &record)? == Fed::PartFull {
+                    self.of.wait(self.writer.flush_part())?;
+                }
             }
         }
         Ok(())
     }
 
     /// Commits the next closed cut if all of it was fed. Returns whether it did.
-    fn commit_next(&mut self) -> Result<bool, StoreError> {
+    fn commit_next(&mut self) -> Result<bool, Ended> {
         let domain = self.of.domain.clone();
-        let (next, asked) = {
-            let cuts = domain.cuts.lock();
-            (cuts.closed.front().cloned(), cuts.outstanding.is_some())
-        };
-        let Some(cut) = next else {
-            if !asked {
-                self.go_back();
-            }
+        let Some(cut) = domain.cuts.lock().closed.front().cloned() else {
             return Ok(false);
         };
         let fed = self.writer.fed_positions();
@@ -227,25 +286,23 @@ impl Attempt<'_> {
             name: cut.name.clone(),
             positions: cut.positions.clone(),
         };
-        match self.of.runtime.block_on(self.writer.commit(meta)) {
+        match self.of.wait(self.writer.commit(meta)) {
             Ok(done) => self.committed(&cut, done.cut),
-            Err(StoreError::Commit { reason: why, .. }) => {
+            Err(Ended::Store(StoreError::Commit { reason: why, .. })) => {
                 // The records are safe and go into the next cut.
                 domain.alarm(
                     "commit",
                     Some(format!("cut of epoch {} is void: {why}", cut.epoch)),
                 );
                 domain.figures.cuts_void.fetch_add(1, Ordering::Relaxed); // a figure
+                // Who asked for it by name gets the next one.
+                domain.cuts.lock().wanted.extend(cut.name.clone());
             }
             Err(error) => return Err(error),
         }
-        let mut cuts = domain.cuts.lock();
-        cuts.closed.pop_front();
-        cuts.resolved += 1;
-        drop(cuts);
+        domain.cuts.lock().closed.pop_front();
         domain.cuts_changed.notify_all();
-        self.back_to.get_or_insert(self.reader.next_batch());
-        self.go_back();
+        self.release_held();
         self.tell();
         Ok(true)
     }
@@ -255,17 +312,21 @@ impl Attempt<'_> {
         let waited_us = crate::domain::now_ns().saturating_sub(cut.time_ns) / 1000;
         domain.figures.commit_us.lock().saturating_record(waited_us);
         domain.figures.cuts_closed.fetch_add(1, Ordering::Relaxed); // a figure
-        domain.cuts.lock().newest = Some((number, cut.name.clone(), cut.time_ns));
+        let mut cuts = domain.cuts.lock();
+        cuts.committed(number, cut.name.clone(), cut.time_ns);
+        drop(cuts);
         domain.alarm("commit", None);
     }
 
-    /// Returns to the first batch with records that had to wait, if nothing makes them wait any more.
-    fn go_back(&mut self) {
-        if let Some(batch) = self.back_to.take() {
-            self.waiting.clear();
-            if batch < self.reader.next_batch() {
-                self.reader.rewind(batch);
-            }
+    /// Returns to the first batch with records that had to wait, once the cut that made them wait is
+    /// settled: committed, or void (then another may have been asked for already).
+    fn release_held(&mut self) {
+        let Some(batch) = self.held.batch else {
+            return;
+        };
+        if self.limit() > self.held.limit {
+            self.held = Held::default();
+            self.reader.rewind(batch);
         }
     }
 
@@ -277,13 +338,7 @@ impl Attempt<'_> {
         let disks = domain.disks.read();
         for (disk, position) in &uploaded {
             if let Some(disk) = disks.get(disk.as_bytes()) {
-                disk.uploaded.store(position.seq, Ordering::Release); // pairs with the acks' loads
-                if let Some(route) = disk.route.lock().as_ref() {
-                    let durable = disk.durable.load(Ordering::Acquire);
-                    route
-                        .outbox
-                        .acknowledge(route.channel, durable, position.seq);
-                }
+                disk.uploaded(position.seq);
             }
         }
         drop(disks);

@@ -61,6 +61,9 @@ pub enum BatchError {
     /// Its body is cut short or damaged.
     #[error("batch {0}: its body is damaged")]
     Body(u64),
+    /// Bytes that a newer program may have given a meaning.
+    #[error("batch {0}: reserved bytes are not zero")]
+    Reserved(u64),
     /// An entry cannot be read.
     #[error("batch {0}: an entry is malformed")]
     Entry(u64),
@@ -116,6 +119,9 @@ impl BatchHeader {
         let mut domain_id = [0u8; 16];
         domain_id.copy_from_slice(&raw[8..24]);
         let number = u64::from(u32_at(raw, 24)) | u64::from(u32_at(raw, 28)) << 32;
+        if raw[44..60].iter().any(|byte| *byte != 0) {
+            return Err(BatchError::Reserved(number));
+        }
         let body_len = u32_at(raw, 32);
         if body_len as usize > MAX_BODY_BYTES {
             return Err(BatchError::Body(number));
@@ -210,6 +216,9 @@ impl<'a> Entries<'a> {
             4 => EntryKind::State,
             _ => return None,
         };
+        if head[1..4] != [0; 3] || head[44..48] != [0; 4] {
+            return None; // reserved
+        }
         let number = |at: usize| {
             let mut raw = [0u8; 8];
             raw.copy_from_slice(&head[at..at + 8]);

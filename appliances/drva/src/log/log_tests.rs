@@ -59,6 +59,11 @@ fn open(dir: &Path) -> (Log, Recovered, mpsc::Receiver<u64>) {
     (log, recovered, told)
 }
 
+fn put(log: &Log, submission: Submission) {
+    let permit = log.reserve(submission.len, &|| false).unwrap();
+    log.submit(permit, submission).unwrap();
+}
+
 fn wait_for(told: &mpsc::Receiver<u64>, seq: u64) {
     while told.recv_timeout(Duration::from_secs(20)).unwrap() < seq {}
 }
@@ -81,7 +86,7 @@ fn what_was_acknowledged_is_there_after_a_restart() {
     let dir = tempfile::tempdir().unwrap();
     let (log, _, told) = open(dir.path());
     for i in 0..100 {
-        log.submit(run(1 + i * 3, 3)).unwrap();
+        put(&log, run(1 + i * 3, 3));
     }
     wait_for(&told, 300);
     assert_eq!(seqs(&log), (1..=300).collect::<Vec<_>>());
@@ -97,7 +102,7 @@ fn commits_are_grouped() {
     let dir = tempfile::tempdir().unwrap();
     let (log, _, told) = open(dir.path());
     for seq in 1..=400 {
-        log.submit(run(seq, 1)).unwrap();
+        put(&log, run(seq, 1));
     }
     wait_for(&told, 400);
     let (batches, entries) = log.counts();
@@ -110,13 +115,13 @@ fn commits_are_grouped() {
 fn a_torn_end_is_cut_off() {
     let dir = tempfile::tempdir().unwrap();
     let (log, _, told) = open(dir.path());
-    log.submit(run(1, 5)).unwrap();
+    put(&log, run(1, 5));
     wait_for(&told, 5);
     drop(log);
     let path = segment::path_of(dir.path(), 1);
     let whole_one = std::fs::read(&path).unwrap();
     let (log, _, told) = open(dir.path());
-    log.submit(run(6, 5)).unwrap();
+    put(&log, run(6, 5));
     wait_for(&told, 10);
     drop(log);
     let whole_two = std::fs::read(&path).unwrap();
@@ -130,7 +135,7 @@ fn a_torn_end_is_cut_off() {
             5,
             "torn after {cut} bytes"
         );
-        log.submit(run(6, 2)).unwrap();
+        put(&log, run(6, 2));
         wait_for(&told, 7);
         assert_eq!(seqs(&log), (1..=7).collect::<Vec<_>>());
     }
@@ -141,7 +146,7 @@ fn damage_in_the_middle_is_an_error_that_names_the_place() {
     let dir = tempfile::tempdir().unwrap();
     let (log, _, told) = open(dir.path());
     for seq in 1..=4 {
-        log.submit(run(seq, 1)).unwrap();
+        put(&log, run(seq, 1));
         wait_for(&told, seq);
     }
     drop(log);
@@ -165,7 +170,7 @@ fn a_full_log_makes_submitters_wait_and_goes_on_after_a_release() {
         let log = log.clone();
         std::thread::spawn(move || {
             for i in 0..400 {
-                log.submit(run(1 + i * 50, 50)).unwrap();
+                put(&log, run(1 + i * 50, 50));
             }
         })
     };
@@ -204,7 +209,7 @@ fn the_state_of_a_disk_survives_the_release_of_its_segments() {
     let dir = tempfile::tempdir().unwrap();
     let (log, _, told) = open(dir.path());
     for i in 0..20 {
-        log.submit(run(1 + i * 20, 20)).unwrap();
+        put(&log, run(1 + i * 20, 20));
         wait_for(&told, (i + 1) * 20);
     }
     log.release(&|_| 400, u32::MAX);
@@ -213,4 +218,114 @@ fn the_state_of_a_disk_survives_the_release_of_its_segments() {
     let (_log, recovered, _told) = open(dir.path());
     let state = recovered.disks.get(&DISK).unwrap();
     assert_eq!((state.last_seq, state.attach_epoch), (400, 1));
+}
+
+/// A read that the storage refuses says nothing of what is there: it must not end the log.
+#[test]
+fn a_read_error_is_not_the_end_of_the_log() {
+    let dir = tempfile::tempdir().unwrap();
+    let (log, _, told) = open(dir.path());
+    put(&log, run(1, 5));
+    wait_for(&told, 5);
+    drop(log);
+    // Reading a folder fails with EISDIR, whoever asks.
+    let path = segment::path_of(dir.path(), 1);
+    std::fs::rename(&path, dir.path().join("away")).unwrap();
+    std::fs::create_dir(&path).unwrap();
+    let error = recover::scan(dir.path(), DOMAIN).unwrap_err();
+    assert!(
+        matches!(error, LogError::Io { what: "read", .. }),
+        "{error}"
+    );
+    std::fs::remove_dir(&path).unwrap();
+    std::fs::rename(dir.path().join("away"), &path).unwrap();
+    let (_log, recovered, _told) = open(dir.path());
+    assert_eq!(recovered.disks.get(&DISK).unwrap().last_seq, 5);
+}
+
+/// A crash can leave a new segment whose first batch, the state of every disk, was not written. Records
+/// that follow after the restart must not make the older segments dispensable without that state.
+#[test]
+fn an_empty_segment_after_a_crash_does_not_cost_the_state_of_a_disk() {
+    const OTHER: [u8; 16] = [2; 16];
+    let dir = tempfile::tempdir().unwrap();
+    let (log, _, told) = open(dir.path());
+    let mut quiet = run(1, 7);
+    quiet.disk_id = OTHER;
+    put(&log, quiet);
+    wait_for(&told, 7);
+    drop(log);
+    let recovered = recover::scan(dir.path(), DOMAIN).unwrap();
+    drop(segment::SegmentWriter::create(dir.path(), recovered.next_batch, 64 << 10).unwrap());
+    let (log, _, told) = open(dir.path());
+    for i in 0..20 {
+        put(&log, run(1 + i * 20, 20));
+        wait_for(&told, (i + 1) * 20);
+    }
+    log.release(&|_| 400, u32::MAX);
+    assert_eq!(log.segments().len(), 1);
+    drop(log);
+    let (_log, recovered, _told) = open(dir.path());
+    assert_eq!(recovered.disks.get(&OTHER).map(|s| s.last_seq), Some(7));
+    assert_eq!(recovered.disks.get(&DISK).map(|s| s.last_seq), Some(400));
+}
+
+/// Fills the log until its writer waits and the queue has no room.
+fn fill(log: &Log) -> u64 {
+    let mut seq = 1;
+    while log.shared.queue.lock().bytes < QUEUE_BYTES {
+        put(log, run(seq, 50));
+        seq += 50;
+    }
+    seq
+}
+
+#[test]
+fn whoever_waits_for_room_can_give_up_and_is_sent_away_at_the_end() {
+    let dir = tempfile::tempdir().unwrap();
+    let (log, _, _told) = open(dir.path());
+    fill(&log);
+    assert!(matches!(
+        log.reserve(1, &|| true).err(),
+        Some(LogError::GivenUp)
+    ));
+    std::thread::scope(|scope| {
+        let waiting = scope.spawn(|| log.reserve(1, &|| false).err());
+        let reader = scope.spawn(|| log.wait_beyond(u64::MAX, Duration::from_secs(60)));
+        log.close();
+        assert!(matches!(waiting.join().unwrap(), Some(LogError::Closing)));
+        reader.join().unwrap();
+    });
+}
+
+/// A permit that is not used, or used for less, gives back what it held.
+#[test]
+fn room_is_given_back() {
+    let dir = tempfile::tempdir().unwrap();
+    let (log, _, told) = open(dir.path());
+    drop(log.reserve(QUEUE_BYTES, &|| false).unwrap());
+    assert_eq!(log.shared.queue.lock().bytes, 0);
+    let permit = log.reserve(QUEUE_BYTES, &|| false).unwrap();
+    let submission = run(1, 2);
+    log.submit(permit, submission).unwrap();
+    wait_for(&told, 2);
+    log.close();
+    assert_eq!(log.shared.queue.lock().bytes, 0);
+}
+
+#[test]
+fn reserved_bytes_of_a_batch_are_checked() {
+    let dir = tempfile::tempdir().unwrap();
+    let (log, _, told) = open(dir.path());
+    put(&log, run(1, 1));
+    wait_for(&told, 1);
+    drop(log);
+    let path = segment::path_of(dir.path(), 1);
+    let mut bytes = std::fs::read(&path).unwrap();
+    bytes[50] = 1;
+    let crc = crc32c::crc32c(&bytes[..60]);
+    bytes[60..64].copy_from_slice(&crc.to_le_bytes());
+    std::fs::write(&path, &bytes).unwrap();
+    let error = recover::scan(dir.path(), DOMAIN).unwrap_err().to_string();
+    assert!(error.contains("reserved bytes"), "{error}");
 }

@@ -5,8 +5,9 @@
 //!
 //! | file | holds |
 //! |---|---|
-//! | this one | submit, group commit, release |
-//! | [`format`] | the bytes |
+//! | this one | what others call: reserve, submit, release |
+//! | `writer` | group commit, new segments |
+//! | [`mod@format`] | the bytes |
 //! | [`segment`] | the files |
 //! | [`recover`] | the scan at restart |
 //! | [`reader`] | reading what is durable, for the upload |
@@ -15,12 +16,11 @@ pub mod format;
 pub mod reader;
 pub mod recover;
 pub mod segment;
+mod writer;
 
-use crate::raw::AlignedBuffer;
-use format::{BATCH_HEADER_BYTES, BatchHeader, Entry, EntryKind};
+use format::{ENTRY_HEADER_BYTES, Entry, EntryKind};
 use parking_lot::{Condvar, Mutex};
 use recover::Recovered;
-use segment::SegmentWriter;
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::fs::{File, OpenOptions};
 use std::path::{Path, PathBuf};
@@ -28,13 +28,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
+use writer::Writer;
 
-/// Body bytes that one batch gathers.
-const BATCH_BYTES: usize = 1 << 20;
 /// Bytes that may wait for the writer; beyond it submitters wait.
 const QUEUE_BYTES: usize = 8 << 20;
-/// Buffers kept for reuse.
-const POOL: usize = 32;
 /// Wait before a failed write is tried again.
 const RETRY: Duration = Duration::from_millis(500);
 
@@ -69,6 +66,9 @@ pub enum LogError {
     /// The log is being closed.
     #[error("the log is closing")]
     Closing,
+    /// Whoever wanted to submit does not any more.
+    #[error("given up while the log had no room")]
+    GivenUp,
 }
 
 /// Sizes of a log.
@@ -135,6 +135,39 @@ pub struct DiskState {
     pub sync_begin: u64,
 }
 
+/// Room in the queue, held for a submission; given back if none is made.
+pub struct Permit<'a> {
+    shared: &'a Shared,
+    len: usize,
+}
+
+impl Drop for Permit<'_> {
+    fn drop(&mut self) {
+        if self.len > 0 {
+            self.shared.queue.lock().bytes -= self.len;
+            self.shared.room.notify_all();
+        }
+    }
+}
+
+impl Submission {
+    /// What is written of it.
+    fn entry(&self) -> Entry<'_> {
+        Entry {
+            kind: self.kind,
+            disk_id: self.disk_id,
+            first_seq: self.first_seq,
+            last_seq: self.last_seq,
+            epoch: self.epoch,
+            content: self.content.get(..self.len).unwrap_or_default(),
+        }
+    }
+
+    const fn span_bytes(&self) -> usize {
+        ENTRY_HEADER_BYTES + self.len
+    }
+}
+
 struct Segment {
     bytes: u64,
     /// Per disk the last seq in it.
@@ -197,7 +230,16 @@ impl Log {
         if lock.try_lock().is_err() {
             return Err(LogError::InUse(dir.to_owned()));
         }
-        let recovered = recover::scan(dir, domain_id)?;
+        let mut recovered = recover::scan(dir, domain_id)?;
+        if let Some((first, 0)) = recovered.open_segment {
+            // Made, but its first batch (where every disk stands) never became durable: it is made
+            // anew, else the segments before it could be freed and the disks' state with them.
+            let path = segment::path_of(dir, first);
+            std::fs::remove_file(&path).map_err(io_error("remove", &path))?;
+            segment::sync_folder(dir).map_err(io_error("sync", dir))?;
+            recovered.segments.pop();
+            recovered.open_segment = None;
+        }
         let mut segments = BTreeMap::new();
         for found in &recovered.segments {
             let (last, cut_epoch) = (found.last.clone(), found.cut_epoch);
@@ -228,32 +270,7 @@ impl Log {
             progressed: Condvar::new(),
             progress: Mutex::new(()),
         });
-        let open = match recovered.open_segment {
-            Some((first_batch, offset)) => {
-                let resumed = SegmentWriter::resume(dir, first_batch, offset);
-                let path = segment::path_of(dir, first_batch);
-                Some((
-                    resumed.map_err(io_error("go on in", &path))?,
-                    first_batch,
-                    offset,
-                ))
-            }
-            None => None,
-        };
-        let writer = Writer {
-            shared: shared.clone(),
-            domain_id,
-            segment_bytes: options
-                .segment_bytes
-                .next_multiple_of(format::BATCH_ALIGN as u64),
-            open,
-            next_batch: recovered.next_batch,
-            chain: recovered.chain,
-            buffer: AlignedBuffer::new(BATCH_HEADER_BYTES + format::MAX_BODY_BYTES),
-            body: Vec::new(),
-            states: recovered.disks.clone(),
-            on_durable,
-        };
+        let writer = Writer::new(shared.clone(), domain_id, options, &recovered, on_durable)?;
         let thread = std::thread::Builder::new().name("log".into());
         let thread = thread
             .spawn(move || writer.run())
@@ -277,20 +294,36 @@ impl Log {
         buffer
     }
 
-    /// Queues a submission; waits while the queue or the log is full.
-    pub fn submit(&self, submission: Submission) -> Result<(), LogError> {
-        let shared = &self.shared;
+    /// Waits until the queue has room for a submission of `len` bytes, and holds it. `give_up` is
+    /// asked now and then.
+    pub fn reserve(&self, len: usize, give_up: &dyn Fn() -> bool) -> Result<Permit<'_>, LogError> {
+        let shared = &*self.shared;
         let mut queue = shared.queue.lock();
-        while queue.bytes >= QUEUE_BYTES {
+        loop {
             if shared.closing.load(Ordering::Acquire) {
                 return Err(LogError::Closing); // pairs with the store of close
             }
+            if queue.bytes < QUEUE_BYTES {
+                queue.bytes += len;
+                return Ok(Permit { shared, len });
+            }
             shared.room.wait_for(&mut queue, RETRY);
+            if give_up() {
+                return Err(LogError::GivenUp);
+            }
         }
+    }
+
+    /// Queues a submission of at most the permit's length. Never waits: it may be called under locks.
+    pub fn submit(&self, mut permit: Permit<'_>, submission: Submission) -> Result<(), LogError> {
+        let shared = &self.shared;
+        let mut queue = shared.queue.lock();
         if shared.closing.load(Ordering::Acquire) {
-            return Err(LogError::Closing); // as above
+            drop(queue); // the permit wants it
+            return Err(LogError::Closing); // pairs with the store of close
         }
-        queue.bytes += submission.len;
+        // From here on the bytes are the submission's: the writer gives them back.
+        queue.bytes = queue.bytes + submission.len - std::mem::take(&mut permit.len);
         queue.waiting.push_back(submission);
         shared.queued.notify_one();
         Ok(())
@@ -331,7 +364,10 @@ impl Log {
             }
             let (first, bytes) = (*first, segment.bytes);
             let path = segment::path_of(&self.shared.dir, first);
-            if let Err(error) = std::fs::remove_file(&path) {
+            // Durably, one by one: after a crash a gap would look like a lost segment.
+            let removed =
+                std::fs::remove_file(&path).and_then(|()| segment::sync_folder(&self.shared.dir));
+            if let Err(error) = removed {
                 tracing::error!("cannot remove {}: {error}", path.display());
                 break;
             }
@@ -339,6 +375,17 @@ impl Log {
             self.shared.used_bytes.fetch_sub(bytes, Ordering::AcqRel);
             self.shared.room.notify_all();
         }
+    }
+
+    /// Whether its writer waits for room.
+    pub fn is_full(&self) -> bool {
+        self.shared.full.load(Ordering::Relaxed) // looked at again soon
+    }
+
+    /// Whether submitters wait.
+    #[cfg(test)]
+    pub fn queue_is_full(&self) -> bool {
+        self.shared.queue.lock().bytes >= QUEUE_BYTES
     }
 
     /// Bytes used, bytes allowed, whether it is full, whether its storage fails.
@@ -377,9 +424,14 @@ impl Log {
     /// Writes what is queued and stops.
     pub fn close(&self) {
         self.shared.closing.store(true, Ordering::Release); // pairs with the loads
+        // Under the locks: whoever has looked and not yet waits would miss it.
+        let queue = self.shared.queue.lock();
         self.shared.queued.notify_all();
         self.shared.room.notify_all();
+        drop(queue);
+        let progress = self.shared.progress.lock();
         self.shared.progressed.notify_all();
+        drop(progress);
         if let Some(thread) = self.writer.lock().take() {
             let _ = thread.join();
         }
@@ -389,292 +441,6 @@ impl Log {
 impl Drop for Log {
     fn drop(&mut self) {
         self.close();
-    }
-}
-
-struct Writer {
-    shared: Arc<Shared>,
-    domain_id: [u8; 16],
-    segment_bytes: u64,
-    /// The segment, the number of its first batch, where the next batch goes.
-    open: Option<(SegmentWriter, u64, u64)>,
-    next_batch: u64,
-    chain: u32,
-    buffer: AlignedBuffer,
-    body: Vec<u8>,
-    states: BTreeMap<[u8; 16], DiskState>,
-    on_durable: OnDurable,
-}
-
-impl Writer {
-    fn run(mut self) {
-        loop {
-            let batch = {
-                let mut queue = self.shared.queue.lock();
-                while queue.waiting.is_empty() {
-                    if self.shared.closing.load(Ordering::Acquire) {
-                        return; // pairs with the store of close
-                    }
-                    self.shared.queued.wait(&mut queue);
-                }
-                let limit = BATCH_BYTES.min(self.segment_bytes as usize / 2);
-                let mut taken = Vec::new();
-                let mut bytes = 0;
-                while let Some(next) = queue.waiting.front() {
-                    if !taken.is_empty() && bytes + next.len > limit {
-                        break;
-                    }
-                    bytes += next.len;
-                    taken.extend(queue.waiting.pop_front());
-                }
-                taken
-            };
-            if !self.commit(&batch) {
-                return;
-            }
-            let mut queue = self.shared.queue.lock();
-            for submission in batch {
-                queue.bytes -= submission.len;
-                if queue.pool.len() < POOL && submission.content.capacity() <= BATCH_BYTES {
-                    queue.pool.push(submission.content);
-                }
-            }
-            drop(queue);
-            self.shared.room.notify_all();
-        }
-    }
-
-    /// Makes a batch durable; tries for as long as it takes. `false`: the log is closing and it could
-    /// not be written.
-    fn commit(&mut self, batch: &[Submission]) -> bool {
-        self.body.clear();
-        for submission in batch {
-            entry_of(submission).write(&mut self.body);
-        }
-        let span = (BATCH_HEADER_BYTES + self.body.len()).next_multiple_of(format::BATCH_ALIGN);
-        let fits = self
-            .open
-            .as_ref()
-            .is_some_and(|(segment, _, at)| at + span as u64 <= segment.len_bytes());
-        if !fits
-            && !self.insist("start a new segment of", |this| {
-                this.new_segment(span as u64)
-            })
-        {
-            return false;
-        }
-        // A new segment begins with the state of every disk as it was before this batch.
-        self.note_states(batch);
-        self.body.clear();
-        for submission in batch {
-            entry_of(submission).write(&mut self.body);
-        }
-        if !self.insist("write to", Self::write_batch) {
-            return false;
-        }
-        self.note_segment(batch);
-        let mut durable: Vec<Durability> = Vec::new();
-        for submission in batch.iter().filter(|s| s.kind == EntryKind::Run) {
-            let (disk_id, seq, time_ns) =
-                (submission.disk_id, submission.last_seq, submission.time_ns);
-            match durable.iter_mut().find(|d| d.disk_id == disk_id) {
-                Some(known) => (known.seq, known.time_ns) = (seq, time_ns),
-                None => durable.push(Durability {
-                    disk_id,
-                    seq,
-                    time_ns,
-                }),
-            }
-        }
-        let number = self.next_batch - 1;
-        self.shared.durable_batch.store(number, Ordering::Release); // pairs with `durable_batch`
-        // Relaxed: figures.
-        self.shared.batches.fetch_add(1, Ordering::Relaxed);
-        self.shared
-            .entries
-            .fetch_add(batch.len() as u64, Ordering::Relaxed);
-        (self.on_durable)(&durable);
-        drop(self.shared.progress.lock());
-        self.shared.progressed.notify_all();
-        true
-    }
-
-    /// Repeats until it succeeds; a failure is an alarm, said once.
-    fn insist(
-        &mut self,
-        what: &'static str,
-        mut act: impl FnMut(&mut Self) -> std::io::Result<()>,
-    ) -> bool {
-        loop {
-            match act(self) {
-                Ok(()) => {
-                    if self.shared.failing.swap(false, Ordering::AcqRel) {
-                        tracing::info!("the log {} works again", self.shared.dir.display());
-                    }
-                    return true;
-                }
-                Err(error) => {
-                    if !self.shared.failing.swap(true, Ordering::AcqRel) {
-                        let dir = self.shared.dir.display();
-                        tracing::error!(
-                            "cannot {what} the log {dir}: {error}; hosts wait meanwhile"
-                        );
-                    }
-                    if self.shared.closing.load(Ordering::Acquire) {
-                        return false; // pairs with the store of close
-                    }
-                    std::thread::sleep(RETRY);
-                }
-            }
-        }
-    }
-
-    fn note_states(&mut self, batch: &[Submission]) {
-        for submission in batch {
-            if submission.kind == EntryKind::Cut {
-                continue;
-            }
-            let state = self.states.entry(submission.disk_id).or_default();
-            match submission.kind {
-                EntryKind::Disk => {
-                    state.description = submission
-                        .content
-                        .get(..submission.len)
-                        .unwrap_or_default()
-                        .to_vec();
-                }
-                _ => {
-                    recover::note_run(state, &entry_of(submission));
-                }
-            }
-        }
-    }
-
-    fn note_segment(&self, batch: &[Submission]) {
-        let mut segments = self.shared.segments.lock();
-        let Some(segment) = segments.values_mut().next_back() else {
-            return;
-        };
-        for submission in batch {
-            match submission.kind {
-                EntryKind::Run => {
-                    segment.last.insert(submission.disk_id, submission.last_seq);
-                }
-                EntryKind::Cut => segment.cut_epoch = segment.cut_epoch.max(submission.epoch),
-                _ => {}
-            }
-        }
-    }
-
-    /// Waits for room, makes a segment, begins it with the state of every disk.
-    /// It has room for a batch of `span` bytes after that.
-    fn new_segment(&mut self, span: u64) -> std::io::Result<()> {
-        let shared = self.shared.clone();
-        let states: usize = self
-            .states
-            .values()
-            .map(|s| s.description.len() + 128)
-            .sum();
-        let states = (states + BATCH_HEADER_BYTES).next_multiple_of(format::BATCH_ALIGN);
-        let need = self.segment_bytes.max(span + states as u64);
-        while shared.used_bytes.load(Ordering::Acquire) + need > shared.max_bytes {
-            if !shared.full.swap(true, Ordering::AcqRel) {
-                tracing::error!(
-                    "the log {} is full ({} bytes): hosts wait until the store takes more",
-                    shared.dir.display(),
-                    shared.max_bytes
-                );
-            }
-            if shared.closing.load(Ordering::Acquire) {
-                return Err(std::io::ErrorKind::StorageFull.into());
-            }
-            let mut queue = shared.queue.lock();
-            shared.room.wait_for(&mut queue, RETRY);
-        }
-        if shared.full.swap(false, Ordering::AcqRel) {
-            tracing::info!("the log {} has room again", shared.dir.display());
-        }
-        let segment = SegmentWriter::create(&shared.dir, self.next_batch, need)?;
-        if self.open.is_none() && !segment.is_direct() {
-            tracing::info!(
-                "{}: no direct I/O here, fdatasync is used",
-                shared.dir.display()
-            );
-        }
-        let first = self.next_batch;
-        self.open = Some((segment, first, 0));
-        let new = Segment {
-            bytes: need,
-            last: HashMap::new(),
-            cut_epoch: 0,
-        };
-        shared.segments.lock().insert(first, new);
-        shared.used_bytes.fetch_add(need, Ordering::AcqRel);
-        self.body.clear();
-        for (disk_id, state) in &self.states {
-            let mut entry = Entry {
-                kind: EntryKind::Disk,
-                disk_id: *disk_id,
-                first_seq: 0,
-                last_seq: 0,
-                epoch: 0,
-                content: &state.description,
-            };
-            entry.write(&mut self.body);
-            entry.kind = EntryKind::State;
-            (entry.first_seq, entry.last_seq) = (state.sync_begin, state.last_seq);
-            (entry.epoch, entry.content) = (state.attach_epoch, &[]);
-            entry.write(&mut self.body);
-        }
-        if self.body.is_empty() {
-            Ok(())
-        } else {
-            self.write_batch()
-        }
-    }
-
-    /// Writes the body as the next batch.
-    fn write_batch(&mut self) -> std::io::Result<()> {
-        let Some((segment, _, at)) = &mut self.open else {
-            return Err(std::io::ErrorKind::NotFound.into());
-        };
-        let header = BatchHeader {
-            domain_id: self.domain_id,
-            number: self.next_batch,
-            body_len: self.body.len() as u32,
-            body_crc: crc32c::crc32c(&self.body),
-            before: self.chain,
-        };
-        let (raw, chain) = header.encode();
-        let span = header.span_bytes() as usize;
-        let bytes = self.buffer.bytes();
-        let end = BATCH_HEADER_BYTES + self.body.len();
-        let too_long = std::io::ErrorKind::InvalidInput;
-        bytes
-            .get_mut(..BATCH_HEADER_BYTES)
-            .ok_or(too_long)?
-            .copy_from_slice(&raw);
-        bytes
-            .get_mut(BATCH_HEADER_BYTES..end)
-            .ok_or(too_long)?
-            .copy_from_slice(&self.body);
-        bytes.get_mut(end..span).ok_or(too_long)?.fill(0);
-        segment.write(&mut self.buffer, span, *at)?;
-        *at += span as u64;
-        self.next_batch += 1;
-        self.chain = chain;
-        Ok(())
-    }
-}
-
-fn entry_of(submission: &Submission) -> Entry<'_> {
-    Entry {
-        kind: submission.kind,
-        disk_id: submission.disk_id,
-        first_seq: submission.first_seq,
-        last_seq: submission.last_seq,
-        epoch: submission.epoch,
-        content: submission.content.get(..submission.len).unwrap_or_default(),
     }
 }
 

@@ -6,18 +6,47 @@
 use super::format::{BATCH_HEADER_BYTES, BatchError, BatchHeader};
 use super::{Log, segment};
 use std::fs::File;
+use std::io;
 use std::os::unix::fs::FileExt;
 
+/// Why a batch could not be read.
+#[derive(Debug, thiserror::Error)]
+pub enum ReadError {
+    /// The storage refused: says nothing of what is there.
+    #[error("{0}")]
+    Io(#[from] io::Error),
+    /// What is there is not the batch.
+    #[error("{0}")]
+    Bad(#[from] BatchError),
+}
+
+/// Fills `raw` from `at` on; `false`: the file ends before.
+fn read_whole(file: &File, raw: &mut [u8], at: u64) -> io::Result<bool> {
+    match file.read_exact_at(raw, at) {
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+/// Reads and checks a batch's header; also gives its chain value.
+pub fn read_header(file: &File, at: u64) -> Result<(BatchHeader, u32), ReadError> {
+    let mut raw = [0u8; BATCH_HEADER_BYTES];
+    if !read_whole(file, &mut raw, at)? {
+        return Err(BatchError::None.into());
+    }
+    Ok(BatchHeader::decode(&raw)?)
+}
+
 /// Reads and checks a batch's body.
-pub fn read_body(file: &File, at: u64, header: &BatchHeader) -> Result<Vec<u8>, BatchError> {
+pub fn read_body(file: &File, at: u64, header: &BatchHeader) -> Result<Vec<u8>, ReadError> {
     let mut body = vec![0u8; header.body_len as usize];
-    let bad = BatchError::Body(header.number);
-    file.read_exact_at(&mut body, at + BATCH_HEADER_BYTES as u64)
-        .map_err(|_| bad.clone())?;
-    if crc32c::crc32c(&body) == header.body_crc {
+    if read_whole(file, &mut body, at + BATCH_HEADER_BYTES as u64)?
+        && crc32c::crc32c(&body) == header.body_crc
+    {
         Ok(body)
     } else {
-        Err(bad)
+        Err(BatchError::Body(header.number).into())
     }
 }
 
@@ -25,18 +54,12 @@ pub fn read_body(file: &File, at: u64, header: &BatchHeader) -> Result<Vec<u8>, 
 pub struct Reader {
     next: u64,
     open: Option<(u64, File, u64)>,
-    /// Places of batches passed, so that going back is quick: batch, segment, offset.
-    marks: Vec<(u64, u64, u64)>,
 }
 
 impl Reader {
     /// From this batch on.
     pub const fn new(next: u64) -> Self {
-        Self {
-            next,
-            open: None,
-            marks: Vec::new(),
-        }
+        Self { next, open: None }
     }
 
     /// The batch that is read next.
@@ -51,7 +74,7 @@ impl Reader {
     }
 
     /// The next durable batch's number and body; `None`: nothing more is durable.
-    pub fn next(&mut self, log: &Log) -> std::io::Result<Option<(u64, Vec<u8>)>> {
+    pub fn next(&mut self, log: &Log) -> io::Result<Option<(u64, Vec<u8>)>> {
         if self.next > log.durable_batch() {
             return Ok(None);
         }
@@ -60,22 +83,19 @@ impl Reader {
                 self.seek(log)?;
             }
             let Some((first, file, at)) = &mut self.open else {
-                return Err(std::io::Error::other("the log holds no segment"));
+                return Err(io::Error::other("the log holds no segment"));
             };
-            let mut raw = [0u8; BATCH_HEADER_BYTES];
-            let header = file
-                .read_exact_at(&mut raw, *at)
-                .ok()
-                .and_then(|()| BatchHeader::decode(&raw).ok())
-                .map(|(header, _)| header);
+            let header = match read_header(file, *at) {
+                Ok((header, _)) => Some(header),
+                Err(ReadError::Bad(_)) => None,
+                Err(ReadError::Io(error)) => return Err(error),
+            };
             match header {
                 Some(header) if header.number == self.next => {
-                    let body = read_body(file, *at, &header)
-                        .map_err(|e| std::io::Error::new(std::io::ErrorKind::InvalidData, e))?;
-                    if self.marks.len() >= 64 {
-                        self.marks.drain(..32);
-                    }
-                    self.marks.push((header.number, *first, *at));
+                    let body = read_body(file, *at, &header).map_err(|error| match error {
+                        ReadError::Io(error) => error,
+                        ReadError::Bad(error) => io::Error::new(io::ErrorKind::InvalidData, error),
+                    })?;
                     *at += header.span_bytes();
                     self.next += 1;
                     return Ok(Some((header.number, body)));
@@ -89,7 +109,7 @@ impl Reader {
                         .find(|s| *s > *first && *s <= self.next)
                     else {
                         let text = format!("batch {} is missing from the log", self.next);
-                        return Err(std::io::Error::new(std::io::ErrorKind::InvalidData, text));
+                        return Err(io::Error::new(io::ErrorKind::InvalidData, text));
                     };
                     let file = File::open(segment::path_of(log.dir(), next))?;
                     self.open = Some((next, file, 0));
@@ -98,27 +118,17 @@ impl Reader {
         }
     }
 
-    fn seek(&mut self, log: &Log) -> std::io::Result<()> {
-        let mark = self
-            .marks
-            .iter()
-            .find(|(batch, ..)| *batch == self.next)
-            .copied();
-        let (first, at) = match mark {
-            Some((_, first, at)) => (first, at),
-            None => match log.segments().into_iter().rfind(|s| *s <= self.next) {
-                Some(first) => (first, 0),
-                None => match log.segments().first() {
-                    // What came before was uploaded and freed.
-                    Some(first) => {
-                        self.next = *first;
-                        (*first, 0)
-                    }
-                    None => return Ok(()),
-                },
-            },
+    /// Opens the segment that holds the next batch; headers are passed until it comes.
+    fn seek(&mut self, log: &Log) -> io::Result<()> {
+        let segments = log.segments();
+        let holder = segments.iter().rfind(|first| **first <= self.next);
+        let Some(first) = holder.or(segments.first()).copied() else {
+            return Ok(());
         };
-        self.open = Some((first, File::open(segment::path_of(log.dir(), first))?, at));
+        // What came before the first segment was uploaded and freed.
+        self.next = self.next.max(first);
+        let file = File::open(segment::path_of(log.dir(), first))?;
+        self.open = Some((first, file, 0));
         Ok(())
     }
 }

@@ -2,19 +2,18 @@
 //!
 //! Invariant: a batch that does not check ends the log only if nothing later is there. A torn write
 //! is the last one ever made (one batch is in flight at a time, and the next begins only when it is
-//! durable), so a whole batch after a bad one means damage in the middle, which is an error.
+//! durable), so a whole batch after a bad one means damage in the middle, which is an error. A read
+//! that the storage refuses tells nothing of what is there: it never ends a log, it is an error.
 
 use super::LogError;
-use super::format::{
-    BATCH_ALIGN, BATCH_HEADER_BYTES, BatchError, BatchHeader, Entries, Entry, EntryKind,
-};
-use super::reader::read_body;
+use super::format::{BATCH_ALIGN, BatchError, BatchHeader, Entries, Entry, EntryKind};
+use super::reader::{ReadError, read_body, read_header};
 use super::segment;
 use super::{DiskState, io_error};
 use filter_core::record::{FLAG_SYNC_BEGIN, FLAG_SYNC_END, RecordHeader};
 use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
-use std::os::unix::fs::FileExt;
+use std::io;
 use std::path::Path;
 
 /// A segment that was found.
@@ -107,21 +106,29 @@ fn take(recovered: &mut Recovered, segment: &mut FoundSegment, entry: &Entry<'_>
 
 /// Whether a whole batch of this domain with a number of at least `number` starts anywhere from
 /// `offset` on.
-fn something_follows(file: &File, offset: u64, len: u64, domain: [u8; 16], number: u64) -> bool {
+fn something_follows(
+    file: &File,
+    offset: u64,
+    len: u64,
+    domain: [u8; 16],
+    number: u64,
+) -> io::Result<bool> {
     let mut at = offset + BATCH_ALIGN as u64;
-    let mut raw = [0u8; BATCH_HEADER_BYTES];
-    while at + BATCH_HEADER_BYTES as u64 <= len {
-        if file.read_exact_at(&mut raw, at).is_ok()
-            && let Ok((header, _)) = BatchHeader::decode(&raw)
-            && header.domain_id == domain
-            && header.number > number
-            && read_body(file, at, &header).is_ok()
-        {
-            return true;
+    while at + BATCH_ALIGN as u64 <= len {
+        let found = read_header(file, at).and_then(|(header, _)| {
+            let later = header.domain_id == domain && header.number > number;
+            if !later {
+                return Ok(false);
+            }
+            read_body(file, at, &header).map(|_| true)
+        });
+        match found {
+            Ok(true) => return Ok(true),
+            Ok(false) | Err(ReadError::Bad(_)) => at += BATCH_ALIGN as u64,
+            Err(ReadError::Io(error)) => return Err(error),
         }
-        at += BATCH_ALIGN as u64;
     }
-    false
+    Ok(false)
 }
 
 /// Reads the whole log.
@@ -171,11 +178,16 @@ pub fn scan(dir: &Path, domain_id: [u8; 16]) -> Result<Recovered, LogError> {
                     recovered.next_batch += 1;
                     at += header.span_bytes();
                 }
-                Err(error @ (BatchError::Version(_) | BatchError::Domain)) => {
+                Err(ReadError::Io(error)) => return Err(io_error("read", &path)(error)),
+                Err(ReadError::Bad(
+                    error @ (BatchError::Version(_) | BatchError::Domain | BatchError::Reserved(_)),
+                )) => {
                     return Err(damaged(at, error.to_string()));
                 }
-                Err(error) => {
-                    if something_follows(&file, at, len, domain_id, recovered.next_batch) {
+                Err(ReadError::Bad(error)) => {
+                    let number = recovered.next_batch;
+                    let follows = something_follows(&file, at, len, domain_id, number);
+                    if follows.map_err(io_error("read", &path))? {
                         return Err(damaged(at, error.to_string()));
                     }
                     break;
@@ -195,19 +207,14 @@ fn read_batch(
     at: u64,
     domain_id: [u8; 16],
     expected: u64,
-) -> Result<(BatchHeader, u32, Vec<u8>), BatchError> {
-    let mut raw = [0u8; BATCH_HEADER_BYTES];
-    file.read_exact_at(&mut raw, at)
-        .map_err(|_| BatchError::None)?;
-    let (header, chain) = BatchHeader::decode(&raw)?;
+) -> Result<(BatchHeader, u32, Vec<u8>), ReadError> {
+    let (header, chain) = read_header(file, at)?;
     if header.domain_id != domain_id {
-        return Err(BatchError::Domain);
+        return Err(BatchError::Domain.into());
     }
     if header.number != expected {
-        return Err(BatchError::Number {
-            expected,
-            found: header.number,
-        });
+        let found = header.number;
+        return Err(BatchError::Number { expected, found }.into());
     }
     let body = read_body(file, at, &header)?;
     Ok((header, chain, body))

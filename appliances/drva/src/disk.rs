@@ -1,0 +1,364 @@
+//! A disk in the appliance: which records are admitted, where its acknowledgements go.
+//!
+//! Invariant: records of a disk reach the log in seq order, each once: admitting and queueing happen
+//! under the disk's lock, whichever connection they come over. Nobody waits under that lock: room in
+//! the log is held before it is taken.
+
+use crate::log::format::EntryKind;
+use crate::log::{Durability, Log, LogError, Submission};
+use crate::session::Outbox;
+use filter_core::position::Received;
+use filter_core::record::{FLAG_SYNC_BEGIN, FLAG_SYNC_END, RecordIter};
+use filter_core::session::{Admit, Receiver, Refusal};
+use filter_core::wire::{ErrorCode, Message};
+use parking_lot::{Mutex, RwLock};
+use recovery_store::DiskInfo;
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// Where acknowledgements of a disk go.
+pub struct Route {
+    /// The connection's outbox.
+    pub outbox: Arc<Outbox>,
+    /// The channel on it.
+    pub channel: u32,
+}
+
+/// Where a stream holds no consistent image: within syncs, and where records were lost.
+#[derive(Debug, Default)]
+struct Brackets(VecDeque<(u64, u64)>);
+
+impl Brackets {
+    fn push(&mut self, begin: u64, end: u64) {
+        if self.0.len() == 16 {
+            self.0.pop_front();
+        }
+        self.0.push_back((begin, end));
+    }
+
+    /// A sync begins at this seq.
+    fn begin(&mut self, seq: u64) {
+        self.push(seq, u64::MAX);
+    }
+
+    /// A sync ends: with it every begun one, since one that was broken off begins again.
+    fn end(&mut self, seq: u64) {
+        for bracket in self.0.iter_mut().filter(|bracket| bracket.1 == u64::MAX) {
+            bracket.1 = seq;
+        }
+    }
+
+    /// The stream began anew at `base`: what lies between was lost.
+    fn jump(&mut self, last: u64, base: u64) {
+        if last + 1 < base {
+            self.push(last + 1, base);
+        }
+    }
+
+    /// Whether the replica is not consistent once everything up to `seq` was applied.
+    fn open_at(&self, seq: u64) -> bool {
+        self.0
+            .iter()
+            .any(|(begin, end)| *begin <= seq && seq < *end)
+    }
+}
+
+struct DiskStream {
+    receiver: Receiver,
+    brackets: Brackets,
+}
+
+/// What a frame of records led to.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// Taken.
+    Taken,
+    /// The channel is not the disk's present one.
+    Superseded,
+    /// Refused: why, at which seq.
+    Refused(ErrorCode, u64, String),
+}
+
+/// What was counted of a frame.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Counted {
+    /// Records taken.
+    pub records: u64,
+    /// Their bytes.
+    pub bytes: u64,
+    /// Records that were there already.
+    pub duplicates: u64,
+}
+
+/// A disk of a domain.
+pub struct Disk {
+    stream: Mutex<DiskStream>,
+    /// Tells the present channel from earlier ones; changes under the stream's lock only.
+    generation: AtomicU64,
+    /// Last durable seq.
+    durable: AtomicU64,
+    /// Last seq in the store.
+    uploaded: AtomicU64,
+    /// Where acknowledgements go.
+    route: Mutex<Option<Route>>,
+    /// Its description.
+    pub info: RwLock<DiskInfo>,
+    /// The host that presents it.
+    pub host: Mutex<[u8; 16]>,
+}
+
+impl Disk {
+    /// A disk never seen.
+    pub fn new(info: DiskInfo) -> Self {
+        Self::with(info, Receiver::new(), 0)
+    }
+
+    /// A disk as the log of a restarted appliance has it.
+    pub fn restored(info: DiskInfo, last_seq: u64, attach_epoch: u32, sync_begin: u64) -> Self {
+        let receiver = Receiver::restored(Received(last_seq), attach_epoch, sync_begin != 0);
+        let disk = Self::with(info, receiver, last_seq);
+        if sync_begin != 0 {
+            disk.stream.lock().brackets.begin(sync_begin);
+        }
+        disk
+    }
+
+    fn with(info: DiskInfo, receiver: Receiver, durable: u64) -> Self {
+        Self {
+            stream: Mutex::new(DiskStream {
+                receiver,
+                brackets: Brackets::default(),
+            }),
+            generation: AtomicU64::new(0),
+            durable: AtomicU64::new(durable),
+            uploaded: AtomicU64::new(0),
+            route: Mutex::new(None),
+            info: RwLock::new(info),
+            host: Mutex::new([0; 16]),
+        }
+    }
+
+    /// Last seq received, newest epoch, whether a sync is under way.
+    pub fn received(&self) -> (u64, u32, bool) {
+        let receiver = self.stream.lock().receiver;
+        (
+            receiver.received().0,
+            receiver.attach_epoch(),
+            receiver.syncing(),
+        )
+    }
+
+    /// Whether a cut may end at this seq.
+    pub fn consistent_at(&self, seq: u64) -> bool {
+        !self.stream.lock().brackets.open_at(seq)
+    }
+
+    /// Last durable seq.
+    pub fn durable_seq(&self) -> u64 {
+        self.durable.load(Ordering::Acquire) // pairs with `durable`
+    }
+
+    /// Last seq in the store.
+    pub fn uploaded_seq(&self) -> u64 {
+        self.uploaded.load(Ordering::Acquire) // pairs with `uploaded`
+    }
+
+    /// Whether a host presents it.
+    pub fn is_attached(&self) -> bool {
+        self.route.lock().is_some()
+    }
+
+    /// A host presents the disk on a channel, which supersedes the one before. Answers the host, and
+    /// gives what tells this channel from others.
+    pub fn attach(&self, attach_epoch: u32, host: [u8; 16], route: Route) -> Result<u64, Refusal> {
+        let stream = self.stream.lock();
+        stream.receiver.open(attach_epoch)?;
+        let generation = self.generation.fetch_add(1, Ordering::AcqRel) + 1; // under the lock
+        *self.host.lock() = host;
+        let mut present = self.route.lock();
+        // What becomes durable from here on is acknowledged over the new route: `durable` stores the
+        // position first and then takes this lock.
+        let opened = Message::LaneOpened {
+            durable_seq: self.durable.load(Ordering::Acquire),
+            attach_epoch: stream.receiver.attach_epoch(),
+        };
+        route.outbox.send(&opened, route.channel);
+        *present = Some(route);
+        Ok(generation)
+    }
+
+    /// The channel of this generation has ended: nothing more comes or goes over it.
+    pub fn detach(&self, generation: u64) {
+        let _stream = self.stream.lock();
+        self.end_channel(generation);
+    }
+
+    /// Under the stream's lock.
+    fn end_channel(&self, generation: u64) {
+        let next = generation + 1;
+        // Only the present one: a newer channel has its own.
+        let ended =
+            self.generation
+                .compare_exchange(generation, next, Ordering::AcqRel, Ordering::Acquire);
+        if ended.is_ok() {
+            *self.route.lock() = None;
+        }
+    }
+
+    /// Whether the channel of this generation is no longer the disk's.
+    pub fn is_superseded(&self, generation: u64) -> bool {
+        self.generation.load(Ordering::Acquire) != generation // pairs with `attach`, `end_channel`
+    }
+
+    /// Records have come over a channel: those that are new and in order go to the log. Waits while
+    /// the log has no room, for as long as the channel is the disk's.
+    pub fn take(
+        &self,
+        log: &Log,
+        generation: u64,
+        content: Vec<u8>,
+        len: usize,
+    ) -> (Outcome, Counted) {
+        let mut counted = Counted::default();
+        let permit = match log.reserve(len, &|| self.is_superseded(generation)) {
+            Ok(permit) => permit,
+            Err(LogError::GivenUp) => return (Outcome::Superseded, counted),
+            Err(error) => {
+                let refused = Outcome::Refused(ErrorCode::Log, 0, error.to_string());
+                return (refused, counted);
+            }
+        };
+        let mut stream = self.stream.lock();
+        if self.is_superseded(generation) {
+            return (Outcome::Superseded, counted);
+        }
+        let bytes = content.get(..len).unwrap_or_default();
+        let (run, refusal) = stream.admit(bytes, &mut counted);
+        let mut outcome = match refusal {
+            None => Outcome::Taken,
+            Some((code, seq, text)) => Outcome::Refused(code, seq, text),
+        };
+        if let Some(run) = run {
+            counted.bytes = (run.end - run.start) as u64;
+            let mut content = content;
+            if run.start > 0 {
+                content.copy_within(run.start..run.end, 0);
+            }
+            let entry = Submission {
+                kind: EntryKind::Run,
+                disk_id: *self.info.read().uuid.as_bytes(),
+                first_seq: run.first_seq,
+                last_seq: run.last_seq,
+                epoch: run.epoch,
+                time_ns: run.time_ns,
+                content,
+                len: run.end - run.start,
+            };
+            // Still under the lock: what comes over another connection must queue behind.
+            if let Err(error) = log.submit(permit, entry) {
+                outcome = Outcome::Refused(ErrorCode::Log, run.first_seq, error.to_string());
+            }
+        }
+        if matches!(outcome, Outcome::Refused(..)) {
+            self.end_channel(generation);
+        }
+        (outcome, counted)
+    }
+
+    /// The log holds the disk durably up to here: tells its host.
+    pub fn durable(&self, durability: &Durability) {
+        self.durable.store(durability.seq, Ordering::Release); // pairs with `attach`
+        self.acknowledge(durability.seq, self.uploaded.load(Ordering::Relaxed)); // a figure
+    }
+
+    /// The store holds the disk up to here: tells its host.
+    pub fn uploaded(&self, seq: u64) {
+        self.uploaded.store(seq, Ordering::Release); // pairs with the status document's load
+        self.acknowledge(self.durable.load(Ordering::Acquire), seq);
+    }
+
+    fn acknowledge(&self, durable_seq: u64, uploaded_seq: u64) {
+        if let Some(route) = self.route.lock().as_ref() {
+            route
+                .outbox
+                .acknowledge(route.channel, durable_seq, uploaded_seq);
+        }
+    }
+}
+
+/// The new records of a frame: they lie together.
+#[derive(Debug, PartialEq, Eq)]
+struct Run {
+    start: usize,
+    end: usize,
+    first_seq: u64,
+    last_seq: u64,
+    epoch: u32,
+    time_ns: u64,
+}
+
+type Refused = (ErrorCode, u64, String);
+
+impl DiskStream {
+    /// Admits a frame's records up to the first that is refused.
+    fn admit(&mut self, bytes: &[u8], counted: &mut Counted) -> (Option<Run>, Option<Refused>) {
+        let mut at = 0;
+        let mut run: Option<Run> = None;
+        for record in RecordIter::with_crc(bytes, crc32c::crc32c_append) {
+            let header = match record {
+                Ok(record) => record.header,
+                Err(error) => {
+                    let seq = self.receiver.received().0 + 1;
+                    return (run, Some((ErrorCode::Corrupt, seq, error.to_string())));
+                }
+            };
+            let span = header.span_bytes();
+            let last = self.receiver.received().0;
+            match self.receiver.admit(&header) {
+                // Sent again after a reconnect: only before what is new.
+                Ok(Admit::Duplicate) if run.is_none() => {
+                    counted.duplicates += 1;
+                    at += span;
+                    continue;
+                }
+                Ok(Admit::Duplicate) => {
+                    let text = format!("record {} follows record {last}", header.seq);
+                    return (run, Some((ErrorCode::Gap, header.seq, text)));
+                }
+                Ok(Admit::Append) => {}
+                Err(error) => {
+                    let code = match error {
+                        Refusal::Gap { .. } => ErrorCode::Gap,
+                        Refusal::Fenced { .. } => ErrorCode::Fenced,
+                    };
+                    return (run, Some((code, header.seq, error.to_string())));
+                }
+            }
+            self.brackets.jump(last, header.seq);
+            if header.flags & FLAG_SYNC_BEGIN != 0 {
+                self.brackets.begin(header.seq);
+            }
+            if header.flags & FLAG_SYNC_END != 0 {
+                self.brackets.end(header.seq);
+            }
+            counted.records += 1;
+            let run = run.get_or_insert(Run {
+                start: at,
+                end: at,
+                first_seq: header.seq,
+                last_seq: 0,
+                epoch: 0,
+                time_ns: 0,
+            });
+            at += span;
+            (run.end, run.last_seq) = (at, header.seq);
+            (run.epoch, run.time_ns) = (header.attach_epoch, header.time_ns);
+        }
+        (run, None)
+    }
+}
+
+#[cfg(test)]
+#[path = "disk_tests.rs"]
+mod tests;

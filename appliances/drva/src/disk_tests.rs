@@ -1,0 +1,183 @@
+#![allow(clippy::unwrap_used)]
+use super::*;
+use crate::log::LogOptions;
+use filter_core::record::{FLAG_STREAM_BASE, RecordHeader, RecordKind};
+use std::time::Duration;
+use uuid::Uuid;
+
+fn record(seq: u64, flags: u8) -> Vec<u8> {
+    let marker = flags != 0;
+    let payload: &[u8] = if marker { &[] } else { &[7; 512] };
+    let header = RecordHeader {
+        kind: if marker {
+            RecordKind::Sync
+        } else {
+            RecordKind::Write
+        },
+        flags,
+        payload_len: payload.len() as u32,
+        payload_crc: if marker { 0 } else { crc32c::crc32c(payload) },
+        seq,
+        stamp: seq,
+        offset_bytes: 0,
+        attach_epoch: 1,
+        cut_epoch: 1,
+        time_ns: 0,
+        range_len: payload.len() as u32,
+    };
+    let mut out = header.encode().to_vec();
+    out.extend_from_slice(payload);
+    out
+}
+
+const BASE: u8 = FLAG_STREAM_BASE | FLAG_SYNC_BEGIN;
+
+fn frame(records: &[(u64, u8)]) -> Vec<u8> {
+    let records = records.iter().map(|(seq, flags)| record(*seq, *flags));
+    records.collect::<Vec<_>>().concat()
+}
+
+fn disk() -> Disk {
+    Disk::new(DiskInfo {
+        uuid: Uuid::from_u128(5),
+        vm_uuid: Uuid::from_u128(6),
+        vm_name: "vm".into(),
+        name: "disk".into(),
+        capacity_bytes: 1 << 20,
+    })
+}
+
+/// First and last seq of what is logged; what was refused.
+type Admitted = (Option<(u64, u64)>, Option<(ErrorCode, u64)>);
+
+fn admit(disk: &Disk, records: &[(u64, u8)]) -> Admitted {
+    let bytes = frame(records);
+    let (run, refused) = disk.stream.lock().admit(&bytes, &mut Counted::default());
+    if let Some(run) = &run {
+        // What is logged is exactly the records from first to last.
+        let headers = RecordIter::with_crc(&bytes[run.start..run.end], crc32c::crc32c_append);
+        let seqs: Vec<u64> = headers.map(|r| r.unwrap().header.seq).collect();
+        assert_eq!(seqs.first(), Some(&run.first_seq));
+        assert_eq!(seqs.last(), Some(&run.last_seq));
+        assert!(
+            seqs.windows(2).all(|pair| pair[0] + 1 == pair[1]),
+            "{seqs:?}"
+        );
+    }
+    let run = run.map(|run| (run.first_seq, run.last_seq));
+    (run, refused.map(|(code, seq, _)| (code, seq)))
+}
+
+#[test]
+fn each_record_is_logged_once_and_in_order() {
+    let disk = disk();
+    assert_eq!(admit(&disk, &[(1, 0)]), (None, Some((ErrorCode::Gap, 1))));
+    assert_eq!(admit(&disk, &[(1, BASE), (2, 0)]), (Some((1, 2)), None));
+    assert_eq!(admit(&disk, &[(1, BASE), (2, 0)]), (None, None));
+    assert_eq!(admit(&disk, &[(2, 0), (3, 0)]), (Some((3, 3)), None));
+    assert_eq!(
+        admit(&disk, &[(4, 0), (6, 0)]),
+        (Some((4, 4)), Some((ErrorCode::Gap, 6)))
+    );
+    // What came before is sent again only before what is new: this peer is confused.
+    assert_eq!(
+        admit(&disk, &[(5, 0), (3, 0), (6, 0)]),
+        (Some((5, 5)), Some((ErrorCode::Gap, 3)))
+    );
+    assert_eq!(disk.received().0, 5);
+}
+
+#[test]
+fn a_corrupt_record_takes_along_nothing_before_it() {
+    let disk = disk();
+    let mut bytes = frame(&[(1, BASE), (2, 0), (3, 0)]);
+    let last = bytes.len() - 1;
+    bytes[last] ^= 1;
+    let (run, refused) = disk.stream.lock().admit(&bytes, &mut Counted::default());
+    assert_eq!(run.map(|run| (run.first_seq, run.last_seq)), Some((1, 2)));
+    assert_eq!(refused.map(|r| (r.0, r.1)), Some((ErrorCode::Corrupt, 3)));
+}
+
+#[test]
+fn no_cut_ends_in_a_sync_or_where_records_were_lost() {
+    let disk = disk();
+    admit(&disk, &[(1, BASE), (2, 0), (3, FLAG_SYNC_END), (4, 0)]);
+    // The lane was made anew: 5 to 8 never came.
+    admit(&disk, &[(9, BASE), (10, FLAG_SYNC_END)]);
+    let consistent: Vec<u64> = (1..=10).filter(|seq| disk.consistent_at(*seq)).collect();
+    assert_eq!(consistent, [3, 4, 10]);
+}
+
+fn log(dir: &std::path::Path) -> Log {
+    let options = LogOptions {
+        segment_bytes: 64 << 10,
+        max_bytes: 128 << 10,
+    };
+    Log::open(dir, [9; 16], options, Box::new(|_| {}))
+        .unwrap()
+        .0
+}
+
+fn route() -> Route {
+    Route {
+        outbox: Arc::new(Outbox::new()),
+        channel: 1,
+    }
+}
+
+#[test]
+fn a_superseded_channel_logs_nothing_and_its_end_is_not_the_end_of_the_next() {
+    let dir = tempfile::tempdir().unwrap();
+    let (disk, log) = (disk(), log(dir.path()));
+    let first = disk.attach(1, [1; 16], route()).unwrap();
+    let second = disk.attach(1, [1; 16], route()).unwrap();
+    let bytes = frame(&[(1, BASE)]);
+    let (outcome, _) = disk.take(&log, first, bytes.clone(), bytes.len());
+    assert_eq!(outcome, Outcome::Superseded);
+    disk.detach(first);
+    assert!(disk.is_attached());
+    let (outcome, counted) = disk.take(&log, second, bytes.clone(), bytes.len());
+    assert_eq!((outcome, counted.records), (Outcome::Taken, 1));
+    disk.detach(second);
+    assert!(!disk.is_attached());
+    let (outcome, _) = disk.take(&log, second, bytes.clone(), bytes.len());
+    assert_eq!(outcome, Outcome::Superseded);
+}
+
+/// While the log has no room, everything that only looks must go on, and a host that comes again must
+/// get its disk: else status, cuts and the log's own writer hang.
+#[test]
+fn waiting_for_room_holds_no_lock_and_ends_with_the_channel() {
+    let dir = tempfile::tempdir().unwrap();
+    let (disk, log) = (disk(), log(dir.path()));
+    let generation = disk.attach(1, [1; 16], route()).unwrap();
+    let mut seq = 1;
+    let mut flags = BASE;
+    std::thread::scope(|scope| {
+        let feeder = scope.spawn(|| {
+            loop {
+                let records: Vec<_> = (seq..seq + 100).map(|seq| (seq, 0)).collect();
+                let mut bytes = frame(&[(seq, flags)]);
+                bytes.extend(frame(&records[1..]));
+                let len = bytes.len();
+                match disk.take(&log, generation, bytes, len).0 {
+                    Outcome::Taken => (seq, flags) = (seq + 100, 0),
+                    other => return other,
+                }
+            }
+        });
+        let deadline = std::time::Instant::now() + Duration::from_secs(30);
+        while !(log.is_full() && log.queue_is_full()) {
+            assert!(std::time::Instant::now() < deadline, "never full");
+            std::thread::yield_now();
+        }
+        assert!(disk.received().0 > 0);
+        disk.durable(&Durability {
+            disk_id: [0; 16],
+            seq: 1,
+            time_ns: 0,
+        });
+        disk.attach(1, [1; 16], route()).unwrap();
+        assert_eq!(feeder.join().unwrap(), Outcome::Superseded);
+    });
+}

@@ -1,0 +1,326 @@
+//! The log's writer: gathers what is queued into batches, makes each durable, starts new segments.
+//!
+//! Invariant: one batch is under way at a time, and the next begins only when it is durable; a segment
+//! counts only when its first batch, which tells where every disk stands, is durable in it.
+
+use super::format::{self, BATCH_HEADER_BYTES, BatchHeader, Entry, EntryKind};
+use super::recover::{self, Recovered};
+use super::segment::{self, SegmentWriter};
+use super::{
+    DiskState, Durability, LogError, LogOptions, OnDurable, RETRY, Segment, Shared, Submission,
+    io_error,
+};
+use crate::raw::AlignedBuffer;
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+/// Body bytes that one batch gathers.
+const BATCH_BYTES: usize = 1 << 20;
+/// Buffers kept for reuse.
+const POOL: usize = 32;
+
+pub(super) struct Writer {
+    shared: Arc<Shared>,
+    domain_id: [u8; 16],
+    segment_bytes: u64,
+    /// The segment, and where the next batch goes.
+    open: Option<(SegmentWriter, u64)>,
+    next_batch: u64,
+    chain: u32,
+    buffer: AlignedBuffer,
+    body: Vec<u8>,
+    states: BTreeMap<[u8; 16], DiskState>,
+    on_durable: OnDurable,
+}
+
+impl Writer {
+    pub(super) fn new(
+        shared: Arc<Shared>,
+        domain_id: [u8; 16],
+        options: LogOptions,
+        recovered: &Recovered,
+        on_durable: OnDurable,
+    ) -> Result<Self, LogError> {
+        let open = match recovered.open_segment {
+            Some((first_batch, offset)) => {
+                let path = segment::path_of(&shared.dir, first_batch);
+                let resumed = SegmentWriter::resume(&shared.dir, first_batch, offset);
+                Some((resumed.map_err(io_error("go on in", &path))?, offset))
+            }
+            None => None,
+        };
+        Ok(Self {
+            shared,
+            domain_id,
+            segment_bytes: options
+                .segment_bytes
+                .next_multiple_of(format::BATCH_ALIGN as u64),
+            open,
+            next_batch: recovered.next_batch,
+            chain: recovered.chain,
+            buffer: AlignedBuffer::new(BATCH_HEADER_BYTES + format::MAX_BODY_BYTES),
+            body: Vec::new(),
+            states: recovered.disks.clone(),
+            on_durable,
+        })
+    }
+
+    /// What is queued, up to a batch's size; `None`: the log is closing and nothing is left.
+    fn gather(&self) -> Option<Vec<Submission>> {
+        let mut queue = self.shared.queue.lock();
+        while queue.waiting.is_empty() {
+            if self.shared.closing.load(Ordering::Acquire) {
+                return None; // pairs with the store of close
+            }
+            self.shared.queued.wait(&mut queue);
+        }
+        let limit = BATCH_BYTES.min(self.segment_bytes as usize / 2);
+        let mut taken: Vec<Submission> = Vec::new();
+        let mut bytes = 0;
+        while let Some(next) = queue.waiting.front() {
+            if !taken.is_empty() && bytes + next.len > limit {
+                break;
+            }
+            bytes += next.len;
+            taken.extend(queue.waiting.pop_front());
+        }
+        Some(taken)
+    }
+
+    pub(super) fn run(mut self) {
+        while let Some(batch) = self.gather() {
+            if !self.commit(&batch) {
+                return;
+            }
+            let mut queue = self.shared.queue.lock();
+            for submission in batch {
+                queue.bytes -= submission.len;
+                if queue.pool.len() < POOL && submission.content.capacity() <= BATCH_BYTES {
+                    queue.pool.push(submission.content);
+                }
+            }
+            drop(queue);
+            self.shared.room.notify_all();
+        }
+    }
+
+    /// Makes a batch durable; tries for as long as it takes. `false`: the log is closing and it could
+    /// not be written.
+    fn commit(&mut self, batch: &[Submission]) -> bool {
+        let body_len: usize = batch.iter().map(Submission::span_bytes).sum();
+        let span = (BATCH_HEADER_BYTES + body_len).next_multiple_of(format::BATCH_ALIGN);
+        let fits = self
+            .open
+            .as_ref()
+            .is_some_and(|(segment, at)| at + span as u64 <= segment.len_bytes());
+        if !fits
+            && !self.insist("start a new segment of", |this| {
+                this.new_segment(span as u64)
+            })
+        {
+            return false;
+        }
+        // A new segment begins with the state of every disk as it was before this batch.
+        self.note_states(batch);
+        self.body.clear();
+        for submission in batch {
+            submission.entry().write(&mut self.body);
+        }
+        if !self.insist("write to", Self::write_batch) {
+            return false;
+        }
+        self.note_segment(batch);
+        let mut durable: Vec<Durability> = Vec::new();
+        for submission in batch.iter().filter(|s| s.kind == EntryKind::Run) {
+            let (disk_id, seq, time_ns) =
+                (submission.disk_id, submission.last_seq, submission.time_ns);
+            match durable.iter_mut().find(|d| d.disk_id == disk_id) {
+                Some(known) => (known.seq, known.time_ns) = (seq, time_ns),
+                None => durable.push(Durability {
+                    disk_id,
+                    seq,
+                    time_ns,
+                }),
+            }
+        }
+        let number = self.next_batch - 1;
+        self.shared.durable_batch.store(number, Ordering::Release); // pairs with `durable_batch`
+        // Relaxed: figures.
+        self.shared.batches.fetch_add(1, Ordering::Relaxed);
+        self.shared
+            .entries
+            .fetch_add(batch.len() as u64, Ordering::Relaxed);
+        (self.on_durable)(&durable);
+        drop(self.shared.progress.lock());
+        self.shared.progressed.notify_all();
+        true
+    }
+
+    /// Repeats until it succeeds; a failure is an alarm, said once.
+    fn insist(
+        &mut self,
+        what: &'static str,
+        mut act: impl FnMut(&mut Self) -> std::io::Result<()>,
+    ) -> bool {
+        loop {
+            match act(self) {
+                Ok(()) => {
+                    if self.shared.failing.swap(false, Ordering::AcqRel) {
+                        tracing::info!("the log {} works again", self.shared.dir.display());
+                    }
+                    return true;
+                }
+                Err(error) => {
+                    if !self.shared.failing.swap(true, Ordering::AcqRel) {
+                        let dir = self.shared.dir.display();
+                        tracing::error!(
+                            "cannot {what} the log {dir}: {error}; hosts wait meanwhile"
+                        );
+                    }
+                    if self.shared.closing.load(Ordering::Acquire) {
+                        return false; // pairs with the store of close
+                    }
+                    std::thread::sleep(RETRY);
+                }
+            }
+        }
+    }
+
+    fn note_states(&mut self, batch: &[Submission]) {
+        for submission in batch {
+            if submission.kind == EntryKind::Cut {
+                continue;
+            }
+            let state = self.states.entry(submission.disk_id).or_default();
+            match submission.kind {
+                EntryKind::Disk => {
+                    state.description = submission
+                        .content
+                        .get(..submission.len)
+                        .unwrap_or_default()
+                        .to_vec();
+                }
+                _ => {
+                    recover::note_run(state, &submission.entry());
+                }
+            }
+        }
+    }
+
+    fn note_segment(&self, batch: &[Submission]) {
+        let mut segments = self.shared.segments.lock();
+        let Some(segment) = segments.values_mut().next_back() else {
+            return;
+        };
+        for submission in batch {
+            match submission.kind {
+                EntryKind::Run => {
+                    segment.last.insert(submission.disk_id, submission.last_seq);
+                }
+                EntryKind::Cut => segment.cut_epoch = segment.cut_epoch.max(submission.epoch),
+                _ => {}
+            }
+        }
+    }
+
+    /// Waits for room, makes a segment, begins it with the state of every disk.
+    /// It has room for a batch of `span` bytes after that.
+    fn new_segment(&mut self, span: u64) -> std::io::Result<()> {
+        let shared = self.shared.clone();
+        let states: usize = self
+            .states
+            .values()
+            .map(|s| s.description.len() + 128)
+            .sum();
+        let states = (states + BATCH_HEADER_BYTES).next_multiple_of(format::BATCH_ALIGN);
+        let need = self.segment_bytes.max(span + states as u64);
+        while shared.used_bytes.load(Ordering::Acquire) + need > shared.max_bytes {
+            if !shared.full.swap(true, Ordering::AcqRel) {
+                tracing::error!(
+                    "the log {} is full ({} bytes): hosts wait until the store takes more",
+                    shared.dir.display(),
+                    shared.max_bytes
+                );
+            }
+            if shared.closing.load(Ordering::Acquire) {
+                return Err(std::io::ErrorKind::StorageFull.into());
+            }
+            let mut queue = shared.queue.lock();
+            shared.room.wait_for(&mut queue, RETRY);
+        }
+        if shared.full.swap(false, Ordering::AcqRel) {
+            tracing::info!("the log {} has room again", shared.dir.display());
+        }
+        let first = self.next_batch;
+        let segment = SegmentWriter::create(&shared.dir, first, need)?;
+        if shared.batches.load(Ordering::Relaxed) == 0 && !segment.is_direct() {
+            tracing::info!(
+                "{}: no direct I/O here, fdatasync is used",
+                shared.dir.display()
+            );
+        }
+        self.open = Some((segment, 0));
+        self.body.clear();
+        for (disk_id, state) in &self.states {
+            let mut entry = Entry {
+                kind: EntryKind::Disk,
+                disk_id: *disk_id,
+                first_seq: 0,
+                last_seq: 0,
+                epoch: 0,
+                content: &state.description,
+            };
+            entry.write(&mut self.body);
+            entry.kind = EntryKind::State;
+            (entry.first_seq, entry.last_seq) = (state.sync_begin, state.last_seq);
+            (entry.epoch, entry.content) = (state.attach_epoch, &[]);
+            entry.write(&mut self.body);
+        }
+        if !self.body.is_empty() {
+            // A failure leaves no open segment: the next attempt makes it anew.
+            self.write_batch().inspect_err(|_| self.open = None)?;
+        }
+        let new = Segment {
+            bytes: need,
+            last: HashMap::new(),
+            cut_epoch: 0,
+        };
+        shared.segments.lock().insert(first, new);
+        shared.used_bytes.fetch_add(need, Ordering::AcqRel);
+        Ok(())
+    }
+
+    /// Writes the body as the next batch.
+    fn write_batch(&mut self) -> std::io::Result<()> {
+        let Some((segment, at)) = &mut self.open else {
+            return Err(std::io::ErrorKind::NotFound.into());
+        };
+        let header = BatchHeader {
+            domain_id: self.domain_id,
+            number: self.next_batch,
+            body_len: self.body.len() as u32,
+            body_crc: crc32c::crc32c(&self.body),
+            before: self.chain,
+        };
+        let (raw, chain) = header.encode();
+        let span = header.span_bytes() as usize;
+        let bytes = self.buffer.bytes();
+        let end = BATCH_HEADER_BYTES + self.body.len();
+        let too_long = std::io::ErrorKind::InvalidInput;
+        bytes
+            .get_mut(..BATCH_HEADER_BYTES)
+            .ok_or(too_long)?
+            .copy_from_slice(&raw);
+        bytes
+            .get_mut(BATCH_HEADER_BYTES..end)
+            .ok_or(too_long)?
+            .copy_from_slice(&self.body);
+        bytes.get_mut(end..span).ok_or(too_long)?.fill(0);
+        segment.write(&mut self.buffer, span, *at)?;
+        *at += span as u64;
+        self.next_batch += 1;
+        self.chain = chain;
+        Ok(())
+    }
+}
