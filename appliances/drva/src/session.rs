@@ -106,11 +106,22 @@ impl Outbox {
 #[derive(Debug, thiserror::Error)]
 enum SessionError {
     #[error("{0}")]
-    Io(#[from] io::Error),
+    Io(io::Error),
     #[error("{0}")]
     Wire(#[from] WireError),
     #[error("{0}")]
     Protocol(String),
+    #[error("the host sent nothing for {} s", SILENCE_LIMIT.as_secs())]
+    Silent,
+}
+
+impl From<io::Error> for SessionError {
+    fn from(error: io::Error) -> Self {
+        match error.kind() {
+            io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => Self::Silent,
+            _ => Self::Io(error),
+        }
+    }
 }
 
 struct Channel {

@@ -1,0 +1,145 @@
+//! Every cut in the store is exactly what the disks were at it, whatever happened on the way.
+#![allow(clippy::unwrap_used, missing_docs)]
+
+mod scripted;
+
+use filter_core::wire::{Message, PortRole};
+use scripted::store::{Random, random_record};
+use scripted::{
+    CAPACITY_BYTES, DOMAIN, Disk, Drva, Link, Site, cut_now, next_request, refuse_cut, seed,
+};
+use serde_json::json;
+use std::collections::BTreeMap;
+use std::time::Duration;
+use uuid::Uuid;
+
+type Images = BTreeMap<Uuid, Vec<u8>>;
+
+/// What has to be sent again after the appliance was killed, by disk.
+type Unacknowledged = Vec<Vec<scripted::store::Rec>>;
+
+fn connect(drva: &Drva, disks: &[Disk], left: &mut Unacknowledged) -> (Link, Link) {
+    let control = drva.connect(PortRole::Control);
+    let mut link = drva.connect(PortRole::Data(1));
+    for ((channel, disk), left) in (1..).zip(disks).zip(left) {
+        let durable = link.open(channel, disk).unwrap();
+        left.retain(|record| record.header.seq > durable);
+        if !left.is_empty() {
+            link.records(channel, left);
+        }
+    }
+    (control, link)
+}
+
+#[test]
+fn a_cut_holds_exactly_its_records() {
+    let seed = seed();
+    let mut random = Random(seed);
+    let site = Site::new(&["--cut-interval-ms", "20", "--part-bytes", "65536"]);
+    let mut drva = site.start();
+    let mut disks = [Disk::new(1), Disk::new(2), Disk::new(3)];
+    let mut left: Unacknowledged = disks.iter_mut().map(Disk::begin).collect();
+    let (mut control, mut link) = connect(&drva, &disks, &mut left);
+    // What each epoch's cut must hold, if it comes to be.
+    let mut expected: BTreeMap<u32, Images> = BTreeMap::new();
+    let (mut kills, mut voids, mut answered) = (0, 0, 0);
+    while answered < 60 {
+        for _ in 0..1 + random.below(12) {
+            let at = random.below(3) as usize;
+            let record = random_record(&mut random, 1, CAPACITY_BYTES);
+            let record = disks[at].push(record);
+            link.records(at as u32 + 1, std::slice::from_ref(&record));
+            left[at].push(record);
+        }
+        if random.below(15) == 0 && kills < 5 {
+            kills += 1;
+            drva.kill();
+            drva = site.start();
+            (control, link) = connect(&drva, &disks, &mut left);
+        }
+        // Something was written, so a cut is asked for.
+        let epoch = next_request(&mut control);
+        let current = disks[0].cut_epoch;
+        if epoch <= current {
+            // An appliance that was killed may ask for an epoch again; epochs never go back.
+            refuse_cut(&mut control, current);
+            continue;
+        }
+        // Not in one moment: as on a host, each disk takes the epoch up at a record of its own.
+        let images = disks.iter().map(|d| (d.uuid, d.model.bytes.clone()));
+        let images: Images = images.collect();
+        let positions = disks.iter().map(|d| (d.open.disk_id, d.seq)).collect();
+        for disk in &mut disks {
+            disk.cut_epoch = epoch;
+        }
+        for _ in 0..random.below(4) {
+            let at = random.below(3) as usize;
+            let record = random_record(&mut random, 1, CAPACITY_BYTES);
+            let record = disks[at].push(record);
+            link.records(at as u32 + 1, std::slice::from_ref(&record));
+            left[at].push(record);
+        }
+        if random.below(5) == 0 {
+            voids += 1;
+            refuse_cut(&mut control, epoch);
+        } else {
+            answered += 1;
+            expected.insert(epoch, images);
+            let domain = DOMAIN.into();
+            let answer = Message::CutPositions {
+                epoch,
+                domain,
+                positions,
+            };
+            control.send(&answer, 0);
+        }
+    }
+    for disk in &disks {
+        drva.wait_until("durable", |status| {
+            status["disks"].as_array().unwrap().iter().any(|known| {
+                known["uuid"] == json!(disk.uuid.to_string()) && known["durable_seq"] == disk.seq
+            })
+        });
+    }
+    drva.wait_until("uploaded", |status| status["cuts_waiting"] == 0);
+    drva.stop(Duration::from_secs(20));
+    let cuts = site.recover_all();
+    println!(
+        "{answered} answered, {voids} void, {kills} kills, {} cuts in the store",
+        cuts.len()
+    );
+    assert!(cuts.len() >= 20, "{}", cuts.len());
+    for (info, images) in &cuts {
+        let expected = &expected[&info.cut_epoch];
+        assert_eq!(images.len(), 3);
+        for (disk, bytes) in images {
+            let cut = info.cut;
+            assert!(
+                &expected[disk] == bytes,
+                "cut {cut}: disk {disk} differs, JETDR_SEED={seed}"
+            );
+        }
+    }
+}
+
+/// A name may be used again; who asks gets the cut that was taken for it, not an old one.
+#[test]
+fn a_name_used_again_names_a_new_cut() {
+    let site = Site::new(&["--cut-interval-ms", "20"]);
+    let drva = site.start();
+    let mut control = drva.connect(PortRole::Control);
+    let mut link = drva.connect(PortRole::Data(0));
+    let mut disks = [Disk::new(1)];
+    link.open(1, &disks[0]).unwrap();
+    link.records(1, &disks[0].begin());
+    link.wait_durable(1, 2);
+    let numbers: Vec<u64> = (0..3)
+        .map(|_| cut_now(&drva, &mut control, &mut disks, "again"))
+        .collect();
+    assert!(
+        numbers.windows(2).all(|pair| pair[0] < pair[1]),
+        "{numbers:?}"
+    );
+    let bad = drva.ask(&json!({"cmd": "cut", "domain": DOMAIN, "name": "a\nb"}));
+    assert!(bad["error"].to_string().contains("1 to 128 bytes"), "{bad}");
+}
