@@ -114,16 +114,7 @@ impl Uploader {
         let open = CutWriter::open(&self.url, &info, self.options.clone());
         let writer = self.wait(open)?;
         self.domain.alarm("store", None);
-        let first = self.domain.log.segments().first().copied().unwrap_or(1);
-        let mut attempt = Attempt {
-            of: self,
-            writer,
-            reader: Reader::new(first),
-            described: 0,
-            held: Held::default(),
-            told: Instant::now(),
-            log_alarm: false,
-        };
+        let mut attempt = Attempt::new(self, writer);
         let ended = attempt.run();
         // Only when nothing of this writer is under way may the next one open the container.
         let close = async {
@@ -135,40 +126,59 @@ impl Uploader {
     }
 }
 
-impl Attempt<'_> {
+impl<'a> Attempt<'a> {
+    fn new(of: &'a Uploader, writer: CutWriter) -> Self {
+        let first = of.domain.log.segments().first().copied().unwrap_or(1);
+        Self {
+            of,
+            writer,
+            reader: Reader::new(first),
+            described: 0,
+            held: Held::default(),
+            told: Instant::now(),
+            log_alarm: false,
+        }
+    }
+
     fn run(&mut self) -> Result<(), Ended> {
         let domain = self.of.domain.clone();
         self.drop_committed_cuts();
         while !domain.is_stopping() {
-            self.describe()?;
-            self.release_held();
-            match self.reader.next(&domain.log) {
-                Ok(Some((number, body))) => {
-                    if std::mem::take(&mut self.log_alarm) {
-                        domain.alarm("log", None);
-                    }
-                    self.feed(number, &body)?;
-                    // A cut may be complete long before the log's end is reached.
-                    self.commit_next()?;
-                }
-                Ok(None) => {
-                    if !self.commit_next()? {
-                        self.make_room()?;
-                        domain.log.wait_beyond(self.reader.next_batch() - 1, TELL);
-                    }
-                }
-                Err(error) => {
-                    self.log_alarm = true;
-                    domain.alarm("log", Some(format!("reading the log: {error}")));
-                    domain.pause(REOPEN);
-                    self.reader.rewind(self.reader.next_batch());
-                }
+            if !self.step()? {
+                self.make_room()?;
+                domain.log.wait_beyond(self.reader.next_batch() - 1, TELL);
             }
             if self.told.elapsed() > TELL {
                 self.tell();
             }
         }
         Ok(())
+    }
+
+    /// Feeds one batch, commits what can be. Returns whether there was anything to do.
+    fn step(&mut self) -> Result<bool, Ended> {
+        let domain = self.of.domain.clone();
+        self.describe()?;
+        self.release_held();
+        match self.reader.next(&domain.log) {
+            Ok(Some((number, body))) => {
+                if std::mem::take(&mut self.log_alarm) {
+                    domain.alarm("log", None);
+                }
+                self.feed(number, &body)?;
+                // A cut may be complete long before the log's end is reached.
+                self.commit_next()?;
+                Ok(true)
+            }
+            Ok(None) => self.commit_next(),
+            Err(error) => {
+                self.log_alarm = true;
+                domain.alarm("log", Some(format!("reading the log: {error}")));
+                domain.pause(REOPEN);
+                self.reader.rewind(self.reader.next_batch());
+                Ok(true)
+            }
+        }
     }
 
     /// A full log must not wait for a part that never fills: what was fed goes to the store as it is.
@@ -356,3 +366,7 @@ impl Attempt<'_> {
         domain.log.release(&of, settled);
     }
 }
+
+#[cfg(test)]
+#[path = "upload_tests.rs"]
+mod tests;
