@@ -10,6 +10,7 @@ use filter_core::wire::{
 use recovery_store::{Container, CutInfo, StoreUrl};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
+use std::ffi::OsString;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
 use std::os::unix::net::UnixStream;
@@ -28,6 +29,8 @@ pub const CAPACITY_BYTES: u64 = 1 << 20;
 pub struct Site {
     pub dir: tempfile::TempDir,
     pub more: Vec<String>,
+    /// Instead of a folder.
+    pub other_store: Option<OsString>,
 }
 
 /// A running appliance; killed when dropped.
@@ -42,6 +45,7 @@ impl Site {
         Self {
             dir: tempfile::tempdir().unwrap(),
             more: more.iter().map(|text| text.to_string()).collect(),
+            other_store: None,
         }
     }
 
@@ -64,7 +68,11 @@ impl Site {
             .arg("--data-dir")
             .arg(self.data())
             .arg("--store")
-            .arg(self.store())
+            .arg(
+                self.other_store
+                    .clone()
+                    .unwrap_or_else(|| self.store().into()),
+            )
             .arg("--status-socket")
             .arg(&socket)
             .args(["--port-base", "0"])
