@@ -14,8 +14,13 @@ pub struct Azurite {
     pub port: u16,
 }
 
+/// Of the repository, whichever of its packages runs the test.
 fn folder() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/azurite")
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .ancestors()
+        .map(|above| above.join("tests/azurite"))
+        .find(|folder| folder.join("package.json").exists())
+        .expect("tests/azurite is in the repository")
 }
 
 /// The emulator's program: installed beside its `package.json`, or in the root of the repository.
