@@ -182,16 +182,16 @@ impl Entry<'_> {
         ENTRY_HEADER_BYTES + self.content.len()
     }
 
-    /// Appends it.
-    pub fn write(&self, out: &mut Vec<u8>) {
-        out.extend_from_slice(&[self.kind as u8, 0, 0, 0]);
-        out.extend_from_slice(&(self.content.len() as u32).to_le_bytes());
-        out.extend_from_slice(&self.disk_id);
-        out.extend_from_slice(&self.first_seq.to_le_bytes());
-        out.extend_from_slice(&self.last_seq.to_le_bytes());
-        out.extend_from_slice(&self.epoch.to_le_bytes());
-        out.extend_from_slice(&[0; 4]);
-        out.extend_from_slice(self.content);
+    /// Its header; the content follows it.
+    pub fn header(&self) -> [u8; ENTRY_HEADER_BYTES] {
+        let mut out = [0u8; ENTRY_HEADER_BYTES];
+        out[0] = self.kind as u8;
+        out[4..8].copy_from_slice(&(self.content.len() as u32).to_le_bytes());
+        out[8..24].copy_from_slice(&self.disk_id);
+        out[24..32].copy_from_slice(&self.first_seq.to_le_bytes());
+        out[32..40].copy_from_slice(&self.last_seq.to_le_bytes());
+        out[40..44].copy_from_slice(&self.epoch.to_le_bytes());
+        out
     }
 }
 
@@ -279,8 +279,10 @@ mod tests {
             content: b"records",
         };
         let mut body = Vec::new();
-        entry.write(&mut body);
-        entry.write(&mut body);
+        for _ in 0..2 {
+            body.extend_from_slice(&entry.header());
+            body.extend_from_slice(entry.content);
+        }
         assert_eq!(body.len(), 2 * entry.span_bytes());
         let back: Vec<_> = Entries::new(&body, 1).map(Result::unwrap).collect();
         assert_eq!(back, [entry, entry]);

@@ -28,8 +28,10 @@ pub(super) struct Writer {
     open: Option<(SegmentWriter, u64)>,
     next_batch: u64,
     chain: u32,
+    /// The batch that is being made, where direct I/O takes it from: no copy on the way.
     buffer: AlignedBuffer,
-    body: Vec<u8>,
+    /// End of what is in the buffer; its header's place is left free at the start.
+    end: usize,
     states: BTreeMap<[u8; 16], DiskState>,
     on_durable: OnDurable,
 }
@@ -60,7 +62,7 @@ impl Writer {
             next_batch: recovered.next_batch,
             chain: recovered.chain,
             buffer: AlignedBuffer::new(BATCH_HEADER_BYTES + format::MAX_BODY_BYTES),
-            body: Vec::new(),
+            end: BATCH_HEADER_BYTES,
             states: recovered.disks.clone(),
             on_durable,
         })
@@ -123,11 +125,13 @@ impl Writer {
         }
         // A new segment begins with the state of every disk as it was before this batch.
         self.note_states(batch);
-        self.body.clear();
-        for submission in batch {
-            submission.entry().write(&mut self.body);
-        }
-        if !self.insist("write to", Self::write_batch) {
+        self.end = BATCH_HEADER_BYTES;
+        let appended: std::io::Result<()> = batch.iter().try_for_each(|s| self.append(&s.entry()));
+        let write = |this: &mut Self| match &appended {
+            Ok(()) => this.write_batch(),
+            Err(error) => Err(error.kind().into()),
+        };
+        if !self.insist("write to", write) {
             return false;
         }
         self.note_segment(batch);
@@ -261,23 +265,14 @@ impl Writer {
             );
         }
         self.open = Some((segment, 0));
-        self.body.clear();
-        for (disk_id, state) in &self.states {
-            let mut entry = Entry {
-                kind: EntryKind::Disk,
-                disk_id: *disk_id,
-                first_seq: 0,
-                last_seq: 0,
-                epoch: 0,
-                content: &state.description,
-            };
-            entry.write(&mut self.body);
-            entry.kind = EntryKind::State;
-            (entry.first_seq, entry.last_seq) = (state.sync_begin, state.last_seq);
-            (entry.epoch, entry.content) = (state.attach_epoch, &[]);
-            entry.write(&mut self.body);
-        }
-        if !self.body.is_empty() {
+        self.end = BATCH_HEADER_BYTES;
+        let states = std::mem::take(&mut self.states);
+        let appended = states
+            .iter()
+            .try_for_each(|(id, state)| self.append_state(id, state));
+        self.states = states;
+        appended?;
+        if self.end > BATCH_HEADER_BYTES {
             // A failure leaves no open segment: the next attempt makes it anew.
             self.write_batch().inspect_err(|_| self.open = None)?;
         }
@@ -291,32 +286,56 @@ impl Writer {
         Ok(())
     }
 
-    /// Writes the body as the next batch.
+    /// Where a disk stands, as a new segment begins with it.
+    fn append_state(&mut self, disk_id: &[u8; 16], state: &DiskState) -> std::io::Result<()> {
+        let mut entry = Entry {
+            kind: EntryKind::Disk,
+            disk_id: *disk_id,
+            first_seq: 0,
+            last_seq: 0,
+            epoch: 0,
+            content: &state.description,
+        };
+        self.append(&entry)?;
+        entry.kind = EntryKind::State;
+        (entry.first_seq, entry.last_seq) = (state.sync_begin, state.last_seq);
+        (entry.epoch, entry.content) = (state.attach_epoch, &[]);
+        self.append(&entry)
+    }
+
+    /// Adds an entry to the batch that is being made.
+    fn append(&mut self, entry: &Entry<'_>) -> std::io::Result<()> {
+        for bytes in [entry.header().as_slice(), entry.content] {
+            let range = self.end..self.end + bytes.len();
+            let place = self.buffer.bytes().get_mut(range);
+            let too_long = std::io::ErrorKind::InvalidInput;
+            place.ok_or(too_long)?.copy_from_slice(bytes);
+            self.end += bytes.len();
+        }
+        Ok(())
+    }
+
+    /// Writes what is in the buffer as the next batch.
     fn write_batch(&mut self) -> std::io::Result<()> {
         let Some((segment, at)) = &mut self.open else {
             return Err(std::io::ErrorKind::NotFound.into());
         };
+        let too_long = std::io::ErrorKind::InvalidInput;
+        let bytes = self.buffer.bytes();
+        let body = bytes.get(BATCH_HEADER_BYTES..self.end).ok_or(too_long)?;
         let header = BatchHeader {
             domain_id: self.domain_id,
             number: self.next_batch,
-            body_len: self.body.len() as u32,
-            body_crc: crc32c::crc32c(&self.body),
+            body_len: body.len() as u32,
+            body_crc: crc32c::crc32c(body),
             before: self.chain,
         };
         let (raw, chain) = header.encode();
         let span = header.span_bytes() as usize;
-        let bytes = self.buffer.bytes();
-        let end = BATCH_HEADER_BYTES + self.body.len();
-        let too_long = std::io::ErrorKind::InvalidInput;
-        bytes
-            .get_mut(..BATCH_HEADER_BYTES)
-            .ok_or(too_long)?
-            .copy_from_slice(&raw);
-        bytes
-            .get_mut(BATCH_HEADER_BYTES..end)
-            .ok_or(too_long)?
-            .copy_from_slice(&self.body);
-        bytes.get_mut(end..span).ok_or(too_long)?.fill(0);
+        let (head, rest) = bytes.split_at_mut(BATCH_HEADER_BYTES);
+        head.copy_from_slice(&raw);
+        let padding = self.end - BATCH_HEADER_BYTES..span - BATCH_HEADER_BYTES;
+        rest.get_mut(padding).ok_or(too_long)?.fill(0);
         segment.write(&mut self.buffer, span, *at)?;
         *at += span as u64;
         self.next_batch += 1;
