@@ -250,7 +250,7 @@ impl Server {
         let listeners = PortRole::ALL.into_iter().zip(ports.listeners);
         let threads = listeners.map(|(role, listener)| {
             let (state, faults, stopping) = (state.clone(), faults.clone(), stopping.clone());
-            let mut numbers = Numbers(numbers.next() | 1);
+            let mut numbers = Numbers(numbers.draw() | 1);
             listener.set_nonblocking(false).unwrap();
             std::thread::spawn(move || {
                 for stream in listener.incoming() {
@@ -262,7 +262,7 @@ impl Server {
                     locked.connections += 1;
                     locked.streams.push(stream.try_clone().unwrap());
                     drop(locked);
-                    let left = numbers.next() % (3 << 20);
+                    let left = numbers.draw() % (3 << 20);
                     let (state, faults) = (state.clone(), faults.clone());
                     std::thread::spawn(move || {
                         let mut session = Session {

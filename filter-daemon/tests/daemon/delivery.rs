@@ -14,7 +14,7 @@ fn port() -> u16 {
 #[test]
 fn connections_that_end_anywhere_lose_and_double_nothing() {
     let mut numbers = Numbers::seeded(0x5eed);
-    let server = Server::on(Ports::bind(), Numbers(numbers.next() | 1));
+    let server = Server::on(Ports::bind(), Numbers(numbers.draw() | 1));
     server.faults.breaks.store(true, SeqCst);
     let host = Host::new();
     let mut vm = host.vm(DISK);
@@ -22,7 +22,7 @@ fn connections_that_end_anywhere_lose_and_double_nothing() {
     let end = Instant::now() + Duration::from_secs(4);
     let mut last = 0;
     while Instant::now() < end || server.state().connections < 12 {
-        last = vm.push(512 * (1 + numbers.next() % 200) as usize);
+        last = vm.push(512 * (1 + numbers.draw() % 200) as usize);
         assert!(Instant::now() < end + DEADLINE, "too few connections");
     }
     server.faults.breaks.store(false, SeqCst);
@@ -84,7 +84,8 @@ fn a_lane_that_is_replaced_goes_on_in_the_new_epoch() {
     drop(state);
     wait_for("the lanes that were replaced are closed", || {
         // Each epoch: one on the lane's first port, and each of the moves between the ports.
-        server.state().closes.len() + 1 >= server.state().opens.len()
+        let state = server.state();
+        state.closes.len() + 1 >= state.opens.len()
     });
     wait_for("one lane is left", || {
         daemon.status()["lanes"].as_array().unwrap().len() == 1
@@ -142,7 +143,7 @@ fn a_sync_travels_over_the_bulk_port() {
 #[test]
 fn moves_between_ports_and_broken_connections_together() {
     let mut numbers = Numbers::seeded(0xb0b);
-    let server = Server::on(Ports::bind(), Numbers(numbers.next() | 1));
+    let server = Server::on(Ports::bind(), Numbers(numbers.draw() | 1));
     server.faults.breaks.store(true, SeqCst);
     let host = Host::new();
     let mut vm = host.vm(DISK);
@@ -150,8 +151,8 @@ fn moves_between_ports_and_broken_connections_together() {
     let (mut last, mut syncing) = (0, false);
     let end = Instant::now() + Duration::from_secs(3);
     while Instant::now() < end {
-        last = vm.push(512 * (1 + numbers.next() % 100) as usize);
-        if numbers.next() % 40 == 0 && vm.free_bytes() > 4096 {
+        last = vm.push(512 * (1 + numbers.draw() % 100) as usize);
+        if numbers.draw().is_multiple_of(40) && vm.free_bytes() > 4096 {
             syncing = !syncing;
             last = vm.marker(syncing, false);
         }

@@ -38,7 +38,8 @@ impl Numbers {
         Self(seed | 1)
     }
 
-    pub fn next(&mut self) -> u64 {
+    /// The next one.
+    pub fn draw(&mut self) -> u64 {
         self.0 ^= self.0 << 13;
         self.0 ^= self.0 >> 7;
         self.0 ^= self.0 << 17;

@@ -96,8 +96,8 @@ fn a_record_that_is_damaged_in_the_ring_makes_the_disk_sync_anew() {
     let (_host, _ports, mut vm, daemon, mut peer) = begin();
     vm.write(4096).unwrap();
     vm.write(4096).unwrap();
-    let file = std::fs::File::options();
-    let file = file.clone().write(true).open(vm.lane.path()).unwrap();
+    let mut file = std::fs::File::options();
+    let file = file.write(true).open(vm.lane.path()).unwrap();
     let at = vm.lane.memory().geometry().data_at() + 64 + 4096 + 64 + 100;
     file.write_all_at(b"x", at).unwrap();
     let channel = peer.open(0);
@@ -117,7 +117,9 @@ fn a_record_that_is_damaged_in_the_ring_makes_the_disk_sync_anew() {
     let channel = peer.open(1);
     assert_eq!(peer.data(), [base]);
     peer.ack(channel, base);
-    assert_eq!(daemon.lane(&DISK).unwrap()["faults"], 1);
+    wait_for("the status says so", || {
+        daemon.lane(&DISK).unwrap()["faults"] == 1
+    });
 }
 
 #[test]
@@ -142,8 +144,7 @@ fn a_fenced_lane_is_silent_until_its_epoch_changes() {
     assert!(load < 0.05, "load {load} with a fenced lane that is full");
     // The VM comes back with a newer epoch.
     drop(vm);
-    let mut vm = Vm::new(&host.run, DISK, 3, 1000);
-    vm.marker(true, true);
+    let _vm = Vm::new(&host.run, DISK, 3, 1000);
     loop {
         match peer.message() {
             (_, Message::CloseLane) => {}

@@ -45,6 +45,11 @@ impl Host {
     pub fn vm(&self, disk: [u8; 16]) -> Vm {
         Vm::new(&self.run, disk, 1, 1)
     }
+
+    /// The same with a ring that no socket's buffers hold.
+    pub fn large_vm(&self, disk: [u8; 16]) -> Vm {
+        Vm::with_ring(&self.run, disk, 1, 1, 64 << 20)
+    }
 }
 
 /// What record `seq` of a disk holds.
@@ -66,9 +71,19 @@ pub struct Vm {
 
 impl Vm {
     pub fn new(run: &RunFolder, disk: [u8; 16], epoch: u32, base_seq: u64) -> Self {
+        Self::with_ring(run, disk, epoch, base_seq, MIN_RING_BYTES)
+    }
+
+    pub fn with_ring(
+        run: &RunFolder,
+        disk: [u8; 16],
+        epoch: u32,
+        base_seq: u64,
+        ring_bytes: u64,
+    ) -> Self {
         let lock = run.lock_disk(&disk).unwrap().expect("the disk is free");
         let identity = Identity {
-            geometry: Geometry::for_disk(1 << 30, MIN_RING_BYTES).unwrap(),
+            geometry: Geometry::for_disk(1 << 30, ring_bytes).unwrap(),
             disk_id: disk,
             vm_id: [9; 16],
             boot_id: run.boot_id().unwrap(),
@@ -221,6 +236,48 @@ impl Daemon {
         let status = self.status();
         let lanes = status["lanes"].as_array().unwrap();
         lanes.iter().find(|lane| lane["disk"] == hex(disk)).cloned()
+    }
+
+    /// Waits until the daemon can send no more although there is more, since nobody reads; the last
+    /// seq that it took.
+    pub fn wait_stuck(&self, disk: &[u8; 16], last: u64) -> u64 {
+        let sent = || self.lane(disk).unwrap()["sent_seq"].as_u64().unwrap();
+        let mut before = 0;
+        wait_for("the socket is full", || {
+            std::thread::sleep(Duration::from_millis(300)); // poll
+            let now = sent();
+            let still = now == before && now > 0;
+            before = now;
+            still
+        });
+        assert!(before < last, "the socket took the whole ring");
+        before
+    }
+
+    /// A start that must fail: what it says.
+    pub fn refuses_to_start(host: &Host) -> String {
+        let mut child = Self::command(host, 40000)
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut status = None;
+        let end = Instant::now() + DEADLINE;
+        while status.is_none() && Instant::now() < end {
+            status = child.try_wait().unwrap();
+            std::thread::sleep(Duration::from_millis(2)); // poll
+        }
+        let _ = child.kill();
+        let mut said = String::new();
+        child
+            .stderr
+            .take()
+            .unwrap()
+            .read_to_string(&mut said)
+            .unwrap();
+        let _ = child.wait();
+        assert!(status.is_some_and(|s| !s.success()), "it started: {said}");
+        said
     }
 
     /// The processor's time that it has used so far.
