@@ -244,12 +244,7 @@ impl Control {
             }
         }
         let (answer, answers) = crossbeam::channel::unbounded();
-        for ((lane, asks), before) in lanes.iter().zip(asks).zip(&before) {
-            let now = Doing::of(lane);
-            if !now.is_complete() || *before != now {
-                let label = &lane.identity().disk_label;
-                return void(0, format!("disk {label} tracks or syncs"));
-            }
+        for (lane, asks) in lanes.iter().zip(asks) {
             let memory = lane.memory();
             let end = ring::observe_tail::<Sound>(&memory.producer().tail); // C1
             let ask = CutAsk {
@@ -265,34 +260,33 @@ impl Control {
         }
         self.shared.wake_all();
         let deadline = Instant::now() + POSITIONS_LIMIT;
-        let left_stream = || lanes.iter().zip(&before).any(|(l, b)| *b != Doing::of(l));
         let mut positions = Vec::new();
-        let mut answered = 0;
-        while answered < lanes.len() {
-            let next = answers.recv_timeout(LOOK_EVERY);
-            match next {
+        let mut others = 0; // disks that other hosts have by now
+        while positions.len() + others < lanes.len() {
+            match answers.recv_timeout(LOOK_EVERY) {
                 Ok(CutAnswer::At(disk_id, seq)) => positions.push((disk_id, seq)),
-                // The appliance knows where a disk stands that has another host by now.
-                Ok(CutAnswer::NotOurs) => {}
-                Ok(CutAnswer::Broken(_)) => return void(0, "a disk's stream starts anew".into()),
+                // The appliance knows where such a disk stands; what it does here matters to nobody.
+                Ok(CutAnswer::NotOurs) => others += 1,
+                Ok(CutAnswer::Broken) => return void(0, "a disk's stream starts anew".into()),
                 Err(RecvTimeoutError::Timeout) => {
-                    if left_stream() || self.shared.stopping.load(Ordering::Acquire) {
-                        break; // pairs with the store at SIGTERM
-                    }
-                    if Instant::now() > deadline {
+                    let stopping = self.shared.stopping.load(Ordering::Acquire); // pairs with SIGTERM's store
+                    if stopping || Instant::now() > deadline {
                         return void(0, "a disk's position was not found in time".into());
                     }
-                    continue;
                 }
                 Err(RecvTimeoutError::Disconnected) => {
                     return void(0, "a disk went meanwhile".into());
                 }
             }
-            answered += 1;
         }
-        // A stream that was started anew while its position was read makes the position worthless.
-        if answered < lanes.len() || left_stream() {
-            return void(0, "a disk left its stream meanwhile".into());
+        // Looked at last: a stream that was left, or started anew, while its position was read makes
+        // the position worthless.
+        for (lane, before) in lanes.iter().zip(&before) {
+            let id = lane.identity();
+            let ours = positions.iter().any(|(disk_id, _)| *disk_id == id.disk_id);
+            if ours && !(before.is_complete() && *before == Doing::of(lane)) {
+                return void(0, format!("disk {} tracks or syncs", id.disk_label));
+            }
         }
         Message::CutPositions {
             epoch,

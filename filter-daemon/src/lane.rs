@@ -56,7 +56,7 @@ pub enum CutAnswer {
     /// The lane is fenced: the disk is another host's.
     NotOurs,
     /// The lane's stream is broken, or about to start anew.
-    Broken([u8; 16]),
+    Broken,
 }
 
 /// The refusals of a lane that came one after another.
@@ -169,10 +169,10 @@ impl Lane {
         }
         match self.consumer.last_seq_before(ask.end, ask.epoch) {
             Ok(Some(seq)) => CutAnswer::At(disk_id, seq),
-            Ok(None) => CutAnswer::Broken(disk_id),
+            Ok(None) => CutAnswer::Broken,
             Err(fault) => {
                 self.restart(&fault);
-                CutAnswer::Broken(disk_id)
+                CutAnswer::Broken
             }
         }
     }

@@ -451,7 +451,8 @@ impl Consumer {
         let tail = ring::observe_tail::<Sound>(&theirs.tail); // C1
         let ring_bytes = self.memory.geometry().ring_bytes;
         if at > tail || tail - at > ring_bytes || !at.is_multiple_of(RECORD_ALIGN as u64) {
-            return false; // nonsense: wait for a producer that answers properly
+            self.request_restart(self.restart_above()); // nonsense: it is to answer again
+            return false;
         }
         self.restarting = false;
         self.read = at;

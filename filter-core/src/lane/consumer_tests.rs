@@ -182,3 +182,25 @@ fn good_records_before_a_fault_are_handed_out() {
     assert!(consumer.release(Durable(2)));
     assert_eq!(consumer.sent().seq(), consumer.durable().seq());
 }
+
+#[test]
+fn a_restart_that_is_answered_with_nonsense_is_asked_for_again() {
+    let plain = Plain::new();
+    let mut producer = Producer::new(plain.memory, 1, 0, 1);
+    let mut consumer = Consumer::attach(plain.memory);
+    write(&mut producer, 1, 512);
+    consumer.request_restart(9);
+    producer.restart();
+    let words = plain.memory.producer();
+    for nonsense in [tail(plain.memory) + 64, 7] {
+        words.restart_at.store(nonsense, Relaxed);
+        assert_eq!(consumer.take(1), Ok(None));
+        assert!(producer.restart_requested(), "position {nonsense}");
+        // Until it has answered there is nothing to look for: who sleeps is right.
+        assert!(consumer.prepare_sleep());
+        producer.restart();
+    }
+    assert_eq!(consumer.take(1), Ok(None));
+    assert!(!consumer.restarting());
+    assert_eq!(consumer.durable(), Durable(9));
+}

@@ -280,19 +280,36 @@ impl Daemon {
         said
     }
 
-    /// The processor's time that it has used so far.
-    pub fn cpu(&self) -> Duration {
-        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.child.id())).unwrap();
+    /// The processor's time that it has used so far, and how often a thread of it went to sleep.
+    fn effort(&self) -> (Duration, u64) {
+        let proc = PathBuf::from(format!("/proc/{}", self.child.id()));
+        let stat = std::fs::read_to_string(proc.join("stat")).unwrap();
         let fields: Vec<&str> = stat.rsplit(") ").next().unwrap().split(' ').collect();
         let ticks: u64 = fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap();
-        Duration::from_millis(ticks * 10)
+        let tasks = std::fs::read_dir(proc.join("task")).unwrap().flatten();
+        let switches = |status: String| {
+            let line = status.lines().find(|l| l.starts_with("voluntary_ctxt"));
+            let number = line.and_then(|line| line.split_whitespace().last()?.parse().ok());
+            number.unwrap_or(0)
+        };
+        let sleeps = tasks
+            .filter_map(|task| std::fs::read_to_string(task.path().join("status")).ok())
+            .map(switches)
+            .sum();
+        (Duration::from_millis(ticks * 10), sleeps)
     }
 
-    /// The share of one processor that it uses, watched for a second.
-    pub fn load(&self) -> f64 {
-        let (before, since) = (self.cpu(), Instant::now());
+    /// Watches it for a second in which it has nothing to do: it may neither use the processor nor
+    /// wake up all the time.
+    pub fn expect_quiet(&self, why: &str) {
+        let (before, since) = (self.effort(), Instant::now());
         std::thread::sleep(Duration::from_secs(1)); // time under test
-        (self.cpu() - before).as_secs_f64() / since.elapsed().as_secs_f64()
+        let after = self.effort();
+        let seconds = since.elapsed().as_secs_f64();
+        let load = (after.0 - before.0).as_secs_f64() / seconds;
+        let wakes = after.1.saturating_sub(before.1) as f64 / seconds;
+        assert!(load < 0.05, "load {load} with {why}");
+        assert!(wakes < 150.0, "{wakes} wake-ups in a second with {why}");
     }
 
     pub fn pid(&self) -> u32 {
