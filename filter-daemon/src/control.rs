@@ -132,6 +132,9 @@ impl Control {
         })?;
         let asked = !requests.is_empty();
         for (epoch, domain) in requests {
+            if self.shared.stopping.load(Ordering::Acquire) {
+                break; // pairs with the store at SIGTERM
+            }
             let answer = self.cut(epoch, &domain);
             let counter = match &answer {
                 Message::CutPositions { .. } => &self.shared.cuts_reported,
@@ -226,6 +229,10 @@ impl Control {
             .filter(|known| known.mapped.identity().domain == domain);
         let (lanes, asks): (Vec<&Arc<MappedLane>>, Vec<&Sender<CutAsk>>) =
             of_domain.map(|known| (&known.mapped, &known.asks)).unzip();
+        if lanes.is_empty() {
+            // Nor is a page made for whatever name a peer comes up with.
+            return void(0, format!("no disk of domain `{domain}` is on this host"));
+        }
         let page = match self.run.cut_page(domain) {
             Ok(page) => page,
             Err(error) => return void(0, error.to_string()),

@@ -2,7 +2,7 @@
 //!
 //! Invariant: a pump never waits for one lane, and never blocks a producer; what a producer has to do
 //! for it is at most one write to a pipe, and only while the pump sleeps. However much there is to
-//! send, a pump looks after orders, cuts and its end after [`ROUND_BYTES`].
+//! send, a pump looks after orders, cuts and its end after a few MiB.
 //!
 //! Waking a thread costs far more than moving a record. So after some work a pump naps for a moment
 //! without asking to be woken, and finds a batch; only when several looks found nothing it announces

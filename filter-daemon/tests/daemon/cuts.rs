@@ -202,3 +202,19 @@ fn a_disk_that_syncs_voids_the_cut() {
     let seq = vm.push(512);
     assert_eq!(positions(server.cut(3, DOMAIN), 3)[&DISK], seq);
 }
+
+#[test]
+fn a_domain_that_is_not_here_leaves_no_trace() {
+    let server = Server::start();
+    let host = Host::new();
+    let mut vm = host.vm(DISK);
+    let _daemon = Daemon::start(&host, server.base);
+    let last = vm.push(512);
+    server.wait_received(&DISK, last);
+    for name in ["elsewhere", "../../etc", ""] {
+        assert!(matches!(server.cut(2, name), Message::Error { .. }));
+    }
+    let pages = std::fs::read_dir(host.path("domains")).unwrap().flatten();
+    let pages: Vec<_> = pages.map(|page| page.file_name()).collect();
+    assert_eq!(pages, [std::ffi::OsString::from(format!("{DOMAIN}.cut"))]);
+}
