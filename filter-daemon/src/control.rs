@@ -14,7 +14,7 @@ use filter_core::lane::layout::LaneState;
 use filter_core::lane::ring::{self, Sound};
 use filter_core::lane::sync::Ordering::Relaxed;
 use filter_core::mapping::{MappedLane, RunFolder};
-use filter_core::wire::{ErrorCode, Message};
+use filter_core::wire::{ErrorCode, Message, PortRole};
 use std::collections::HashMap;
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
@@ -94,6 +94,8 @@ impl Control {
         while !self.shared.stopping.load(Ordering::Acquire) {
             // pairs with the store at SIGTERM
             self.scan();
+            let connected = connection.is_some();
+            self.shared.tell(PortRole::Control, connected, Vec::new());
             let Some(open) = &mut connection else {
                 match (!self.known.is_empty()).then(|| dialer.poll()).flatten() {
                     Some(Ok(made)) => connection = Some(made),

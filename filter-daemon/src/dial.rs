@@ -26,6 +26,8 @@ pub struct Dialer {
     retry_at: Instant,
     wait: Duration,
     last_problem: String,
+    /// The connection that stands was told of.
+    told: bool,
 }
 
 impl Dialer {
@@ -45,6 +47,7 @@ impl Dialer {
             retry_at: Instant::now(),
             wait: WAIT.0,
             last_problem: String::new(),
+            told: false,
         }
     }
 
@@ -91,6 +94,7 @@ impl Dialer {
 
     /// An attempt failed, or a connection was lost: waits, and says so if it is news.
     pub fn failed(&mut self, error: &LinkError) {
+        self.told = false;
         let text = error.to_string();
         if text != self.last_problem {
             let address = self.connector.describe(self.role);
@@ -108,13 +112,13 @@ impl Dialer {
     /// only has a lane open, which counts when it lasts.
     pub fn useful(&mut self, connection: &Connection, moved: bool) {
         let proven = moved || connection.age() > PROVEN;
-        if proven && (self.wait != WAIT.0 || !self.last_problem.is_empty()) {
-            if !self.last_problem.is_empty() {
-                let address = self.connector.describe(self.role);
-                tracing::info!("connected to the appliance at {address}");
-            }
-            self.wait = WAIT.0;
-            self.last_problem.clear();
+        if !proven || self.told {
+            return;
         }
+        self.told = true;
+        self.wait = WAIT.0;
+        self.last_problem.clear();
+        let address = self.connector.describe(self.role);
+        tracing::info!("connected to the appliance at {address}");
     }
 }
