@@ -201,6 +201,43 @@ fn a_sync_travels_over_the_bulk_port() {
 }
 
 #[test]
+fn a_lane_moves_although_its_connection_ended_before_it_could() {
+    let (host, ports) = (Host::new(), Ports::bind());
+    let mut vm = host.vm(DISK);
+    let daemon = Daemon::start(&host, ports.base);
+    let mut peer = ports.greet(PortRole::of_disk(&DISK));
+    let (channel, lane) = peer.expect_open();
+    // One frame, in which the marker is not the last record.
+    vm.write(512).unwrap();
+    let begin = vm.marker(true, false);
+    let last = vm.write(512).unwrap();
+    let attach_epoch = lane.attach_epoch;
+    let opened = Message::LaneOpened {
+        durable_seq: 0,
+        attach_epoch,
+    };
+    peer.send(&opened, channel);
+    assert_eq!(peer.data(), [1, begin, last]);
+    // What comes behind it waits for the other port, and costs nothing meanwhile.
+    let behind = vm.write(512).unwrap();
+    daemon.expect_quiet("a lane that waits to be moved");
+    peer.ack(channel, begin);
+    wait_for("the marker is durable", || {
+        daemon.lane(&DISK).unwrap()["durable_seq"] == begin
+    });
+    drop(peer);
+    // The marker never comes again: the lane has to remember.
+    let mut bulk = ports.greet(PortRole::Bulk);
+    let channel = bulk.open(begin);
+    let mut seqs = bulk.data();
+    while !seqs.contains(&behind) {
+        seqs.extend(bulk.data());
+    }
+    assert_eq!(seqs, [last, behind]);
+    bulk.ack(channel, behind);
+}
+
+#[test]
 fn moves_between_ports_and_broken_connections_together() {
     let mut numbers = Numbers::seeded(0xb0b);
     let server = Server::on(Ports::bind(), Numbers(numbers.draw() | 1));
