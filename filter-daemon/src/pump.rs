@@ -445,3 +445,7 @@ pub fn poke(pipe: &File) {
         Err(error) => tracing::error!("wake-up pipe: {error}"),
     }
 }
+
+#[cfg(test)]
+#[path = "pump_tests.rs"]
+mod tests;
