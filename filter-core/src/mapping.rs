@@ -25,7 +25,10 @@ use std::os::fd::AsRawFd;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
+/// How long a lock is waited for that somebody only looks at.
+const LOOK_LIMIT: Duration = Duration::from_secs(1);
 const CUT_MAGIC: u32 = u32::from_le_bytes(*b"jdrC");
 
 /// What went wrong with a file of the run folder.
@@ -141,9 +144,15 @@ impl RunFolder {
         Lock::take(&self.lanes_dir().join(format!("{}.lock", hex(disk_id))))
     }
 
-    /// Whether a process has the disk open.
+    /// Whether a process has the disk open. Looks by a shared lock, which [`Self::lock_disk`] tells
+    /// from an owner's: a disk that is being opened at this moment is not refused because of it.
     pub fn disk_is_open(&self, disk_id: &[u8; 16]) -> Result<bool, MappingError> {
-        Ok(self.lock_disk(disk_id)?.is_none())
+        let path = self.lanes_dir().join(format!("{}.lock", hex(disk_id)));
+        match OpenOptions::new().write(true).open(&path) {
+            Ok(file) => Ok(!Lock::is_shareable(&file, &path)?),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(false),
+            Err(e) => Err(io_error("open", &path)(e)),
+        }
     }
 
     /// Takes the daemon's lock; `None` if another daemon holds it.
@@ -227,9 +236,29 @@ impl Lock {
         let mut options = OpenOptions::new();
         options.create(true).truncate(false).write(true).mode(0o600);
         let file = options.open(path).map_err(io_error("open", path))?;
-        match file.try_lock() {
-            Ok(()) => Ok(Some(Self { _file: file })),
-            Err(TryLockError::WouldBlock) => Ok(None),
+        let since = Instant::now();
+        loop {
+            match file.try_lock() {
+                Ok(()) => return Ok(Some(Self { _file: file })),
+                Err(TryLockError::WouldBlock) => {}
+                Err(TryLockError::Error(e)) => return Err(io_error("lock", path)(e)),
+            }
+            // Who only looks holds a shared lock, and lets go at once: that is no owner.
+            if !Self::is_shareable(&file, path)? || since.elapsed() > LOOK_LIMIT {
+                return Ok(None);
+            }
+            std::thread::yield_now();
+        }
+    }
+
+    /// Whether a shared lock can be had, that is, nobody holds the lock as its owner. Lets go at once.
+    fn is_shareable(file: &File, path: &Path) -> Result<bool, MappingError> {
+        match file.try_lock_shared() {
+            Ok(()) => {
+                file.unlock().map_err(io_error("unlock", path))?;
+                Ok(true)
+            }
+            Err(TryLockError::WouldBlock) => Ok(false),
             Err(TryLockError::Error(e)) => Err(io_error("lock", path)(e)),
         }
     }
@@ -450,3 +479,7 @@ impl WakeSender {
         }
     }
 }
+
+#[cfg(test)]
+#[path = "mapping_tests.rs"]
+mod tests;

@@ -1,24 +1,36 @@
 //! One connection to the appliance: frames in, frames out, never blocking once it is up.
 //!
-//! Invariant: a frame that was begun is finished before anything else is sent.
+//! Invariant: a frame that was begun is finished before anything else is sent, and the memory that it
+//! is sent from stays mapped until then. No more is kept of what the appliance sends than one frame of
+//! the length that its kind may have.
 
-use crate::raw;
+use crate::transport::{Connector, Transport};
 use filter_core::lane::consumer::Run;
+use filter_core::mapping::MappedLane;
 use filter_core::wire::{
-    FRAME_HEADER_BYTES, FrameHeader, FrameKind, Hello, MAX_BODY_BYTES, Message, PROTOCOL_NEWEST,
-    PROTOCOL_OLDEST, PeerRole, PortRole, WireError,
+    FRAME_HEADER_BYTES, FrameHeader, FrameKind, Hello, MAX_BODY_BYTES, MAX_TEXT_BYTES, Message,
+    PROTOCOL_NEWEST, PROTOCOL_OLDEST, PeerRole, PortRole, WireError,
 };
 use std::io::{self, Read, Write};
-use std::net::{TcpStream, ToSocketAddrs};
-use std::os::fd::{AsRawFd, RawFd};
+use std::os::fd::RawFd;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// How long connecting and the hello may take.
-const CONNECT_LIMIT: Duration = Duration::from_secs(5);
+/// How long connecting and the hello may take together.
+pub const CONNECT_LIMIT: Duration = Duration::from_secs(5);
 /// A heartbeat goes out after this much silence.
 pub const HEARTBEAT_AFTER: Duration = Duration::from_secs(5);
 /// The peer is given up after this much silence.
 pub const SILENCE_LIMIT: Duration = Duration::from_secs(30);
+/// Longest body of what an appliance sends after its hello: a text, and room for fields to come.
+const MAX_ANSWER_BYTES: u32 = 4 * MAX_TEXT_BYTES as u32;
+/// Read in one call.
+const CHUNK_BYTES: usize = 16 * 1024;
+/// Calls in one look: what else has come waits for the next one.
+const CHUNKS: usize = 4;
+/// While more than this waits to be sent, heartbeats are not answered: a peer that asks and does not
+/// read must not make this grow.
+const MAX_WAITING_BYTES: usize = 64 * 1024;
 
 /// Why a connection is not, or no longer, there.
 #[derive(Debug, thiserror::Error)]
@@ -26,6 +38,9 @@ pub enum LinkError {
     /// The network.
     #[error("{0}")]
     Io(#[from] io::Error),
+    /// The appliance closed the connection.
+    #[error("the appliance closed the connection")]
+    Closed,
     /// The appliance sent what it may not send.
     #[error("the appliance broke the protocol: {0}")]
     Wire(#[from] WireError),
@@ -35,6 +50,30 @@ pub enum LinkError {
     /// It said nothing for too long.
     #[error("the appliance has been silent for {} s", SILENCE_LIMIT.as_secs())]
     Silent,
+    /// It took too long to say hello.
+    #[error("the appliance did not say hello within {} s", CONNECT_LIMIT.as_secs())]
+    NoHello,
+    /// Bytes changed on the way: the lane is whole, the appliance got something else.
+    #[error("record {seq} of lane {lane} was damaged on the way to the appliance: sent again")]
+    Damaged {
+        /// The lane.
+        lane: String,
+        /// The record that the appliance names.
+        seq: u64,
+    },
+    /// It acknowledged what it cannot have.
+    #[error(
+        "the appliance broke the protocol: it acknowledged record {acknowledged} of lane {lane}, \
+         of which at most {sent} was sent; nothing was freed"
+    )]
+    Acknowledged {
+        /// The lane.
+        lane: String,
+        /// What it says it holds.
+        acknowledged: u64,
+        /// What it can hold at most.
+        sent: u64,
+    },
     /// Anything else that it may not do.
     #[error("the appliance broke the protocol: {0}")]
     Protocol(&'static str),
@@ -51,82 +90,92 @@ pub struct Identity {
     pub name: String,
 }
 
-/// Makes connections: the seam at which TLS comes in. What it returns is connected and blocking.
-pub trait Connector: Send + Sync {
-    /// Connects to the port of this role.
-    fn connect(&self, role: PortRole) -> io::Result<TcpStream>;
-
-    /// The address, for messages.
-    fn describe(&self, role: PortRole) -> String;
-}
-
-/// Plain TCP.
-#[derive(Clone, Debug)]
-pub struct TcpConnector {
-    /// The appliance.
-    pub host: String,
-    /// Its first port.
-    pub port_base: u16,
-}
-
-impl Connector for TcpConnector {
-    fn connect(&self, role: PortRole) -> io::Result<TcpStream> {
-        let port = self.port_base.saturating_add(role.offset());
-        let mut last = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
-        for address in (self.host.as_str(), port).to_socket_addrs()? {
-            match TcpStream::connect_timeout(&address, CONNECT_LIMIT) {
-                Ok(stream) => return Ok(stream),
-                Err(error) => last = error,
-            }
-        }
-        Err(last)
-    }
-
-    fn describe(&self, role: PortRole) -> String {
-        format!(
-            "{}:{}",
-            self.host,
-            self.port_base.saturating_add(role.offset())
-        )
-    }
+/// The frame that is being sent: which records of which channel.
+#[derive(Clone, Copy, Debug)]
+pub struct Sending {
+    /// Its channel.
+    pub channel: u32,
+    /// First seq.
+    pub first_seq: u64,
+    /// Last seq.
+    pub last_seq: u64,
 }
 
 /// A DATA frame that is being sent from the ring.
-#[derive(Debug)]
 struct Outgoing {
     header: [u8; FRAME_HEADER_BYTES],
     run: Run,
     channel: u32,
     sent: usize,
+    /// Keeps the run mapped, also when the lane is given up meanwhile.
+    _lane: Arc<MappedLane>,
 }
 
+// SAFETY: the run's pointer leads into the mapping that is kept beside it, and is only handed to the
+// transport, by whichever thread holds the connection.
+unsafe impl Send for Outgoing {}
+
 /// A connection whose hello is done.
-#[derive(Debug)]
 pub struct Connection {
-    stream: TcpStream,
+    transport: Box<dyn Transport>,
+    chunk: Box<[u8]>,
     input: Vec<u8>,
     small: Vec<u8>,
     frame: Option<Outgoing>,
+    since: Instant,
     heard: Instant,
     spoke: Instant,
-    /// Bytes sent since the connection was made.
-    pub sent_bytes: u64,
 }
 
-// SAFETY: the run's pointer is only handed to the kernel, by whichever thread holds the connection.
-unsafe impl Send for Connection {}
+/// The longest body that an appliance may send in a frame of this kind after its hello.
+fn answer_limit(header: &FrameHeader) -> Result<u32, LinkError> {
+    match header.kind {
+        FrameKind::LaneOpened
+        | FrameKind::Ack
+        | FrameKind::Error
+        | FrameKind::CutRequest
+        | FrameKind::Heartbeat => Ok(MAX_ANSWER_BYTES),
+        FrameKind::Hello => Err(LinkError::Protocol("a second hello")),
+        FrameKind::OpenLane | FrameKind::Data | FrameKind::CutPositions | FrameKind::CloseLane => {
+            Err(LinkError::Protocol("a frame that only a daemon sends"))
+        }
+    }
+}
+
+/// Reads exactly so many bytes before `end`.
+fn read_before(
+    transport: &mut dyn Transport,
+    mut into: &mut [u8],
+    end: Instant,
+) -> Result<(), LinkError> {
+    while !into.is_empty() {
+        let left = end.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Err(LinkError::NoHello);
+        }
+        transport.set_limit(Some(left))?;
+        match transport.read(into) {
+            Ok(0) => return Err(LinkError::Closed),
+            Ok(n) => into = into.get_mut(n..).unwrap_or_default(),
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => return Err(LinkError::NoHello),
+            Err(e) if e.kind() == io::ErrorKind::TimedOut => return Err(LinkError::NoHello),
+            Err(e) => return Err(e.into()),
+        }
+    }
+    Ok(())
+}
 
 impl Connection {
-    /// Connects and exchanges hellos.
+    /// Connects and exchanges hellos; blocks for [`CONNECT_LIMIT`] at most (a name service may add to
+    /// that).
     pub fn open(
         connector: &dyn Connector,
         role: PortRole,
         identity: &Identity,
     ) -> Result<Self, LinkError> {
-        let mut stream = connector.connect(role)?;
-        stream.set_nodelay(true)?;
-        stream.set_read_timeout(Some(CONNECT_LIMIT))?;
-        stream.set_write_timeout(Some(CONNECT_LIMIT))?;
+        let end = Instant::now() + CONNECT_LIMIT;
+        let mut transport = connector.connect(role, CONNECT_LIMIT)?;
         let hello = Hello {
             oldest: PROTOCOL_OLDEST,
             newest: PROTOCOL_NEWEST,
@@ -136,15 +185,23 @@ impl Connection {
             incarnation: identity.incarnation,
             name: identity.name.clone(),
         };
-        stream.write_all(&Message::Hello(hello).encode(0))?;
+        transport.set_limit(Some(CONNECT_LIMIT))?;
+        transport.write_all(&Message::Hello(hello).encode(0))?;
+        transport.flush()?;
         let mut raw = [0u8; FRAME_HEADER_BYTES];
-        stream.read_exact(&mut raw)?;
+        read_before(transport.as_mut(), &mut raw, end)?;
         let header = FrameHeader::decode(&raw)?;
-        if header.kind == FrameKind::Data {
-            return Err(LinkError::Protocol("data before its hello"));
+        // A hello may grow by fields that this program does not know.
+        let limit = match header.kind {
+            FrameKind::Hello => MAX_BODY_BYTES,
+            FrameKind::Error => MAX_ANSWER_BYTES,
+            _ => return Err(LinkError::Protocol("its first frame is not a hello")),
+        };
+        if header.body_len > limit {
+            return Err(LinkError::Protocol("its first frame is too long"));
         }
         let mut body = vec![0u8; header.body_len as usize];
-        stream.read_exact(&mut body)?;
+        read_before(transport.as_mut(), &mut body, end)?;
         match Message::decode(&header, &body)? {
             Message::Hello(theirs) => {
                 theirs.agree()?;
@@ -157,27 +214,42 @@ impl Connection {
             Message::Error { text, .. } => return Err(LinkError::Refused(text)),
             _ => return Err(LinkError::Protocol("its first frame is not a hello")),
         }
-        stream.set_nonblocking(true)?;
+        transport.set_limit(None)?;
         let now = Instant::now();
         Ok(Self {
-            stream,
+            transport,
+            chunk: vec![0; CHUNK_BYTES].into(),
             input: Vec::new(),
             small: Vec::new(),
             frame: None,
+            since: now,
             heard: now,
             spoke: now,
-            sent_bytes: 0,
         })
     }
 
     /// For poll.
     pub fn fd(&self) -> RawFd {
-        self.stream.as_raw_fd()
+        self.transport.fd()
+    }
+
+    /// For how long it has been up.
+    pub fn age(&self) -> Duration {
+        self.since.elapsed()
     }
 
     /// Whether something waits to be sent.
     pub fn wants_write(&self) -> bool {
         self.frame.is_some() || !self.small.is_empty()
+    }
+
+    /// The frame that is being sent, of which the appliance cannot have the last byte.
+    pub fn sending(&self) -> Option<Sending> {
+        self.frame.as_ref().map(|frame| Sending {
+            channel: frame.channel,
+            first_seq: frame.run.first_seq,
+            last_seq: frame.run.last_seq,
+        })
     }
 
     /// Whether a frame of this channel is being sent.
@@ -192,25 +264,29 @@ impl Connection {
         self.small.extend_from_slice(&message.encode(channel));
     }
 
-    /// Queues a DATA frame; only when nothing waits to be sent.
-    pub fn queue_run(&mut self, run: Run, channel: u32) {
+    /// Queues a DATA frame of a lane; only when nothing waits to be sent.
+    pub fn queue_run(&mut self, run: Run, channel: u32, lane: Arc<MappedLane>) {
+        debug_assert!(self.frame.is_none());
         let header = FrameHeader::data(channel, run.first_seq, run.len_bytes as u32).encode();
         self.frame = Some(Outgoing {
             header,
             run,
             channel,
             sent: 0,
+            _lane: lane,
         });
     }
 
     /// Sends what waits. `true`: all of it is gone.
     pub fn flush(&mut self) -> Result<bool, LinkError> {
         while let Some(frame) = &mut self.frame {
-            match raw::send_frame(&self.stream, &frame.header, &frame.run, frame.sent) {
+            match self
+                .transport
+                .send_frame(&frame.header, &frame.run, frame.sent)
+            {
                 Ok(gone) => {
                     frame.sent += gone;
-                    self.sent_bytes += gone as u64;
-                    if frame.sent == FRAME_HEADER_BYTES + frame.run.len_bytes {
+                    if frame.sent >= FRAME_HEADER_BYTES + frame.run.len_bytes {
                         self.frame = None;
                         self.spoke = Instant::now();
                     }
@@ -221,7 +297,7 @@ impl Connection {
             }
         }
         while !self.small.is_empty() {
-            match self.stream.write(&self.small) {
+            match self.transport.write(&self.small) {
                 Ok(gone) => {
                     self.small.drain(..gone);
                     self.spoke = Instant::now();
@@ -234,28 +310,48 @@ impl Connection {
         Ok(true)
     }
 
-    /// Reads what has come; whole messages are handed to `take`. Returns whether any came.
+    /// Reads what has come; whole messages are handed to `take`, also those before an end of the
+    /// connection. Returns whether any came.
     pub fn receive(
         &mut self,
         take: &mut dyn FnMut(u32, Message) -> Result<(), LinkError>,
     ) -> Result<bool, LinkError> {
-        let mut chunk = [0u8; 16 * 1024];
-        let limit = MAX_BODY_BYTES as usize + FRAME_HEADER_BYTES;
-        while self.input.len() < limit {
-            match self.stream.read(&mut chunk) {
-                Ok(0) => return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into()),
-                Ok(n) => self
-                    .input
-                    .extend_from_slice(chunk.get(..n).unwrap_or_default()),
+        let mut any = false;
+        for _ in 0..CHUNKS {
+            let n = match self.transport.read(&mut self.chunk) {
+                Ok(0) => return Err(LinkError::Closed),
+                Ok(n) => n,
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => break,
-                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
                 Err(e) => return Err(e.into()),
+            };
+            let came = self.chunk.get(..n).unwrap_or_default();
+            self.input.extend_from_slice(came);
+            any |= self.parse(take)?;
+            if n < CHUNK_BYTES {
+                break; // most likely all: the next look finds out, without a call for nothing now
             }
         }
+        Ok(any)
+    }
+
+    fn parse(
+        &mut self,
+        take: &mut dyn FnMut(u32, Message) -> Result<(), LinkError>,
+    ) -> Result<bool, LinkError> {
         let mut any = false;
         let mut at = 0;
         while let Some(raw) = self.input.get(at..).and_then(|rest| rest.first_chunk()) {
             let header = FrameHeader::decode(raw)?;
+            let limit = answer_limit(&header)?;
+            if header.body_len > limit {
+                return Err(WireError::TooLong {
+                    kind: header.kind as u8,
+                    len: header.body_len,
+                    limit,
+                }
+                .into());
+            }
             let end = at + FRAME_HEADER_BYTES + header.body_len as usize;
             let Some(body) = self.input.get(at + FRAME_HEADER_BYTES..end) else {
                 break;
@@ -263,12 +359,11 @@ impl Connection {
             let message = Message::decode(&header, body)?;
             at = end;
             any = true;
-            self.heard = Instant::now();
             match message {
                 Message::Heartbeat {
                     clock_ns,
                     answer: false,
-                } => {
+                } if self.small.len() < MAX_WAITING_BYTES => {
                     let answer = Message::Heartbeat {
                         clock_ns,
                         answer: true,
@@ -279,7 +374,10 @@ impl Connection {
                 message => take(header.channel, message)?,
             }
         }
-        self.input.drain(..at);
+        if any {
+            self.heard = Instant::now();
+            self.input.drain(..at);
+        }
         Ok(any)
     }
 

@@ -4,12 +4,12 @@
 //! from before the epoch was bumped until its position was read; otherwise the cut is void. No guest
 //! waits for a cut.
 
-use crate::connection::{Connection, Connector, Identity, LinkError};
-use crate::lane::Lane;
-use crate::pump::Order;
+use crate::connection::{Connection, LinkError};
+use crate::dial::Dialer;
+use crate::lane::{CutAnswer, CutAsk, Lane};
 use crate::raw::{self, Interest};
 use crate::status::Shared;
-use crossbeam::channel::Sender;
+use crossbeam::channel::{RecvTimeoutError, Sender};
 use filter_core::lane::layout::LaneState;
 use filter_core::lane::ring::{self, Sound};
 use filter_core::lane::sync::Ordering::Relaxed;
@@ -26,22 +26,22 @@ use std::time::{Duration, Instant};
 const SCAN_EVERY: Duration = Duration::from_millis(100);
 /// How long producers that were stamping at the bump are waited for.
 const STAMPING_LIMIT: Duration = Duration::from_millis(20);
-/// How long the pumps may take to reach the cut's positions.
+/// How long the pumps may take to answer: they look after at most a round of work.
 const POSITIONS_LIMIT: Duration = Duration::from_secs(2);
-/// Wait before the control port is tried again.
-const RETRY: Duration = Duration::from_millis(500);
+/// How often it is looked, meanwhile, whether the cut is void already.
+const LOOK_EVERY: Duration = Duration::from_millis(20);
 
 struct Known {
     inode: u64,
     mapped: Arc<MappedLane>,
+    /// The lane lives in a pump as long as this end is held.
+    asks: Sender<CutAsk>,
 }
 
 /// The control thread's state.
 pub struct Control {
     run: RunFolder,
-    connector: Arc<dyn Connector>,
-    identity: Identity,
-    pumps: Vec<Sender<Order>>,
+    pumps: Vec<Sender<Box<Lane>>>,
     shared: Arc<Shared>,
     known: HashMap<PathBuf, Known>,
     unusable: HashMap<PathBuf, u64>,
@@ -78,62 +78,44 @@ impl Doing {
 
 impl Control {
     /// A control thread.
-    pub fn new(
-        run: RunFolder,
-        connector: Arc<dyn Connector>,
-        identity: Identity,
-        pumps: Vec<Sender<Order>>,
-        shared: Arc<Shared>,
-    ) -> Self {
-        let (known, unusable) = (HashMap::new(), HashMap::new());
+    pub fn new(run: RunFolder, pumps: Vec<Sender<Box<Lane>>>, shared: Arc<Shared>) -> Self {
         Self {
             run,
-            connector,
-            identity,
             pumps,
             shared,
-            known,
-            unusable,
+            known: HashMap::new(),
+            unusable: HashMap::new(),
         }
     }
 
     /// Runs until the daemon stops.
-    pub fn run(mut self) {
+    pub fn run(mut self, mut dialer: Dialer) {
         let mut connection: Option<Connection> = None;
-        let mut retry_at = Instant::now();
-        let mut problem = String::new();
         while !self.shared.stopping.load(Ordering::Acquire) {
             // pairs with the store at SIGTERM
             self.scan();
-            if connection.is_none() && !self.known.is_empty() && Instant::now() >= retry_at {
-                let role = PortRole::Control;
-                match Connection::open(self.connector.as_ref(), role, &self.identity) {
-                    Ok(made) => connection = Some(made),
-                    Err(error) => {
-                        retry_at = Instant::now() + RETRY;
-                        let text = error.to_string();
-                        if text != problem {
-                            let address = self.connector.describe(role);
-                            tracing::warn!("control connection to {address}: {text}");
-                            problem = text;
-                        }
-                    }
-                }
-            }
+            let connected = connection.is_some();
+            self.shared.tell(PortRole::Control, connected, Vec::new());
             let Some(open) = &mut connection else {
-                std::thread::sleep(SCAN_EVERY);
+                match (!self.known.is_empty()).then(|| dialer.poll()).flatten() {
+                    Some(Ok(made)) => connection = Some(made),
+                    Some(Err(error)) => dialer.failed(&error),
+                    None => std::thread::sleep(SCAN_EVERY),
+                }
                 continue;
             };
-            if let Err(error) = self.converse(open) {
-                tracing::warn!("control connection: {error}");
-                connection = None;
-                retry_at = Instant::now() + RETRY;
+            match self.converse(open) {
+                Ok(asked) => dialer.useful(open, asked),
+                Err(error) => {
+                    dialer.failed(&error);
+                    connection = None;
+                }
             }
         }
     }
 
-    /// One round on the control connection.
-    fn converse(&mut self, connection: &mut Connection) -> Result<(), LinkError> {
+    /// One round on the control connection. Returns whether a cut was asked for.
+    fn converse(&mut self, connection: &mut Connection) -> Result<bool, LinkError> {
         let interest = Interest {
             fd: connection.fd(),
             write: connection.wants_write(),
@@ -150,7 +132,11 @@ impl Control {
                 "a frame that does not belong on the control port",
             )),
         })?;
+        let asked = !requests.is_empty();
         for (epoch, domain) in requests {
+            if self.shared.stopping.load(Ordering::Acquire) {
+                break; // pairs with the store at SIGTERM
+            }
             let answer = self.cut(epoch, &domain);
             let counter = match &answer {
                 Message::CutPositions { .. } => &self.shared.cuts_reported,
@@ -161,7 +147,7 @@ impl Control {
         }
         connection.keep_alive()?;
         connection.flush()?;
-        Ok(())
+        Ok(asked)
     }
 
     /// Looks for lanes that have come, were replaced, or went.
@@ -212,20 +198,22 @@ impl Control {
         );
         let mapped = Arc::new(mapped);
         let role = Lane::home(&mapped);
-        let lane = Box::new(Lane::new(mapped.clone(), inode));
-        self.known.insert(path, Known { inode, mapped });
+        let (lane, asks) = Lane::new(mapped.clone());
+        let known = Known {
+            inode,
+            mapped,
+            asks,
+        };
+        self.known.insert(path, known);
         if let Some(pump) = self.pumps.get(usize::from(role.offset())) {
-            let _ = pump.send(Order::Add(lane));
+            let _ = pump.send(Box::new(lane));
             self.shared.wake_pump(role);
         }
     }
 
     fn forget(&mut self, path: &PathBuf) {
-        if let Some(known) = self.known.remove(path) {
-            let disk_id = known.mapped.identity().disk_id;
-            for pump in &self.pumps {
-                let _ = pump.send(Order::Drop(disk_id, known.inode));
-            }
+        // Whichever pump has the lane, or will have it next, finds its questions cut off.
+        if self.known.remove(path).is_some() {
             self.shared.wake_all();
         }
     }
@@ -237,12 +225,16 @@ impl Control {
             seq,
             text,
         };
-        let lanes: Vec<&Arc<MappedLane>> = self
+        let of_domain = self
             .known
             .values()
-            .map(|known| &known.mapped)
-            .filter(|mapped| mapped.identity().domain == domain)
-            .collect();
+            .filter(|known| known.mapped.identity().domain == domain);
+        let (lanes, asks): (Vec<&Arc<MappedLane>>, Vec<&Sender<CutAsk>>) =
+            of_domain.map(|known| (&known.mapped, &known.asks)).unzip();
+        if lanes.is_empty() {
+            // Nor is a page made for whatever name a peer comes up with.
+            return void(0, format!("no disk of domain `{domain}` is on this host"));
+        }
         let page = match self.run.cut_page(domain) {
             Ok(page) => page,
             Err(error) => return void(0, error.to_string()),
@@ -261,24 +253,15 @@ impl Control {
             }
         }
         let (answer, answers) = crossbeam::channel::unbounded();
-        for (lane, before) in lanes.iter().zip(&before) {
-            let now = Doing::of(lane);
-            if !now.is_complete() || *before != now {
-                let label = &lane.identity().disk_label;
-                return void(0, format!("disk {label} tracks or syncs"));
-            }
+        for (lane, asks) in lanes.iter().zip(asks) {
             let memory = lane.memory();
             let end = ring::observe_tail::<Sound>(&memory.producer().tail); // C1
-            let disk_id = lane.identity().disk_id;
-            for pump in &self.pumps {
-                let answer = answer.clone();
-                let _ = pump.send(Order::Cut {
-                    disk_id,
-                    end,
-                    epoch: epoch - 1,
-                    answer,
-                });
-            }
+            let ask = CutAsk {
+                end,
+                epoch: epoch.saturating_sub(1),
+                answer: answer.clone(),
+            };
+            let _ = asks.send(ask); // who is gone does not answer: the cut is void
         }
         drop(answer);
         if self.unknown_lanes() {
@@ -287,19 +270,32 @@ impl Control {
         self.shared.wake_all();
         let deadline = Instant::now() + POSITIONS_LIMIT;
         let mut positions = Vec::new();
-        while positions.len() < lanes.len() {
-            match answers.recv_deadline(deadline) {
-                Ok(position) => positions.push(position),
-                Err(_) => return void(0, "a disk's records have not been sent in time".into()),
+        let mut others = 0; // disks that other hosts have by now
+        while positions.len() + others < lanes.len() {
+            match answers.recv_timeout(LOOK_EVERY) {
+                Ok(CutAnswer::At(disk_id, seq)) => positions.push((disk_id, seq)),
+                // The appliance knows where such a disk stands; what it does here matters to nobody.
+                Ok(CutAnswer::NotOurs) => others += 1,
+                Ok(CutAnswer::Broken) => return void(0, "a disk's stream starts anew".into()),
+                Err(RecvTimeoutError::Timeout) => {
+                    let stopping = self.shared.stopping.load(Ordering::Acquire); // pairs with SIGTERM's store
+                    if stopping || Instant::now() > deadline {
+                        return void(0, "a disk's position was not found in time".into());
+                    }
+                }
+                Err(RecvTimeoutError::Disconnected) => {
+                    return void(0, "a disk went meanwhile".into());
+                }
             }
         }
-        // A stream that was started anew while its position was read makes the position worthless.
-        if lanes
-            .iter()
-            .zip(&before)
-            .any(|(lane, before)| *before != Doing::of(lane))
-        {
-            return void(0, "a disk left its stream meanwhile".into());
+        // Looked at last: a stream that was left, or started anew, while its position was read makes
+        // the position worthless.
+        for (lane, before) in lanes.iter().zip(&before) {
+            let id = lane.identity();
+            let ours = positions.iter().any(|(disk_id, _)| *disk_id == id.disk_id);
+            if ours && !(before.is_complete() && *before == Doing::of(lane)) {
+                return void(0, format!("disk {} tracks or syncs", id.disk_label));
+            }
         }
         Message::CutPositions {
             epoch,

@@ -1,17 +1,27 @@
 //! A lane as the daemon holds it: its consumer, its channel, where it stands with the appliance.
 //!
 //! Invariant: records are taken only while the channel is open; after any doubt the lane is rewound
-//! to what is durable, so that everything else is sent again.
+//! to what is durable, so that everything else is sent again. What an acknowledgement frees was sent
+//! whole over the present connection.
 
+use crate::connection::{LinkError, Sending};
+use crossbeam::channel::{Receiver, Sender, TryRecvError, unbounded};
 use filter_core::lane::consumer::{Consumer, LaneFault, Run};
 use filter_core::lane::layout::LaneState;
 use filter_core::lane::sync::Ordering::Relaxed;
 use filter_core::mapping::MappedLane;
 use filter_core::position::Durable;
 use filter_core::session::{Resume, resume};
-use filter_core::wire::{OpenLane, PortRole};
+use filter_core::wire::{ErrorCode, OpenLane, PortRole};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+
+/// First wait after a refusal that an operator or time must settle.
+const REFUSED_WAIT: Duration = Duration::from_millis(500);
+/// First wait after a refusal that opening again may settle, if that was tried already.
+const AGAIN_WAIT: Duration = Duration::from_millis(50);
+/// Longest wait after refusals.
+const LONGEST_WAIT: Duration = Duration::from_secs(15);
 
 /// Where a lane stands with the appliance.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -26,40 +36,80 @@ pub enum Stage {
     Fenced(u32),
 }
 
+/// Asks a lane for its position in a cut. It waits in the lane, so it is found wherever the lane is,
+/// also on its way between two pumps.
+#[derive(Debug)]
+pub struct CutAsk {
+    /// The lane's tail after the epoch was bumped and nobody was stamping any more.
+    pub end: u64,
+    /// The last epoch of the cut.
+    pub epoch: u32,
+    /// Where the answer goes.
+    pub answer: Sender<CutAnswer>,
+}
+
+/// What a lane says about a cut.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CutAnswer {
+    /// The disk's last seq in the cut.
+    At([u8; 16], u64),
+    /// The lane is fenced: the disk is another host's.
+    NotOurs,
+    /// The lane's stream is broken, or about to start anew.
+    Broken,
+}
+
+/// The refusals of a lane that came one after another.
+#[derive(Debug)]
+struct Refusal {
+    code: ErrorCode,
+    text: String,
+    opening: bool,
+    wait: Duration,
+}
+
 /// A lane that this daemon serves.
 pub struct Lane {
     /// Keeps it mapped.
     pub mapped: Arc<MappedLane>,
-    /// Tells a replaced file from the one that is mapped.
-    pub inode: u64,
     /// The consumer's side.
     pub consumer: Consumer,
     /// Its channel on the present connection.
     pub channel: u32,
     /// Where it stands.
     pub stage: Stage,
-    /// It is to be handed to this port once everything sent is durable.
+    /// It is to be handed to this port once nothing of it is under way.
     pub moving_to: Option<PortRole>,
-    /// The seq that was refused as corrupt last.
-    pub corrupt_seq: u64,
     /// Faults found in it since the daemon knows it.
     pub faults: u64,
+    asks: Receiver<CutAsk>,
+    /// The highest seq that any daemon may have sent an appliance, so that one may acknowledge.
+    may_be_there: u64,
+    /// The highest seq that the appliance acknowledged on this channel.
+    claimed: u64,
+    refusal: Option<Refusal>,
 }
 
 impl Lane {
-    /// Takes over a lane that was found.
-    pub fn new(mapped: Arc<MappedLane>, inode: u64) -> Self {
+    /// Takes over a lane that was found. It lasts as long as the other end of its questions is held.
+    pub fn new(mapped: Arc<MappedLane>) -> (Self, Sender<CutAsk>) {
         let consumer = Consumer::attach(mapped.memory());
-        Self {
+        let (sender, asks) = unbounded();
+        // A daemon before this one may have sent all that is there.
+        let published = mapped.memory().producer().last_seq.load(Relaxed); // told before the tail
+        let lane = Self {
+            may_be_there: published.max(consumer.sent().0),
             mapped,
-            inode,
             consumer,
             channel: 0,
             stage: Stage::Closed(None),
             moving_to: None,
-            corrupt_seq: 0,
             faults: 0,
-        }
+            asks,
+            claimed: 0,
+            refusal: None,
+        };
+        (lane, sender)
     }
 
     /// The disk.
@@ -88,8 +138,50 @@ impl Lane {
         self.mapped.memory().producer().attach_epoch.load(Relaxed) // checked by the appliance
     }
 
-    /// What OPEN_LANE says of it.
-    pub fn open_message(&self) -> OpenLane {
+    /// Whether the appliance knows the lane's channel.
+    pub fn has_channel(&self) -> bool {
+        matches!(self.stage, Stage::Opening | Stage::Open)
+    }
+
+    /// Whether new records would be taken: then the producer is to wake a pump that sleeps.
+    pub fn listens(&self) -> bool {
+        self.stage == Stage::Open && self.moving_to.is_none()
+    }
+
+    /// Answers what is asked about cuts. `false`: the lane is to be dropped, nobody asks any more.
+    pub fn answer_cuts(&mut self) -> bool {
+        loop {
+            match self.asks.try_recv() {
+                Ok(ask) => {
+                    let answer = self.cut_answer(&ask);
+                    let _ = ask.answer.send(answer);
+                }
+                Err(TryRecvError::Empty) => return true,
+                Err(TryRecvError::Disconnected) => return false,
+            }
+        }
+    }
+
+    fn cut_answer(&mut self, ask: &CutAsk) -> CutAnswer {
+        let disk_id = self.disk_id();
+        if matches!(self.stage, Stage::Fenced(_)) {
+            return CutAnswer::NotOurs;
+        }
+        match self.consumer.last_seq_before(ask.end, ask.epoch) {
+            Ok(Some(seq)) => CutAnswer::At(disk_id, seq),
+            Ok(None) => CutAnswer::Broken,
+            Err(fault) => {
+                self.restart(&fault);
+                CutAnswer::Broken
+            }
+        }
+    }
+
+    /// What OPEN_LANE says of it, on a new channel.
+    pub fn open_on(&mut self, channel: u32) -> OpenLane {
+        self.channel = channel;
+        self.stage = Stage::Opening;
+        self.claimed = 0;
         let id = self.mapped.identity();
         let memory = self.mapped.memory();
         let words = memory.producer();
@@ -106,10 +198,11 @@ impl Lane {
         }
     }
 
-    /// The connection is gone, or the channel: everything not durable will be sent again.
-    pub fn closed(&mut self, wait: Option<Duration>) {
-        self.stage = Stage::Closed(wait.map(|wait| Instant::now() + wait));
-        self.moving_to = None;
+    /// The connection is gone, or the channel: everything not durable will be sent again. A lane that
+    /// was about to move still moves: the marker that said so may be durable, and never come again.
+    pub fn closed(&mut self, wait: Duration) {
+        self.stage = Stage::Closed((!wait.is_zero()).then(|| Instant::now() + wait));
+        self.may_be_there = self.may_be_there.max(self.consumer.sent().0);
         if let Err(fault) = self.consumer.rewind() {
             self.restart(&fault);
         }
@@ -128,6 +221,9 @@ impl Lane {
     /// The appliance has answered OPEN_LANE.
     pub fn opened(&mut self, appliance_durable: u64) {
         self.stage = Stage::Open;
+        if self.refusal.as_ref().is_some_and(|last| last.opening) {
+            self.refusal = None;
+        }
         let published = self.mapped.memory().producer().last_seq.load(Relaxed); // told before the tail
         let published = published.max(self.consumer.durable().0);
         let base = self.consumer.next_is_base();
@@ -140,7 +236,10 @@ impl Lane {
             }
             Resume::AtBase => {}
             Resume::Restart { above_seq } => {
-                if !self.consumer.restarting() {
+                // One that is awaited already must begin above what the appliance holds, too: what
+                // begins below would count as known there.
+                let enough = appliance_durable <= published.max(self.consumer.restart_above());
+                if !(self.consumer.restarting() && enough) {
                     tracing::warn!(
                         "lane {}: the appliance stands at {appliance_durable}, the lane begins after \
                          {}: the disk is to be synced anew",
@@ -155,7 +254,7 @@ impl Lane {
 
     /// The next records to send.
     pub fn take(&mut self, max_bytes: usize) -> Option<Run> {
-        if self.stage != Stage::Open || self.moving_to.is_some() {
+        if !self.listens() {
             return None;
         }
         match self.consumer.take(max_bytes) {
@@ -167,13 +266,55 @@ impl Lane {
         }
     }
 
-    /// The appliance has acknowledged; `false`: more than was sent.
-    pub fn acknowledged(&mut self, durable: u64, uploaded: u64) -> bool {
-        self.consumer.set_uploaded(uploaded);
-        self.consumer.release(Durable(durable))
+    /// The last seq that has gone out whole. Of a frame that is being sent nothing counts yet.
+    fn gone(&self, sending: Option<Sending>) -> u64 {
+        match sending {
+            Some(frame) if frame.channel == self.channel => frame.first_seq.saturating_sub(1),
+            _ => self.consumer.sent().0,
+        }
     }
 
-    /// Everything taken is durable.
+    /// The appliance has acknowledged. What it can hold from an earlier connection is remembered and
+    /// frees space once this connection has sent it too; more than it can hold is an error.
+    pub fn acknowledged(
+        &mut self,
+        durable: u64,
+        uploaded: u64,
+        sending: Option<Sending>,
+    ) -> Result<bool, LinkError> {
+        let gone = self.gone(sending);
+        self.may_be_there = self.may_be_there.max(gone);
+        // An appliance may work on a frame while it arrives; the end of it has not arrived.
+        let arriving = sending.filter(|frame| frame.channel == self.channel);
+        let most = arriving.map_or(0, |frame| frame.last_seq.saturating_sub(1));
+        let most = most.max(self.may_be_there);
+        if durable > most {
+            return Err(LinkError::Acknowledged {
+                lane: self.label(),
+                acknowledged: durable,
+                sent: most,
+            });
+        }
+        self.claimed = self.claimed.max(durable);
+        self.consumer.set_uploaded(uploaded.min(durable));
+        Ok(self.settle(sending))
+    }
+
+    /// Frees what was acknowledged and has gone out whole. Returns whether it was something.
+    pub fn settle(&mut self, sending: Option<Sending>) -> bool {
+        let before = self.consumer.durable();
+        if self.claimed <= before.0 || self.stage != Stage::Open {
+            return false;
+        }
+        let durable = self.claimed.min(self.gone(sending));
+        let moved = self.consumer.release(Durable(durable)) && self.consumer.durable() > before;
+        if moved {
+            self.refusal = None;
+        }
+        moved
+    }
+
+    /// Nothing of it is under way: all that was taken is durable.
     pub fn is_settled(&self) -> bool {
         self.consumer.sent().0 == self.consumer.durable().0
     }
@@ -187,9 +328,48 @@ impl Lane {
         }
     }
 
-    /// The appliance says that a newer epoch has attached.
-    pub fn fenced(&mut self) {
-        self.closed(None);
-        self.stage = Stage::Fenced(self.attach_epoch());
+    /// The appliance refuses the lane, or record `seq` of it. An error ends the connection.
+    pub fn refused(&mut self, code: ErrorCode, seq: u64, text: &str) -> Result<(), LinkError> {
+        let opening = self.stage == Stage::Opening;
+        if code == ErrorCode::Corrupt {
+            // Looked at before the lane is rewound: where the damage is decides what follows.
+            let lane = self.label();
+            return match self.consumer.check_taken() {
+                Ok(()) => Err(LinkError::Damaged { lane, seq }),
+                Err(fault) => {
+                    self.restart(&fault);
+                    self.closed(Duration::ZERO);
+                    Ok(())
+                }
+            };
+        }
+        let wait = self.next_wait(code);
+        let last = self.refusal.as_ref();
+        if last.is_none_or(|last| last.code != code || last.text != text) {
+            let label = self.label();
+            tracing::warn!("lane {label}: the appliance refuses record {seq}: {text} ({code:?})");
+        }
+        self.refusal = Some(Refusal {
+            code,
+            text: text.into(),
+            opening,
+            wait,
+        });
+        self.closed(wait);
+        if code == ErrorCode::Fenced {
+            self.stage = Stage::Fenced(self.attach_epoch());
+        }
+        Ok(())
+    }
+
+    /// Ever longer, until the lane is opened or makes progress again.
+    fn next_wait(&self, code: ErrorCode) -> Duration {
+        let passes = matches!(code, ErrorCode::Gap | ErrorCode::NoChannel);
+        match &self.refusal {
+            None if passes => Duration::ZERO,
+            None => REFUSED_WAIT,
+            Some(last) if passes => (last.wait * 2).clamp(AGAIN_WAIT, LONGEST_WAIT),
+            Some(last) => (last.wait * 2).clamp(REFUSED_WAIT, LONGEST_WAIT),
+        }
     }
 }

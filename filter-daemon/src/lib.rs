@@ -1,29 +1,34 @@
 //! The host daemon: finds the lanes of a host, drains them, streams them to the DR appliance.
 //!
 //! The path of a record through it: [`pump`] takes it from its lane ([`lane`]) and hands it to the
-//! kernel straight from the ring ([`raw`]); the appliance's acknowledgement comes back through
-//! [`connection`] and frees the ring. [`control`] finds lanes and takes cuts.
+//! kernel straight from the ring ([`transport`], [`raw`]); the appliance's acknowledgement comes back
+//! through [`connection`] and frees the ring. [`dial`] makes connections, [`control`] finds lanes and
+//! takes cuts, [`status_socket`] tells how it all stands.
 //!
 //! Invariant: space in a ring is freed only when the appliance holds the records durably; whatever
 //! happens to connections, everything else is sent again.
 
 pub mod connection;
 pub mod control;
+pub mod dial;
 pub mod lane;
 pub mod pump;
 pub mod raw;
 pub mod status;
+pub mod status_socket;
+pub mod transport;
 
 use anyhow::{Context, bail};
-use connection::{Connector, Identity, TcpConnector};
+use connection::Identity;
+use dial::Dialer;
 use filter_core::mapping::RunFolder;
 use filter_core::wire::{DEFAULT_PORT_BASE, PortRole};
-use std::io::Write;
-use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::{Path, PathBuf};
+use std::io::{Read, Write};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{SystemTime, UNIX_EPOCH};
+use transport::{Connector, TcpConnector};
 
 /// The host daemon.
 #[derive(clap::Args, Clone, Debug)]
@@ -40,40 +45,45 @@ pub struct Args {
     /// This host's name, for people.
     #[arg(long, default_value = "host")]
     pub name: String,
+    /// This host's lasting identity, 32 hex digits, instead of the one kept in the run folder.
+    #[arg(long, value_parser = parse_host_id)]
+    pub host_id: Option<HostId>,
     /// Unix socket that answers each connection with one JSON document.
     #[arg(long)]
     pub status_socket: Option<PathBuf>,
 }
 
-/// The host's lasting identity: made once, kept in the run folder.
+/// A host's lasting identity.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HostId(pub [u8; 16]);
+
+fn parse_host_id(text: &str) -> Result<HostId, String> {
+    let id = filter_core::mapping::parse_id(text);
+    id.map(HostId)
+        .ok_or_else(|| format!("`{text}` is not 32 hex digits"))
+}
+
+/// The host's lasting identity: made once, kept in the run folder. The file is there whole or not at
+/// all, also after a crash of the host: an appliance would take another identity for another host.
 fn host_id(run: &RunFolder) -> anyhow::Result<[u8; 16]> {
     let path = run.path().join("host-id");
     if !path.exists() {
         let mut id = [0u8; 16];
-        use std::io::Read;
         std::fs::File::open("/dev/urandom")?.read_exact(&mut id)?;
-        std::fs::write(&path, filter_core::mapping::hex(&id))
-            .with_context(|| format!("cannot write {}", path.display()))?;
+        let temporary = run.path().join(".host-id");
+        let write = || -> std::io::Result<()> {
+            let mut file = std::fs::File::create(&temporary)?;
+            file.write_all(filter_core::mapping::hex(&id).as_bytes())?;
+            file.sync_all()?;
+            std::fs::rename(&temporary, &path)?;
+            std::fs::File::open(run.path())?.sync_all()
+        };
+        write().with_context(|| format!("cannot write {}", path.display()))?;
     }
-    let text = std::fs::read_to_string(&path)?;
+    let text = std::fs::read_to_string(&path)
+        .with_context(|| format!("cannot read {}", path.display()))?;
     filter_core::mapping::parse_id(&text)
         .with_context(|| format!("{} does not hold 32 hex digits: remove it", path.display()))
-}
-
-fn serve_status(path: &Path, shared: Arc<status::Shared>) -> anyhow::Result<()> {
-    if path.exists() && UnixStream::connect(path).is_err() {
-        std::fs::remove_file(path)?;
-    }
-    let listener =
-        UnixListener::bind(path).with_context(|| format!("cannot listen on {}", path.display()))?;
-    std::thread::Builder::new()
-        .name("status".into())
-        .spawn(move || {
-            for mut stream in listener.incoming().flatten() {
-                let _ = writeln!(stream, "{}", shared.document());
-            }
-        })?;
-    Ok(())
 }
 
 /// Runs until SIGTERM or SIGINT.
@@ -96,7 +106,10 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         .duration_since(UNIX_EPOCH)
         .unwrap_or_default();
     let identity = Identity {
-        host_id: host_id(&run)?,
+        host_id: match args.host_id {
+            Some(HostId(id)) => id,
+            None => host_id(&run)?,
+        },
         incarnation: now.as_nanos() as u64,
         name: args.name.clone(),
     };
@@ -114,6 +127,12 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         .map(|_| crossbeam::channel::unbounded())
         .collect();
     let senders: Vec<_> = channels.iter().map(|(sender, _)| sender.clone()).collect();
+    let dialer = |role| Dialer::new(role, connector.clone(), identity.clone(), shared.clone());
+    // First of all: what stands in the way of the socket is better said before anything runs.
+    let status = match &args.status_socket {
+        Some(path) => Some(status_socket::StatusSocket::serve(path, shared.clone())?),
+        None => None,
+    };
     let mut threads = Vec::new();
     for (role, (_, orders)) in PortRole::ALL.into_iter().zip(channels) {
         if role == PortRole::Control {
@@ -121,8 +140,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         }
         let pipe = run.wake_reader(u32::from(role.offset()))?;
         let channels = (orders, senders.clone());
-        let (connector, identity) = (connector.clone(), identity.clone());
-        let pump = pump::Pump::new(role, connector, identity, channels, pipe, shared.clone());
+        let pump = pump::Pump::new(role, dialer(role), channels, pipe, shared.clone());
         let name = format!("pump-{}", role.offset());
         threads.push(
             std::thread::Builder::new()
@@ -130,12 +148,12 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
                 .spawn(move || pump.run())?,
         );
     }
-    if let Some(path) = &args.status_socket {
-        serve_status(path, shared.clone())?;
-    }
-    let control = control::Control::new(run, connector, identity, senders, shared.clone());
-    let thread = std::thread::Builder::new().name("control".into());
-    threads.push(thread.spawn(move || control.run())?);
+    let control = control::Control::new(run, senders, shared.clone());
+    let (thread, dialer) = (
+        std::thread::Builder::new().name("control".into()),
+        dialer(PortRole::Control),
+    );
+    threads.push(thread.spawn(move || control.run(dialer))?);
     let ready = serde_json::json!({
         "pid": std::process::id(),
         "drva": args.drva,
@@ -149,8 +167,8 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     for thread in threads {
         let _ = thread.join();
     }
-    if let Some(path) = &args.status_socket {
-        let _ = std::fs::remove_file(path);
+    if let Some(status) = status {
+        status.stop();
     }
     Ok(())
 }

@@ -1,18 +1,20 @@
 //! A pump: one thread, one port, one connection, the lanes that belong to it.
 //!
 //! Invariant: a pump never waits for one lane, and never blocks a producer; what a producer has to do
-//! for it is at most one write to a pipe, and only while the pump sleeps.
+//! for it is at most one write to a pipe, and only while the pump sleeps. However much there is to
+//! send, a pump looks after orders, cuts and its end after a few MiB.
 //!
 //! Waking a thread costs far more than moving a record. So after some work a pump naps for a moment
 //! without asking to be woken, and finds a batch; only when several looks found nothing it announces
 //! that it sleeps.
 
-use crate::connection::{Connection, Connector, Identity, LinkError};
+use crate::connection::{Connection, LinkError, Sending};
+use crate::dial::Dialer;
 use crate::lane::{Lane, Stage};
 use crate::raw::{self, Interest};
 use crate::status::{LaneStatus, Shared};
 use crossbeam::channel::{Receiver, Sender};
-use filter_core::wire::{ErrorCode, Message, PortRole};
+use filter_core::wire::{Message, PortRole};
 use std::fs::File;
 use std::io::{self, Read};
 use std::os::fd::AsRawFd;
@@ -23,91 +25,62 @@ use std::time::{Duration, Instant};
 /// Records sent in one frame: large enough that the calls do not count, small enough that lanes take
 /// turns.
 const FRAME_BYTES: usize = 256 * 1024;
+/// Sent in one round at most: a few milliseconds of work.
+const ROUND_BYTES: usize = 4 << 20;
 /// After work: the time in which a batch gathers.
 const NAP: Duration = Duration::from_micros(500);
 /// Looks that found nothing before the pump sleeps.
 const EMPTY_LOOKS: u32 = 8;
-/// The longest sleep: heartbeats, reconnects and fences are looked after at least this often.
+/// The longest sleep: heartbeats and fences are looked after at least this often.
 const LONGEST_SLEEP: Duration = Duration::from_millis(500);
-/// First and longest wait before a reconnect.
-const RECONNECT: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(2));
-/// Wait before a channel is opened again after the appliance refused it for a reason that may pass.
-const REOPEN_AFTER: Duration = Duration::from_millis(500);
+/// How often the pump tells how it stands.
+const TELL_EVERY: Duration = Duration::from_millis(100);
 
-/// What a pump is asked for.
-pub enum Order {
-    /// Serve this lane.
-    Add(Box<Lane>),
-    /// Drop the lane of this disk if its file is this one.
-    Drop([u8; 16], u64),
-    /// Once everything before `end` was taken from this disk's lane, answer with the disk and the last
-    /// seq stamped with an epoch of at most `epoch`.
-    Cut {
-        /// The disk.
-        disk_id: [u8; 16],
-        /// End position in the lane.
-        end: u64,
-        /// The epoch.
-        epoch: u32,
-        /// Where the answer goes.
-        answer: Sender<([u8; 16], u64)>,
-    },
-}
-
-struct CutWait {
-    disk_id: [u8; 16],
-    end: u64,
-    epoch: u32,
-    answer: Sender<([u8; 16], u64)>,
-    since: Instant,
+/// What a round came to.
+#[derive(Clone, Copy, Default)]
+struct Round {
+    /// Something moved.
+    worked: bool,
+    /// It ended although there is more to send.
+    more: bool,
 }
 
 /// A pump's state.
 pub struct Pump {
     role: PortRole,
-    connector: Arc<dyn Connector>,
-    identity: Identity,
-    orders: Receiver<Order>,
+    dialer: Dialer,
+    /// Lanes that are to be served here.
+    orders: Receiver<Box<Lane>>,
     /// To each pump, by port offset: for lanes that move.
-    others: Vec<Sender<Order>>,
+    others: Vec<Sender<Box<Lane>>>,
     pipe: File,
     shared: Arc<Shared>,
     lanes: Vec<Lane>,
     connection: Option<Connection>,
-    retry_at: Instant,
-    retry_wait: Duration,
     next_channel: u32,
     turn: usize,
-    cuts: Vec<CutWait>,
-    last_problem: String,
 }
 
 impl Pump {
     /// A pump for a port.
     pub fn new(
         role: PortRole,
-        connector: Arc<dyn Connector>,
-        identity: Identity,
-        (orders, others): (Receiver<Order>, Vec<Sender<Order>>),
+        dialer: Dialer,
+        (orders, others): (Receiver<Box<Lane>>, Vec<Sender<Box<Lane>>>),
         pipe: File,
         shared: Arc<Shared>,
     ) -> Self {
         Self {
             role,
-            connector,
-            identity,
+            dialer,
             orders,
             others,
             pipe,
             shared,
             lanes: Vec::new(),
             connection: None,
-            retry_at: Instant::now(),
-            retry_wait: RECONNECT.0,
             next_channel: 1,
             turn: 0,
-            cuts: Vec::new(),
-            last_problem: String::new(),
         }
     }
 
@@ -117,18 +90,19 @@ impl Pump {
         let mut told = Instant::now();
         while !self.shared.stopping.load(Ordering::Acquire) {
             // pairs with the store at SIGTERM
-            let ordered = self.take_orders();
-            let worked = self.step().unwrap_or_else(|error| {
+            let changed = self.take_orders() | self.look_at_lanes();
+            let round = self.step().unwrap_or_else(|error| {
                 self.lost(&error);
-                false
+                Round::default()
             });
-            self.answer_cuts();
-            if told.elapsed() > Duration::from_millis(100) || ordered {
+            if told.elapsed() > TELL_EVERY || changed {
                 told = Instant::now();
                 self.tell();
             }
-            empty_looks = if worked { 0 } else { empty_looks + 1 };
-            self.rest(empty_looks);
+            empty_looks = if round.worked { 0 } else { empty_looks + 1 };
+            if !round.more {
+                self.rest(empty_looks);
+            }
         }
         for lane in &self.lanes {
             lane.consumer.set_link(self.slot(), false);
@@ -140,94 +114,78 @@ impl Pump {
     }
 
     fn take_orders(&mut self) -> bool {
+        let before = self.lanes.len();
+        while let Ok(lane) = self.orders.try_recv() {
+            lane.consumer.set_link(self.slot(), false);
+            self.lanes.push(*lane);
+        }
+        self.lanes.len() != before
+    }
+
+    /// Answers what is asked about cuts, and drops the lanes that nobody asks about any more.
+    fn look_at_lanes(&mut self) -> bool {
+        let mut at = 0;
         let mut any = false;
-        while let Ok(order) = self.orders.try_recv() {
+        while let Some(lane) = self.lanes.get_mut(at) {
+            if lane.answer_cuts() {
+                at += 1;
+                continue;
+            }
             any = true;
-            match order {
-                Order::Add(lane) => {
-                    let disk_id = lane.disk_id();
-                    self.lanes.retain(|known| known.disk_id() != disk_id);
-                    lane.consumer.set_link(self.slot(), false);
-                    self.lanes.push(*lane);
-                }
-                Order::Drop(disk_id, inode) => {
-                    self.drop_lane(|lane| lane.disk_id() == disk_id && lane.inode == inode);
-                }
-                Order::Cut {
-                    disk_id,
-                    end,
-                    epoch,
-                    answer,
-                } => {
-                    self.cuts.push(CutWait {
-                        disk_id,
-                        end,
-                        epoch,
-                        answer,
-                        since: Instant::now(),
-                    });
-                }
+            let lane = self.lanes.swap_remove(at);
+            lane.consumer.set_link(self.slot(), false);
+            // A frame of it that is half sent keeps its memory mapped, and goes first.
+            if let Some(connection) = &mut self.connection
+                && lane.has_channel()
+            {
+                connection.queue(&Message::CloseLane, lane.channel);
             }
         }
         any
     }
 
-    fn drop_lane(&mut self, which: impl Fn(&Lane) -> bool) {
-        // A frame of the lane that is half sent must not outlive its mapping.
-        let sending = |lane: &Lane| {
-            self.connection
-                .as_ref()
-                .is_some_and(|c| c.is_sending(lane.channel))
-        };
-        if self.lanes.iter().any(|lane| which(lane) && sending(lane)) {
-            self.connection = None;
-            self.lanes.iter_mut().for_each(|lane| lane.closed(None));
-        }
-        self.lanes.retain(|lane| !which(lane));
-    }
-
     fn lost(&mut self, error: &LinkError) {
-        let text = error.to_string();
-        if text != self.last_problem {
-            let address = self.connector.describe(self.role);
-            tracing::warn!("connection to the appliance at {address}: {text}");
-            self.last_problem = text;
-        }
         self.connection = None;
+        let slot = self.slot();
         for lane in &mut self.lanes {
-            lane.closed(None);
-            lane.consumer.set_link(u32::from(self.role.offset()), false);
+            if lane.has_channel() {
+                lane.closed(Duration::ZERO);
+            }
+            lane.consumer.set_link(slot, false);
         }
-        // Some chance in the wait, so that the hosts of a cluster do not come back in step.
-        let jitter = u64::from(std::process::id()) ^ self.identity.incarnation;
-        let wait = self.retry_wait.mul_f64(0.75 + (jitter % 32) as f64 / 64.0);
-        self.retry_at = Instant::now() + wait;
-        self.retry_wait = (self.retry_wait * 2).min(RECONNECT.1);
+        self.dialer.failed(error);
     }
 
-    /// Connects if needed, receives, opens, sends. Returns whether anything moved.
-    fn step(&mut self) -> Result<bool, LinkError> {
+    /// Connects if needed, receives, opens, sends.
+    fn step(&mut self) -> Result<Round, LinkError> {
+        self.move_lanes();
         if self.connection.is_none() {
-            if self.lanes.is_empty() || Instant::now() < self.retry_at {
-                return Ok(false);
+            if self.lanes.is_empty() {
+                return Ok(Round::default());
             }
-            let made = Connection::open(self.connector.as_ref(), self.role, &self.identity)?;
-            tracing::info!(
-                "connected to the appliance at {}",
-                self.connector.describe(self.role)
-            );
-            self.connection = Some(made);
-            self.retry_wait = RECONNECT.0;
-            self.last_problem.clear();
+            match self.dialer.poll() {
+                Some(made) => self.connection = Some(made?),
+                None => return Ok(Round::default()),
+            }
         }
         let received = self.receive()?;
         self.open_lanes();
-        self.move_lanes();
         let sent = self.send()?;
         if let Some(connection) = &mut self.connection {
             connection.keep_alive()?;
+            let sending = connection.sending();
+            let moved = self
+                .lanes
+                .iter_mut()
+                .fold(false, |moved, lane| lane.settle(sending) | moved);
+            if moved || self.lanes.iter().any(|lane| lane.stage == Stage::Open) {
+                self.dialer.useful(connection, moved);
+            }
         }
-        Ok(received || sent)
+        Ok(Round {
+            worked: received || sent.worked,
+            more: sent.more,
+        })
     }
 
     fn receive(&mut self) -> Result<bool, LinkError> {
@@ -235,12 +193,19 @@ impl Pump {
             return Ok(false);
         };
         let (lanes, slot) = (&mut self.lanes, u32::from(self.role.offset()));
-        connection.receive(&mut |channel, message| {
+        let sending = connection.sending();
+        let mut moved = false;
+        let any = connection.receive(&mut |channel, message| {
             let lane = lanes
                 .iter_mut()
-                .find(|lane| lane.channel == channel && channel != 0);
-            handle(lane, slot, message)
-        })
+                .find(|lane| lane.channel == channel && lane.has_channel());
+            moved |= handle(lane, channel, slot, sending, message)?;
+            Ok(())
+        })?;
+        if moved {
+            self.dialer.useful(connection, true);
+        }
+        Ok(any)
     }
 
     fn open_lanes(&mut self) {
@@ -253,35 +218,33 @@ impl Pump {
                 && at.is_none_or(|at| Instant::now() >= at)
                 && !connection.is_sending(lane.channel)
             {
-                lane.channel = self.next_channel;
+                let message = Message::OpenLane(lane.open_on(self.next_channel));
                 self.next_channel = self.next_channel.wrapping_add(1).max(1);
-                lane.stage = Stage::Opening;
-                connection.queue(&Message::OpenLane(lane.open_message()), lane.channel);
+                connection.queue(&message, lane.channel);
             }
         }
     }
 
     /// Hands lanes over whose sync has begun or ended, once nothing of them is under way.
     fn move_lanes(&mut self) {
-        let Some(connection) = &mut self.connection else {
-            return;
-        };
         let mut at = 0;
-        while at < self.lanes.len() {
-            let ready = self.lanes.get(at).and_then(|lane| {
-                let ready = lane.is_settled() && !connection.is_sending(lane.channel);
-                lane.moving_to.filter(|_| ready)
-            });
-            let Some(to) = ready else {
+        while let Some(lane) = self.lanes.get(at) {
+            let sending = |c: &Connection| c.is_sending(lane.channel);
+            let ready = lane.is_settled() && !self.connection.as_ref().is_some_and(sending);
+            let Some(to) = lane.moving_to.filter(|_| ready) else {
                 at += 1;
                 continue;
             };
             let mut lane = self.lanes.swap_remove(at);
-            connection.queue(&Message::CloseLane, lane.channel);
-            lane.stage = Stage::Closed(None);
             lane.moving_to = None;
+            if lane.has_channel() {
+                if let Some(connection) = &mut self.connection {
+                    connection.queue(&Message::CloseLane, lane.channel);
+                }
+                lane.stage = Stage::Closed(None);
+            }
             if let Some(other) = self.others.get(usize::from(to.offset())) {
-                let _ = other.send(Order::Add(Box::new(lane)));
+                let _ = other.send(Box::new(lane));
                 self.shared.wake_pump(to);
             }
         }
@@ -297,26 +260,32 @@ impl Pump {
         (home != self.role).then_some(home)
     }
 
-    fn send(&mut self) -> Result<bool, LinkError> {
-        let mut any = false;
+    fn send(&mut self) -> Result<Round, LinkError> {
+        let mut round = Round::default();
         let mut idle = 0;
+        let mut left = ROUND_BYTES;
         loop {
             let Some(connection) = &mut self.connection else {
-                return Ok(any);
+                return Ok(round);
             };
             if !connection.flush()? || idle >= self.lanes.len() {
-                return Ok(any);
+                return Ok(round);
+            }
+            if left == 0 {
+                round.more = true;
+                return Ok(round);
             }
             self.turn = (self.turn + 1) % self.lanes.len();
             let Some(lane) = self.lanes.get_mut(self.turn) else {
-                return Ok(any);
+                return Ok(round);
             };
             let Some(run) = lane.take(FRAME_BYTES) else {
                 idle += 1;
                 continue;
             };
-            connection.queue_run(run, lane.channel);
-            (any, idle) = (true, 0);
+            connection.queue_run(run, lane.channel, lane.mapped.clone());
+            left = left.saturating_sub(run.len_bytes);
+            (round.worked, idle) = (true, 0);
             if let Some(begin) = run.marker {
                 let disk_id = lane.disk_id();
                 let to = self.after_marker(begin, &disk_id);
@@ -329,22 +298,6 @@ impl Pump {
         }
     }
 
-    fn answer_cuts(&mut self) {
-        let lanes = &self.lanes;
-        self.cuts.retain(|cut| {
-            // Every pump is asked; the one that has the lane answers.
-            let Some(lane) = lanes.iter().find(|lane| lane.disk_id() == cut.disk_id) else {
-                return false;
-            };
-            if !lane.consumer.taken_up_to(cut.end) || lane.consumer.restarting() {
-                return cut.since.elapsed() < Duration::from_secs(3);
-            }
-            let seq = lane.consumer.last_seq_of_epoch(cut.epoch);
-            let _ = cut.answer.send((cut.disk_id, seq));
-            false
-        });
-    }
-
     fn tell(&self) {
         let lanes = self
             .lanes
@@ -355,42 +308,67 @@ impl Pump {
             .tell(self.role, self.connection.is_some(), lanes);
     }
 
-    /// Waits for something to do, in the cheapest way that is early enough.
+    /// Waits for something to do, in the cheapest way that is early enough. Producers are asked to
+    /// wake the pump only if it could do something with their records.
     fn rest(&mut self, empty_looks: u32) {
-        let blocked = self
-            .connection
-            .as_ref()
-            .is_some_and(Connection::wants_write);
-        let busy = self.lanes.iter().any(|lane| {
-            let ring_bytes = lane.mapped.memory().geometry().ring_bytes;
-            lane.consumer.backlog_bytes() > ring_bytes / 4
-        });
-        if busy && self.connection.is_some() {
-            // The ring fills: wait only for the socket, and not for long.
-            self.poll(blocked, false, Duration::from_millis(1));
-            return;
-        }
-        if empty_looks < EMPTY_LOOKS && !blocked {
-            std::thread::sleep(NAP);
-            return;
-        }
-        let mut may_sleep = self.cuts.is_empty();
-        for lane in &self.lanes {
-            may_sleep &= lane.consumer.prepare_sleep() || lane.stage != Stage::Open;
-        }
-        if may_sleep {
-            let limit = if self.connection.is_none() && !self.lanes.is_empty() {
-                self.retry_at
-                    .saturating_duration_since(Instant::now())
-                    .min(LONGEST_SLEEP)
-            } else {
+        let Some(connection) = &self.connection else {
+            let limit = if self.lanes.is_empty() {
                 LONGEST_SLEEP
+            } else {
+                self.dialer.until_next().min(LONGEST_SLEEP)
             };
-            self.poll(blocked, true, limit.max(Duration::from_millis(1)));
+            self.poll(false, true, limit);
+            return;
+        };
+        if connection.wants_write() {
+            // Nothing can be sent before the socket takes more, whatever is published.
+            self.poll(true, true, self.until_reopening());
+            return;
         }
-        for lane in &self.lanes {
+        if empty_looks < EMPTY_LOOKS {
+            let fills = self.lanes.iter().filter(|lane| lane.listens()).any(|lane| {
+                let ring_bytes = lane.mapped.memory().geometry().ring_bytes;
+                lane.consumer.backlog_bytes() > ring_bytes / 4
+            });
+            if fills {
+                // Room is what is wanted: acknowledgements end the wait, and it is not long.
+                self.poll(false, false, Duration::from_millis(1));
+            } else {
+                std::thread::sleep(NAP);
+            }
+            return;
+        }
+        let mut idle = true;
+        for lane in self.lanes.iter().filter(|lane| lane.listens()) {
+            idle &= lane.consumer.prepare_sleep();
+        }
+        if idle {
+            self.poll(false, true, self.until_reopening());
+        } else {
+            // Whatever it is that came, it cannot make the pump spin.
+            std::thread::sleep(NAP);
+        }
+        for lane in self.lanes.iter().filter(|lane| lane.listens()) {
             lane.consumer.awake();
         }
+    }
+
+    /// How long until a lane that was refused is to be opened again, or until the longest sleep is over.
+    fn until_reopening(&self) -> Duration {
+        let now = Instant::now();
+        let under_way = |lane: &Lane| {
+            let connection = self.connection.as_ref();
+            connection.is_some_and(|c| c.is_sending(lane.channel))
+        };
+        let waits = self.lanes.iter().filter_map(|lane| match lane.stage {
+            // What is left of its old channel must go first: the socket tells when it has.
+            Stage::Closed(_) if under_way(lane) => None,
+            Stage::Closed(at) => {
+                Some(at.map_or(Duration::ZERO, |at| at.saturating_duration_since(now)))
+            }
+            _ => None,
+        });
+        waits.min().unwrap_or(LONGEST_SLEEP).min(LONGEST_SLEEP)
     }
 
     fn poll(&mut self, write: bool, pipe: bool, limit: Duration) {
@@ -407,6 +385,8 @@ impl Pump {
                 write: false,
             });
         }
+        // Rounded up: a wait of less than a millisecond must not become a spin.
+        let limit = limit.max(Duration::from_millis(1));
         if let Err(error) = raw::poll(&interests, limit) {
             tracing::error!("poll: {error}");
             std::thread::sleep(NAP);
@@ -418,13 +398,20 @@ impl Pump {
     }
 }
 
-/// A message of the appliance about a lane (or about the connection, without one).
-fn handle(lane: Option<&mut Lane>, slot: u32, message: Message) -> Result<(), LinkError> {
+/// A message of the appliance: about a lane whose channel is open, or about the connection. Returns
+/// whether the appliance has made something durable.
+fn handle(
+    lane: Option<&mut Lane>,
+    channel: u32,
+    slot: u32,
+    sending: Option<Sending>,
+    message: Message,
+) -> Result<bool, LinkError> {
     match (message, lane) {
         (Message::LaneOpened { durable_seq, .. }, Some(lane)) if lane.stage == Stage::Opening => {
             lane.opened(durable_seq);
             lane.consumer.set_link(slot, true);
-            Ok(())
+            Ok(false)
         }
         (
             Message::Ack {
@@ -432,42 +419,20 @@ fn handle(lane: Option<&mut Lane>, slot: u32, message: Message) -> Result<(), Li
                 uploaded_seq,
             },
             Some(lane),
-        ) => {
-            if lane.stage == Stage::Open && !lane.acknowledged(durable_seq, uploaded_seq) {
-                return Err(LinkError::Protocol("it acknowledged more than was sent"));
-            }
-            Ok(())
-        }
+        ) => lane.acknowledged(durable_seq, uploaded_seq, sending),
         (Message::Error { code, seq, text }, Some(lane)) => {
-            refused(lane, code, seq, &text);
-            Ok(())
+            lane.refused(code, seq, &text)?;
+            if lane.stage != Stage::Open {
+                lane.consumer.set_link(slot, false);
+            }
+            Ok(false)
         }
-        (Message::Error { text, .. }, None) => Err(LinkError::Refused(text)),
+        (Message::Error { text, .. }, None) if channel == 0 => Err(LinkError::Refused(text)),
         // About a channel that was closed meanwhile.
-        (Message::Ack { .. } | Message::LaneOpened { .. }, _) => Ok(()),
-        _ => Err(LinkError::Protocol("a frame that only a daemon sends")),
-    }
-}
-
-fn refused(lane: &mut Lane, code: ErrorCode, seq: u64, text: &str) {
-    tracing::warn!(
-        "lane {}: the appliance refuses record {seq}: {text}",
-        lane.label()
-    );
-    match code {
-        ErrorCode::Fenced => lane.fenced(),
-        ErrorCode::Corrupt if seq != 0 && lane.corrupt_seq == seq => {
-            // Twice the same: it is corrupt in the lane, not on the way.
-            lane.closed(None);
-            lane.faults += 1;
-            lane.consumer.request_restart(seq);
-        }
-        ErrorCode::Corrupt => {
-            lane.corrupt_seq = seq;
-            lane.closed(None);
-        }
-        ErrorCode::Gap | ErrorCode::NoChannel => lane.closed(None),
-        _ => lane.closed(Some(REOPEN_AFTER)),
+        (Message::Error { .. } | Message::Ack { .. } | Message::LaneOpened { .. }, _) => Ok(false),
+        _ => Err(LinkError::Protocol(
+            "a frame that does not belong on a data port",
+        )),
     }
 }
 
@@ -480,3 +445,7 @@ pub fn poke(pipe: &File) {
         Err(error) => tracing::error!("wake-up pipe: {error}"),
     }
 }
+
+#[cfg(test)]
+#[path = "pump_tests.rs"]
+mod tests;

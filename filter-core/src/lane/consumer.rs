@@ -4,15 +4,18 @@
 //! used; the position, the last seq and what may be released are this side's private truth. Space is
 //! released only up to what the appliance holds durably.
 
+use super::copy::copy_crc32c;
 use super::layout::{LaneMemory, LaneState};
 use super::ring::{self, Sound};
 use super::sync::Ordering::{Acquire, Relaxed, Release};
 use super::walk::header_at;
 use crate::position::{Durable, Sent};
 use crate::record::{
-    FLAG_STREAM_BASE, FLAG_SYNC_BEGIN, RECORD_ALIGN, RecordError, RecordHeader, RecordKind,
+    FLAG_STREAM_BASE, FLAG_SYNC_BEGIN, HEADER_BYTES, MAX_PAYLOAD_BYTES, RECORD_ALIGN, RecordError,
+    RecordHeader, RecordKind,
 };
 use alloc::collections::VecDeque;
+use alloc::vec;
 
 /// What is wrong with a lane's contents.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -176,7 +179,7 @@ impl Consumer {
     }
 
     /// Takes the next run of at most about `max_bytes` (always at least one record), or `None` when
-    /// nothing is there (or a restart is awaited).
+    /// nothing is there (or a restart is awaited). A fault behind good records shows at the next call.
     pub fn take(&mut self, max_bytes: usize) -> Result<Option<Run>, LaneFault> {
         if self.restarting && !self.finish_restart() {
             return Ok(None);
@@ -184,7 +187,11 @@ impl Consumer {
         let tail = self.tail()?;
         let mut run: Option<Run> = None;
         while self.read < tail {
-            let (header, span) = header_at(self.memory, self.read, tail)?;
+            let (header, span) = match header_at(self.memory, self.read, tail) {
+                Ok(found) => found,
+                Err(_) if run.is_some() => break,
+                Err(fault) => return Err(fault),
+            };
             if header.kind == RecordKind::Pad {
                 if run.is_some() {
                     break; // a run is contiguous: the pad starts the next call
@@ -197,6 +204,9 @@ impl Consumer {
                 break; // a record that ends at the ring's end leaves no pad: a run never goes round
             }
             if header.seq != self.sent.0 + 1 {
+                if run.is_some() {
+                    break;
+                }
                 let (at, last, found) = (self.read, self.sent.0, header.seq);
                 return Err(LaneFault::Sequence { at, last, found });
             }
@@ -253,14 +263,70 @@ impl Consumer {
             .map_or(self.sent.0, |edge| edge.last_seq)
     }
 
-    /// End of what is published now; everything before it was taken once [`Self::taken_up_to`] holds.
-    pub fn published_end(&self) -> Result<u64, LaneFault> {
-        self.tail()
+    /// The last seq before position `end` that was stamped with an epoch of at most `epoch`, whether
+    /// it was taken or not: records that were not taken are looked at where they lie. `end` must be a
+    /// tail that was seen. `None` while a restart is under way: then no position means anything.
+    pub fn last_seq_before(&self, end: u64, epoch: u32) -> Result<Option<u64>, LaneFault> {
+        if self.restarting {
+            return Ok(None);
+        }
+        let tail = self.tail()?;
+        let mut last = self.last_seq_of_epoch(epoch);
+        if last < self.sent.0 {
+            return Ok(Some(last)); // the edge lies in what was taken
+        }
+        let (mut at, mut before) = (self.read, self.sent.0);
+        while at < end.min(tail) {
+            let (header, span) = header_at(self.memory, at, tail)?;
+            if header.kind != RecordKind::Pad {
+                if header.seq != before + 1 {
+                    let (last, found) = (before, header.seq);
+                    return Err(LaneFault::Sequence { at, last, found });
+                }
+                if header.cut_epoch > epoch {
+                    break;
+                }
+                before = header.seq;
+                last = last.max(before);
+            }
+            at += span;
+        }
+        Ok(Some(last))
     }
 
-    /// Whether everything before `position` was taken.
-    pub const fn taken_up_to(&self, position: u64) -> bool {
-        self.read >= position
+    /// Whether everything that was taken and not freed is still as it was published: headers, order
+    /// and payloads. What the appliance finds corrupt although this finds nothing was damaged on the
+    /// way.
+    pub fn check_taken(&self) -> Result<(), LaneFault> {
+        let mut scratch = vec![0u8; MAX_PAYLOAD_BYTES as usize];
+        let mut at = self.head;
+        while at < self.read {
+            let (header, span) = header_at(self.memory, at, self.read)?;
+            let len = header.payload_len as usize;
+            if header.kind != RecordKind::Pad && len > 0 {
+                let source = self.memory.data(at).0.wrapping_add(HEADER_BYTES);
+                // SAFETY: `header_at` checked that the span lies before the ring's end, so the payload
+                // is mapped; `scratch` holds the largest payload that a header may announce (checked
+                // when it was decoded). A raw copy, since the other process can write there.
+                let computed = unsafe { copy_crc32c(0, source, scratch.as_mut_ptr(), len) };
+                if computed != header.payload_crc {
+                    let (seq, stored) = (header.seq, header.payload_crc);
+                    let error = RecordError::PayloadCrc {
+                        seq,
+                        stored,
+                        computed,
+                    };
+                    return Err(LaneFault::Record { at, error });
+                }
+            }
+            at += span;
+        }
+        Ok(())
+    }
+
+    /// Above which seq the restart that was asked for last must begin.
+    pub fn restart_above(&self) -> u64 {
+        self.memory.consumer().restart_above_seq.load(Relaxed) // our own word
     }
 
     /// C3 and C4: the appliance holds everything up to `durable`; frees the space of whole runs.
@@ -385,7 +451,8 @@ impl Consumer {
         let tail = ring::observe_tail::<Sound>(&theirs.tail); // C1
         let ring_bytes = self.memory.geometry().ring_bytes;
         if at > tail || tail - at > ring_bytes || !at.is_multiple_of(RECORD_ALIGN as u64) {
-            return false; // nonsense: wait for a producer that answers properly
+            self.request_restart(self.restart_above()); // nonsense: it is to answer again
+            return false;
         }
         self.restarting = false;
         self.read = at;
@@ -429,3 +496,7 @@ impl Consumer {
         self.memory.consumer().uploaded_seq.store(seq, Relaxed); // for people
     }
 }
+
+#[cfg(test)]
+#[path = "consumer_tests.rs"]
+mod tests;
