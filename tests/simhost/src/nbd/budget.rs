@@ -90,5 +90,4 @@ impl Budget {
             connection.look_again();
         }
     }
-
 }
