@@ -278,11 +278,7 @@ fn fio_over_several_connections() {
         ]);
         fio.args(["--size=16M", "--offset_increment=16M", "--iodepth=16"]);
         fio.args(["--verify=crc32c", "--verify_fatal=1", "--do_verify=1"]);
-        fio.args([
-            "--trim_percentage=0",
-            "--fsync=100",
-            "--group_reporting",
-        ]);
+        fio.args(["--trim_percentage=0", "--fsync=100", "--group_reporting"]);
         ok(fio.arg(more).arg(format!("--uri={uri}")));
     }
     served.stop();

@@ -2,6 +2,8 @@
 //! can be told apart.
 #![allow(clippy::unwrap_used, dead_code)]
 
+pub mod raw;
+
 use simhost::nbd::client::Client;
 use std::io::{BufRead, BufReader};
 use std::net::TcpStream;
@@ -99,9 +101,9 @@ impl Served {
     }
 
     /// SIGTERM; it must end well, and soon.
-    pub fn stop(mut self) {
+    pub fn terminate(&mut self, limit: Duration) {
         ok(Command::new("kill").arg(self.child.id().to_string()));
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + limit;
         let status = loop {
             if let Some(status) = self.child.try_wait().unwrap() {
                 break status;
@@ -110,6 +112,11 @@ impl Served {
             std::thread::sleep(Duration::from_millis(5)); // poll
         };
         assert!(status.success(), "{status}");
+    }
+
+    /// The same, and the socket's file is gone.
+    pub fn stop(mut self) {
+        self.terminate(PATIENCE);
         assert!(!self.socket.exists(), "the socket's file is left");
     }
 }
