@@ -179,7 +179,7 @@ impl Connection {
     /// Answers what never became a request of the engine. The reading thread's.
     pub(super) fn reply_error(self: &Arc<Self>, cookie: u64, error: u32) {
         let mut state = self.state.lock();
-        self.wait_for_room(&mut state, 0);
+        let _ = self.wait_for_room(&mut state, 0); // if it is broken nothing is sent
         self.push_head(&mut state.out, cookie, error, None);
         self.pushed(&mut state, true);
     }
@@ -187,7 +187,7 @@ impl Connection {
     /// A reply with the extents of the one metadata context. The reading thread's.
     pub(super) fn reply_extents(self: &Arc<Self>, cookie: u64, extents: &[crate::disk::Extent]) {
         let mut state = self.state.lock();
-        self.wait_for_room(&mut state, 0);
+        let _ = self.wait_for_room(&mut state, 0); // as above
         let out = &mut state.out;
         push_structured(out, chunk::BLOCK_STATUS, cookie, 4 + 8 * extents.len());
         out.extend_from_slice(&proto::CONTEXT_ID.to_be_bytes());
@@ -369,19 +369,21 @@ impl Connection {
         true
     }
 
-    /// Waits until `len` more bytes may be under way.
-    fn wait_for_room(self: &Arc<Self>, state: &mut MutexGuard<'_, State>, len: usize) {
-        while !self.has_room(state, len) {
+    /// Waits until `len` more bytes may be under way. `false`: the connection is broken.
+    fn wait_for_room(self: &Arc<Self>, state: &mut MutexGuard<'_, State>, len: usize) -> bool {
+        while !state.is_broken && !self.has_room(state, len) {
             // What was gathered counts, and goes out by nobody else.
-            if state.sending.is_none() && !state.out.is_empty() && !state.is_broken {
+            if state.sending.is_none() && !state.out.is_empty() {
                 self.send(state, &[]);
             } else {
                 self.changed.wait(state);
             }
         }
+        !state.is_broken
     }
 
-    pub(super) fn take_io(self: &Arc<Self>, header: &RequestHeader, kind: Kind) -> Box<Io> {
+    /// A request that is under way from now on; `None`: the connection is broken.
+    pub(super) fn take_io(self: &Arc<Self>, header: &RequestHeader, kind: Kind) -> Option<Box<Io>> {
         let has_data = matches!(kind, Kind::Read | Kind::Write);
         let len = if has_data {
             header.len_bytes as usize
@@ -390,7 +392,9 @@ impl Connection {
         };
         let reused = {
             let mut state = self.state.lock();
-            self.wait_for_room(&mut state, len);
+            if !self.wait_for_room(&mut state, len) {
+                return None;
+            }
             state.under_way += 1;
             state.payload_bytes += len;
             state.reuse()
@@ -409,7 +413,12 @@ impl Connection {
             // Fresh zeros cost no memory until the client's bytes are there.
             io.buffer = vec![0; len];
         }
-        io
+        Some(io)
+    }
+
+    /// Ends the connection from outside, whatever its threads wait for.
+    pub(super) fn abandon(&self) {
+        self.break_off(&mut self.state.lock());
     }
 
     // ---- the end --------------------------------------------------------------------------------

@@ -16,8 +16,8 @@ use std::io;
 use std::net::SocketAddr;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
 use std::thread::{Builder, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -96,12 +96,20 @@ impl Listener {
     }
 }
 
+/// An open connection, seen from outside.
+struct Open {
+    id: u64,
+    stream: Stream,
+    /// From the end of the handshake.
+    connection: Weak<Connection>,
+}
+
 struct Shared {
     exports: Exports,
     budget: Arc<Budget>,
     stopping: AtomicBool,
     next: AtomicU64,
-    connections: Mutex<Vec<(u64, Stream)>>,
+    connections: Mutex<Vec<Open>>,
     threads: Mutex<Vec<JoinHandle<()>>>,
 }
 
@@ -119,19 +127,32 @@ impl Slot {
             return None;
         }
         let id = shared.next.fetch_add(1, Ordering::Relaxed); // unique is all it must be
-        connections.push((id, stream));
+        connections.push(Open {
+            id,
+            stream,
+            connection: Weak::new(),
+        });
         Some(Self {
             shared: shared.clone(),
             id,
         })
+    }
+
+    /// The handshake is over. `false`: the server is stopping, and may have passed this one by.
+    fn transmits(&self, connection: &Arc<Connection>) -> bool {
+        let mut connections = self.shared.connections.lock();
+        if let Some(open) = connections.iter_mut().find(|open| open.id == self.id) {
+            open.connection = Arc::downgrade(connection);
+        }
+        !self.shared.stopping.load(Ordering::Acquire) // pairs with the swap in `stop`
     }
 }
 
 impl Drop for Slot {
     fn drop(&mut self) {
         let mut connections = self.shared.connections.lock();
-        if let Some(at) = connections.iter().position(|(id, _)| *id == self.id) {
-            connections.swap_remove(at).1.shutdown();
+        if let Some(at) = connections.iter().position(|open| open.id == self.id) {
+            connections.swap_remove(at).stream.shutdown();
         }
     }
 }
@@ -201,8 +222,12 @@ impl Server {
         for (_, acceptor) in self.acceptors.drain(..) {
             let _ = acceptor.join();
         }
-        for (_, stream) in self.shared.connections.lock().iter() {
-            stream.shutdown();
+        for open in self.shared.connections.lock().iter() {
+            open.stream.shutdown();
+            // Its thread may wait for room, not for the client.
+            if let Some(connection) = open.connection.upgrade() {
+                connection.abandon();
+            }
         }
         let threads = std::mem::take(&mut *self.shared.threads.lock());
         for thread in threads {
@@ -239,7 +264,7 @@ fn accept_loop(listener: &Listener, shared: &Arc<Shared>) {
         };
         // The slot is the thread's: it goes with it, or here if there is none.
         let run = move || {
-            serve_connection(stream, &slot.shared);
+            serve_connection(stream, &slot);
             drop(slot);
         };
         match Builder::new().name("nbd-client".into()).spawn(run) {
@@ -253,7 +278,8 @@ fn accept_loop(listener: &Listener, shared: &Arc<Shared>) {
     }
 }
 
-fn serve_connection(stream: Stream, shared: &Shared) {
+fn serve_connection(stream: Stream, slot: &Slot) {
+    let shared = &slot.shared;
     let deadline = Instant::now() + shared.budget.limits.handshake;
     let agreed = match handshake::shake(&stream, &shared.exports, deadline) {
         Ok(agreed) => agreed,
@@ -266,6 +292,9 @@ fn serve_connection(stream: Stream, shared: &Shared) {
     };
     let budget = shared.budget.clone();
     let connection = Arc::new(Connection::new(stream, agreed.structured, budget));
+    if !slot.transmits(&connection) {
+        return;
+    }
     let of = connection.clone();
     let writer = Builder::new().name("nbd-writer".into());
     match writer.spawn(move || of.write_stalled()) {

@@ -178,7 +178,8 @@ fn serve(
             return Ok(());
         }
     };
-    let mut io = connection.take_io(header, kind);
+    let io = connection.take_io(header, kind);
+    let mut io = io.ok_or(io::Error::from(io::ErrorKind::BrokenPipe))?;
     if kind == Kind::Flush {
         (io.offset_bytes, io.len_bytes) = (0, 0);
     }

@@ -165,7 +165,8 @@ impl Raw {
     /// A request without payload, and the error of its reply; the place in the stream is right after.
     pub fn error_of(&mut self, command: u16, flags: u16, offset: u64, len: u32) -> u32 {
         self.request(command, flags, 77, offset, len);
-        let (cookie, error, _) = self.reply(len as usize);
+        let data = if command == READ { len } else { 0 };
+        let (cookie, error, _) = self.reply(data as usize);
         assert_eq!(cookie, 77);
         error
     }
