@@ -11,7 +11,7 @@ use super::engine::{Io, Kind};
 use super::proto::{self, RequestHeader, cflag, chunk, errno};
 use super::stream::Stream;
 use parking_lot::{Condvar, Mutex, MutexGuard};
-use std::io::{self, Read, Write};
+use std::io::{self, Read};
 use std::sync::Arc;
 use std::thread::ThreadId;
 use std::time::Instant;
@@ -314,6 +314,7 @@ impl Connection {
             self.wait_for_sender(&mut state);
             state.is_stalled = false;
             self.send(&mut state, &[]);
+            self.changed.notify_all(); // not stalled any more, even if there was nothing to send
         }
     }
 
@@ -449,19 +450,13 @@ impl Connection {
     /// Sends the last replies, if the client takes them in time, and hangs up.
     pub(super) fn hang_up(&self, deadline: Instant) {
         let mut state = self.state.lock();
-        while state.sending.is_some() {
+        // What is left is with the writing thread, or waits for it.
+        while !state.is_broken && (state.is_stalled || state.sending.is_some()) {
             if self.changed.wait_until(&mut state, deadline).timed_out() {
-                self.stream.shutdown(); // the sender fails
-                self.wait_for_sender(&mut state);
+                self.break_off(&mut state); // and the sender fails
             }
         }
-        let last = std::mem::take(&mut state.out);
-        if !last.is_empty() && !state.is_broken {
-            state.sending = Some(last.len());
-            let mut timed = self.stream.until(deadline);
-            let _ = MutexGuard::unlocked(&mut state, || timed.write_all(&last));
-            state.sending = None;
-        }
+        self.wait_for_sender(&mut state);
         self.break_off(&mut state);
         state.is_ended = true;
         state.pool = Vec::new();

@@ -125,13 +125,7 @@ impl Raw {
     }
 
     pub fn request(&mut self, command: u16, flags: u16, cookie: u64, offset: u64, len: u32) {
-        let mut out = 0x2560_9513u32.to_be_bytes().to_vec();
-        out.extend_from_slice(&flags.to_be_bytes());
-        out.extend_from_slice(&command.to_be_bytes());
-        out.extend_from_slice(&cookie.to_be_bytes());
-        out.extend_from_slice(&offset.to_be_bytes());
-        out.extend_from_slice(&len.to_be_bytes());
-        self.send(&out);
+        self.send(&request(command, flags, cookie, offset, len));
     }
 
     /// The cookie, the error and the data (of a read of `len`) of a reply.
@@ -170,6 +164,17 @@ impl Raw {
         assert_eq!(cookie, 77);
         error
     }
+}
+
+/// A request's header.
+pub fn request(command: u16, flags: u16, cookie: u64, offset: u64, len: u32) -> Vec<u8> {
+    let mut out = 0x2560_9513u32.to_be_bytes().to_vec();
+    out.extend_from_slice(&flags.to_be_bytes());
+    out.extend_from_slice(&command.to_be_bytes());
+    out.extend_from_slice(&cookie.to_be_bytes());
+    out.extend_from_slice(&offset.to_be_bytes());
+    out.extend_from_slice(&len.to_be_bytes());
+    out
 }
 
 /// The data of GO.
