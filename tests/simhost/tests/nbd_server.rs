@@ -324,23 +324,39 @@ fn who_takes_no_replies_harms_only_itself() {
     drop(deaf);
 }
 
-#[test]
-fn small_replies_from_elsewhere_come_whole() {
-    let local = start(from_elsewhere(), Limits::default());
-    let mut client = Client::connect_tcp(&local.tcp(), "disk").unwrap();
+/// Reads of one length, some at a time; every reply is what it should be.
+fn read_from_elsewhere(client: &mut Client, count: u64, len: u32, depth: usize) {
     let mut offsets = std::collections::HashMap::new();
-    for i in 0..20_000u64 {
-        let cookie = client.submit(&Op::Read(i, 512), false).unwrap();
+    let check = |client: &mut Client, offsets: &std::collections::HashMap<u64, u64>| {
+        let done = client.next_done().unwrap();
+        let expected = bytes(len as usize, offsets[&done.cookie] + 1);
+        assert!(done.data == expected, "{len} bytes, {depth} at a time");
+    };
+    for i in 0..count {
+        let cookie = client.submit(&Op::Read(i, len), false).unwrap();
         offsets.insert(cookie, i);
-        // Few at a time: the reading thread often finds nothing while a reply is being sent.
-        if client.in_flight() >= 1 + i as usize / 2000 {
-            let done = client.next_done().unwrap();
-            assert!(done.data == bytes(512, offsets[&done.cookie] + 1));
+        if client.in_flight() >= depth {
+            check(client, &offsets);
         }
     }
     while client.in_flight() > 0 {
-        let done = client.next_done().unwrap();
-        assert!(done.data == bytes(512, offsets[&done.cookie] + 1));
+        check(client, &offsets);
+    }
+}
+
+#[test]
+fn replies_from_elsewhere_come_whole() {
+    let local = start(from_elsewhere(), Limits::default());
+    let mut tcp = Client::connect_tcp(&local.tcp(), "disk").unwrap();
+    let mut unix = local.client();
+    for client in [&mut tcp, &mut unix] {
+        read_from_elsewhere(client, 5000, 512, 64);
+        // Few and long ones: often the reading thread finds nothing while one is being sent.
+        for depth in 1..=4 {
+            read_from_elsewhere(client, 500, 96 * KIB, depth);
+        }
+        // More than a socket takes at once.
+        read_from_elsewhere(client, 50, 1024 * KIB, 4);
     }
     local.stop();
 }

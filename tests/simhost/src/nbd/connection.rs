@@ -240,7 +240,7 @@ impl Connection {
     /// Sends all replies, and `tail` after them; waits for the client, without the lock. Only for the
     /// connection's own threads, and when nobody else is sending.
     fn send(&self, state: &mut MutexGuard<'_, State>, mut tail: &[u8]) {
-        while !state.is_broken && !(state.out.is_empty() && tail.is_empty()) {
+        while !(state.is_broken || state.out.is_empty() && tail.is_empty()) {
             let spare = std::mem::take(&mut state.spare);
             let mut taken = std::mem::replace(&mut state.out, spare);
             state.sending = Some(taken.len() + tail.len());
@@ -472,5 +472,39 @@ impl Drop for Connection {
         if borrowed > 0 {
             self.budget.give_back(borrowed);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::super::budget::Limits;
+    use super::*;
+    use std::io::Write;
+    use std::os::unix::net::UnixStream;
+    use std::time::Duration;
+
+    #[test]
+    fn a_read_that_meets_a_reply_being_sent_goes_on() {
+        let (ours, mut theirs) = UnixStream::pair().unwrap();
+        let second = ours.try_clone().unwrap();
+        let budget = Arc::new(Budget::new(Limits::default()));
+        let connection = Arc::new(Connection::new(Stream::Unix(ours), true, budget));
+        let of = connection.clone();
+        let (send, read) = std::sync::mpsc::channel();
+        // As in the middle of a write that does not wait.
+        let state = connection.state.lock();
+        second.set_nonblocking(true).unwrap();
+        std::thread::spawn(move || {
+            let mut buffer = [0; 8];
+            send.send(of.read(&mut buffer).map(|n| buffer[..n].to_vec()))
+        });
+        let early = read.recv_timeout(Duration::from_millis(200));
+        assert!(early.is_err(), "{early:?}");
+        second.set_nonblocking(false).unwrap();
+        drop(state);
+        theirs.write_all(b"on").unwrap();
+        let got = read.recv_timeout(Duration::from_secs(60)).unwrap();
+        assert_eq!(got.unwrap(), b"on");
     }
 }
