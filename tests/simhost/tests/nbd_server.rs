@@ -132,13 +132,21 @@ impl Engine for Holding {
 
 fn small() -> Limits {
     Limits {
-        handshake: Duration::from_millis(400),
+        handshake: PATIENCE,
         linger: Duration::from_millis(400),
         connections: 8,
         requests: 64,
         connection_bytes: 1 << 20,
         own_bytes: 64 << 10,
         shared_bytes: 1 << 20,
+    }
+}
+
+/// A handshake is soon over.
+fn hasty() -> Limits {
+    Limits {
+        handshake: Duration::from_millis(400),
+        ..small()
     }
 }
 
@@ -442,7 +450,7 @@ fn an_engine_that_panics_takes_no_slot_with_it() {
 
 #[test]
 fn a_handshake_byte_by_byte_comes_to_an_end() {
-    let local = start(from_elsewhere(), small());
+    let local = start(from_elsewhere(), hasty());
     let mut slow = local.stream();
     let since = Instant::now();
     let head = [0, 0, 0x77, 0x77, 0, 0, 16, 0]; // 4096 bytes follow
@@ -459,7 +467,7 @@ fn a_handshake_byte_by_byte_comes_to_an_end() {
 
 #[test]
 fn a_handshake_without_taking_the_answers_comes_to_an_end() {
-    let local = start(from_elsewhere(), small());
+    let local = start(from_elsewhere(), hasty());
     let mut deaf = local.stream();
     deaf.write_all(&[0, 0, 0, 3]).unwrap();
     let option = [&raw::OPT_MAGIC[..], &[0, 0, 0x77, 0x77, 0, 0, 0, 0]].concat();
@@ -473,13 +481,14 @@ fn a_handshake_without_taking_the_answers_comes_to_an_end() {
 
 #[test]
 fn the_limit_ends_with_the_handshake() {
+    let limit = Duration::from_secs(1);
     let limits = Limits {
-        handshake: WHILE,
+        handshake: limit,
         ..small()
     };
     let local = start(from_elsewhere(), limits);
     let mut client = local.client();
-    std::thread::sleep(2 * WHILE); // time under test
+    std::thread::sleep(limit + WHILE); // time under test
     client.call(&Op::Flush, false).unwrap();
     local.stop();
 }

@@ -23,4 +23,4 @@ pub mod handshake;
 pub mod proto;
 pub mod server;
 pub mod stream;
-mod transmit;
+pub mod transmit;
