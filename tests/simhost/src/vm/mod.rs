@@ -3,14 +3,14 @@
 //! | file | holds |
 //! |---|---|
 //! | this one | start, control, stop |
-//! | [`load`] | dlopen and the table of services |
-//! | [`hostdisk`] | a disk under the filter: its life |
-//! | [`pipeline`] | an I/O of it: down, up, held, given up |
-//! | [`faults`] | failed writes and delays, on request |
-//! | [`services`] | the functions behind the table |
-//! | [`requests`] | the filter's own I/O |
-//! | [`tasks`] | timers, work, threads for I/O |
-//! | [`sidecar`] | the files beside a disk |
+//! | `load` | dlopen and the table of services |
+//! | `hostdisk` | a disk under the filter: its life |
+//! | `pipeline` | an I/O of it: down, up, held, given up |
+//! | `faults` | failed writes and delays, on request |
+//! | `services` | the functions behind the table |
+//! | `requests` | the filter's own I/O |
+//! | `tasks` | timers, work, threads for I/O |
+//! | `sidecar` | the files beside a disk |
 
 mod control;
 mod faults;
