@@ -8,13 +8,14 @@
 //! `stop`, `kill`, `restart` (vm), `list`, `reboot`. What happens by itself is told on stdout, as
 //! `EVENT {json}`.
 
+use crate::socket::UnixSocket;
 use anyhow::{Context, bail};
 use parking_lot::{Condvar, Mutex, MutexGuard};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::io::{BufRead, BufReader, Write};
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::net::UnixStream;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, ExitStatus, Stdio};
@@ -337,15 +338,10 @@ impl Host {
 pub fn run(args: &HostArgs) -> anyhow::Result<()> {
     let mut signals = signal_hook::iterator::Signals::new([libc::SIGTERM, libc::SIGINT])?;
     let host = Arc::new(Host::new(args.clone())?);
-    let socket = &args.control_socket;
-    if socket.exists() && UnixStream::connect(socket).is_err() {
-        std::fs::remove_file(socket)?;
-    }
-    let listener = UnixListener::bind(socket)
-        .with_context(|| format!("cannot listen on {}", socket.display()))?;
-    let of = host.clone();
-    std::thread::spawn(move || {
-        for stream in listener.incoming().map_while(Result::ok) {
+    let socket = Arc::new(UnixSocket::bind(&args.control_socket)?);
+    let (of, listener) = (host.clone(), socket.clone());
+    let acceptor = std::thread::spawn(move || {
+        while let Ok(stream) = listener.accept() {
             let of = of.clone();
             std::thread::spawn(move || of.serve(&stream));
         }
@@ -358,13 +354,15 @@ pub fn run(args: &HostArgs) -> anyhow::Result<()> {
         }
     });
     let ready = json!({
-        "pid": std::process::id(), "control_socket": socket,
+        "pid": std::process::id(), "control_socket": args.control_socket,
         "run_dir": args.run_dir, "nbd_dir": args.nbd_dir,
     });
     println!("READY {ready}");
     signals.forever().next();
     host.end_all(libc::SIGTERM);
-    let _ = std::fs::remove_file(socket);
+    socket.wake();
+    drop(socket);
+    let _ = acceptor.join(); // it lets go of the socket, and with that the file goes
     let vms = host.vms.lock();
     let broken = |vm: &&Vm| {
         vm.end

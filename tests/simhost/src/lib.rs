@@ -7,6 +7,7 @@
 //! | [`contract`] | the checks of the filter's side of `include/iofilter.h` |
 //! | [`vm`] | the process of one VM |
 //! | [`host`] | a host, which runs VMs as processes |
+//! | [`socket`] | listening sockets of all of these |
 //! | [`cli`] | the commands |
 
 mod abi;
@@ -15,4 +16,5 @@ pub mod contract;
 pub mod disk;
 pub mod host;
 pub mod nbd;
+pub mod socket;
 pub mod vm;

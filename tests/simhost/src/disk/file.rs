@@ -64,16 +64,23 @@ impl FlatFile {
         })
     }
 
-    /// Makes a sparse file; refuses to replace one.
+    /// Makes a sparse file; refuses to replace one. Leaves none behind when it fails.
     pub fn create(path: &Path, capacity_bytes: u64) -> Result<Self, DiskError> {
-        let made = File::create_new(path).and_then(|file| file.set_len(capacity_bytes));
-        made.map_err(|source| DiskError::Io {
+        let error = |source| DiskError::Io {
             what: "make",
             path: path.to_owned(),
             place: String::new(),
             source,
-        })?;
-        Self::open(path)
+        };
+        let file = File::create_new(path).map_err(error)?;
+        let made = file
+            .set_len(capacity_bytes)
+            .map_err(error)
+            .and_then(|()| Self::open(path));
+        if made.is_err() {
+            let _ = std::fs::remove_file(path);
+        }
+        made
     }
 
     /// The file.
@@ -138,13 +145,22 @@ impl FlatFile {
     pub fn write_zeroes(&self, offset: u64, len: u64, may_punch: bool) -> Result<(), DiskError> {
         let act = || {
             self.check(offset, len)?;
-            let punch = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
-            let zero = libc::FALLOC_FL_ZERO_RANGE | libc::FALLOC_FL_KEEP_SIZE;
-            let quick = if may_punch { punch } else { zero };
-            self.fallocate(quick, offset, len)
+            self.fallocate(quick_zeroes(may_punch), offset, len)
                 .or_else(|_| self.plain_zeroes(offset, len))
         };
         act().map_err(|e| self.error("write zeros to", offset, len, e))
+    }
+
+    /// The same, or an error of the kind `Unsupported` where it could only be done by writing.
+    pub fn write_zeroes_fast(
+        &self,
+        offset: u64,
+        len: u64,
+        may_punch: bool,
+    ) -> Result<(), DiskError> {
+        self.check(offset, len)
+            .and_then(|()| self.fallocate(quick_zeroes(may_punch), offset, len))
+            .map_err(|e| self.error("write zeros quickly to", offset, len, e))
     }
 
     fn plain_zeroes(&self, mut offset: u64, mut len: u64) -> io::Result<()> {
@@ -240,6 +256,16 @@ impl FlatFile {
         }
         Ok(if found.is_empty() { whole } else { found })
     }
+}
+
+/// How the kernel makes a range read as zeros without writing it.
+const fn quick_zeroes(may_punch: bool) -> libc::c_int {
+    let how = if may_punch {
+        libc::FALLOC_FL_PUNCH_HOLE
+    } else {
+        libc::FALLOC_FL_ZERO_RANGE
+    };
+    how | libc::FALLOC_FL_KEEP_SIZE
 }
 
 #[cfg(test)]

@@ -3,6 +3,7 @@
 //! Invariant: lines that are not understood (`ddb.*` of others) are kept as they are.
 
 use super::{DiskError, FlatFile};
+use std::io::Write;
 use std::path::{Path, PathBuf};
 
 const MAX_DESCRIPTOR_BYTES: u64 = 64 * 1024;
@@ -48,6 +49,13 @@ pub fn flat_extent(text: &str) -> Result<(String, u64), String> {
             .split('"')
             .nth(1)
             .ok_or(format!("extent line `{line}` has no file name"))?;
+        let offset = line.splitn(3, '"').nth(2).unwrap_or_default().trim();
+        if !offset.is_empty() && offset != "0" {
+            return Err(format!(
+                "the disk begins at sector `{offset}` of `{name}`: only extents from sector 0 of \
+                 their file can be opened"
+            ));
+        }
         if name.is_empty() || name.contains('/') {
             return Err(format!("extent file `{name}` is not beside the descriptor"));
         }
@@ -86,7 +94,7 @@ pub fn flat_path(path: &Path) -> PathBuf {
     path.with_file_name(format!("{stem}-flat.vmdk"))
 }
 
-/// Makes a disk of zeros.
+/// Makes a disk of zeros; refuses to replace a descriptor or a flat extent.
 pub fn create(path: &Path, capacity_bytes: u64) -> Result<FlatFile, DiskError> {
     let flat = flat_path(path);
     let name = flat.file_name().unwrap_or_default().to_string_lossy();
@@ -99,13 +107,29 @@ pub fn create(path: &Path, capacity_bytes: u64) -> Result<FlatFile, DiskError> {
          ddb.geometry.cylinders = \"{cylinders}\"\nddb.geometry.heads = \"255\"\n\
          ddb.geometry.sectors = \"63\"\n"
     );
-    let disk = FlatFile::create(&flat, capacity_bytes)?;
-    std::fs::write(path, text).map_err(io("write", path))?;
-    Ok(disk)
+    // The descriptor first: if one is there nothing has been touched.
+    let mut descriptor = std::fs::File::create_new(path).map_err(io("make", path))?;
+    let made = descriptor
+        .write_all(text.as_bytes())
+        .map_err(io("write", path))
+        .and_then(|()| FlatFile::create(&flat, capacity_bytes));
+    if made.is_err() {
+        let _ = std::fs::remove_file(path);
+    }
+    made
 }
 
 /// Sets a `ddb.` line of a descriptor, or removes it; all other lines stay. Durable when it returns.
 pub fn set_line(path: &Path, key: &str, value: Option<&str>) -> Result<(), DiskError> {
+    // Either would end the line, or the value in it, and begin something else.
+    let breaks_out = |text: &str| text.contains(|c: char| c.is_control() || c == '"');
+    if breaks_out(key) || key.contains('=') || value.is_some_and(breaks_out) {
+        let why = format!(
+            "{key:?} cannot be set to {value:?}: a line of a descriptor holds no line break and \
+             no quotation mark"
+        );
+        return Err(refuse(path, why));
+    }
     let text = std::fs::read_to_string(path).map_err(io("read", path))?;
     let is_key = |line: &str| line.split('=').next().is_some_and(|k| k.trim() == key);
     let mut lines: Vec<String> = text
@@ -154,6 +178,42 @@ mod tests {
     }
 
     #[test]
+    fn nothing_is_replaced() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("d.vmdk");
+        std::fs::write(&path, "a descriptor of somebody").unwrap();
+        let error = create(&path, 1 << 20).unwrap_err().to_string();
+        assert!(error.contains("d.vmdk"), "{error}");
+        let there = std::fs::read_to_string(&path).unwrap();
+        assert_eq!(there, "a descriptor of somebody");
+        assert!(!flat_path(&path).exists(), "half a disk is left");
+        std::fs::remove_file(&path).unwrap();
+        std::fs::write(flat_path(&path), "data").unwrap();
+        create(&path, 1 << 20).unwrap_err();
+        assert_eq!(std::fs::read_to_string(flat_path(&path)).unwrap(), "data");
+        assert!(!path.exists(), "half a disk is left");
+    }
+
+    #[test]
+    fn a_value_cannot_bring_lines_of_its_own() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("d.vmdk");
+        create(&path, 1 << 20).unwrap();
+        let before = std::fs::read_to_string(&path).unwrap();
+        for (key, value) in [
+            ("ddb.x", "y\"\nRW 8 FLAT \"etc\" 0"),
+            ("ddb.x", "y\r"),
+            ("ddb.x", "\""),
+            ("ddb.x\nRW", "y"),
+            ("a=b", "y"),
+        ] {
+            let error = set_line(&path, key, Some(value)).unwrap_err().to_string();
+            assert!(error.contains("line break"), "{error}");
+        }
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), before);
+    }
+
+    #[test]
     fn bad_descriptors_say_why() {
         let head = "# Disk DescriptorFile\n";
         for (text, why) in [
@@ -162,6 +222,8 @@ mod tests {
             ("# Disk DescriptorFile\nRW x FLAT \"a\" 0", "no length"),
             ("# Disk DescriptorFile\nRW 8 SPARSE \"a\"", "only flat"),
             ("# Disk DescriptorFile\nRW 8 FLAT \"../a\" 0", "not beside"),
+            ("# Disk DescriptorFile\nRW 8 FLAT \"a\" 128", "sector `128`"),
+            ("# Disk DescriptorFile\nRW 8 FLAT \"a\" x", "sector `x`"),
             (
                 "# Disk DescriptorFile\nRW 8 FLAT \"a\" 0\nRW 8 FLAT \"b\" 0",
                 "more than one",

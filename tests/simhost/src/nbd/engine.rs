@@ -3,8 +3,8 @@
 //! Invariant: every [`Io`] that was submitted is completed exactly once; dropping one without
 //! completing it answers the client with an I/O error, so that no client waits for ever.
 
+use super::connection::Connection;
 use super::proto::errno;
-use super::server::Connection;
 use crate::disk::{DiskError, Extent, FlatFile};
 use std::sync::Arc;
 
@@ -32,17 +32,37 @@ pub struct Io {
     pub fua: bool,
     /// Zero: the space may be given back.
     pub may_unmap: bool,
+    /// Zero: rather an error than anything slower than a write of the same length.
+    pub must_be_fast: bool,
     /// Start, in bytes.
     pub offset_bytes: u64,
     /// Length, in bytes.
     pub len_bytes: u32,
     /// The data of a read or write: exactly `len_bytes` of it are meant.
     pub buffer: Vec<u8>,
-    pub(crate) cookie: u64,
+    pub(super) cookie: u64,
+    /// Counted against the connection's limit until the request is over.
+    pub(super) charged_bytes: usize,
     pub(crate) connection: Option<Arc<Connection>>,
 }
 
 impl Io {
+    /// An empty request of nobody.
+    pub(super) const fn new(kind: Kind) -> Self {
+        Self {
+            kind,
+            fua: false,
+            may_unmap: false,
+            must_be_fast: false,
+            offset_bytes: 0,
+            len_bytes: 0,
+            buffer: Vec::new(),
+            cookie: 0,
+            charged_bytes: 0,
+            connection: None,
+        }
+    }
+
     /// The bytes to write.
     pub fn data(&self) -> &[u8] {
         self.buffer
@@ -68,7 +88,7 @@ impl Io {
 impl Drop for Io {
     fn drop(&mut self) {
         if let Some(connection) = self.connection.take() {
-            connection.reply_dropped(self.cookie);
+            connection.reply_dropped(self.cookie, self.charged_bytes);
         }
     }
 }
@@ -89,6 +109,11 @@ pub trait Engine: Send + Sync {
         limit: usize,
     ) -> Result<Vec<Extent>, DiskError>;
 
+    /// Zeros are often faster than a write, and a request that must be fast fails if they are not.
+    fn has_fast_zero(&self) -> bool {
+        false
+    }
+
     /// A connection has ended: requests of it that are held may be given up.
     fn disconnected(&self, _connection: &Arc<Connection>) {}
 }
@@ -98,6 +123,7 @@ pub fn wire_error(error: &DiskError) -> u32 {
     match error {
         DiskError::Io { source, .. } => match source.raw_os_error() {
             Some(libc::ENOSPC | libc::EDQUOT | libc::EFBIG) => errno::NOSPC,
+            Some(libc::EOPNOTSUPP) => errno::NOTSUP,
             Some(libc::EROFS | libc::EACCES | libc::EPERM) => errno::PERM,
             _ if source.kind() == std::io::ErrorKind::InvalidInput => errno::INVAL,
             _ => errno::IO,
@@ -112,6 +138,7 @@ pub fn execute(disk: &FlatFile, io: &mut Io) -> Result<(), DiskError> {
     match io.kind {
         Kind::Read => disk.read_at(io.data_mut(), offset)?,
         Kind::Write => disk.write_at(io.data(), offset)?,
+        Kind::Zero if io.must_be_fast => disk.write_zeroes_fast(offset, len, io.may_unmap)?,
         Kind::Zero => disk.write_zeroes(offset, len, io.may_unmap)?,
         Kind::Unmap => disk.discard(offset, len)?,
         Kind::Flush => return disk.flush(),
@@ -141,5 +168,9 @@ impl Engine for DiskEngine {
 
     fn extents(&self, offset: u64, len: u64, limit: usize) -> Result<Vec<Extent>, DiskError> {
         self.0.extents(offset, len, limit)
+    }
+
+    fn has_fast_zero(&self) -> bool {
+        true
     }
 }

@@ -3,18 +3,22 @@
 //! Invariant: an option's data is read only after its length was checked; an unknown option is
 //! answered, never a reason to hang up.
 
+use super::engine::Engine;
 use super::proto::{self, info, opt, rep, tflag};
 use super::server::Exports;
-use super::stream::Stream;
+use super::stream::{Stream, Timed};
 use std::io::{self, Read, Write};
 use std::sync::Arc;
+use std::time::Instant;
 
 /// What was agreed.
 pub struct Agreed {
     /// The export.
-    pub engine: Arc<dyn super::engine::Engine>,
+    pub engine: Arc<dyn Engine>,
     /// Replies are structured.
     pub structured: bool,
+    /// The client knows that zeros can be asked for that must be fast.
+    pub fast_zero: bool,
     /// The client asked for `base:allocation` of this export.
     pub block_status: bool,
 }
@@ -33,20 +37,8 @@ pub enum HandshakeError {
     Aborted,
 }
 
-fn flags_of() -> u16 {
-    tflag::HAS_FLAGS
-        | tflag::SEND_FLUSH
-        | tflag::SEND_FUA
-        | tflag::SEND_TRIM
-        | tflag::SEND_WRITE_ZEROES
-        | tflag::SEND_DF
-        | tflag::CAN_MULTI_CONN
-        | tflag::SEND_CACHE
-        | tflag::SEND_FAST_ZERO
-}
-
 struct Talk<'a> {
-    stream: &'a Stream,
+    stream: Timed<'a>,
     exports: &'a Exports,
     structured: bool,
     /// Name of the export for which `base:allocation` was asked.
@@ -54,9 +46,26 @@ struct Talk<'a> {
 }
 
 impl Talk<'_> {
+    fn flags_of(&self, engine: &dyn Engine) -> u16 {
+        let mut flags = tflag::HAS_FLAGS
+            | tflag::SEND_FLUSH
+            | tflag::SEND_FUA
+            | tflag::SEND_TRIM
+            | tflag::SEND_WRITE_ZEROES
+            | tflag::CAN_MULTI_CONN
+            | tflag::SEND_CACHE;
+        if self.structured {
+            flags |= tflag::SEND_DF;
+        }
+        if engine.has_fast_zero() {
+            flags |= tflag::SEND_FAST_ZERO;
+        }
+        flags
+    }
+
     fn read<const N: usize>(&mut self) -> io::Result<[u8; N]> {
         let mut raw = [0u8; N];
-        (&mut self.stream).read_exact(&mut raw)?;
+        self.stream.read_exact(&mut raw)?;
         Ok(raw)
     }
 
@@ -67,7 +76,7 @@ impl Talk<'_> {
         out.extend_from_slice(&kind.to_be_bytes());
         out.extend_from_slice(&(data.len() as u32).to_be_bytes());
         out.extend_from_slice(data);
-        (&mut self.stream).write_all(&out)
+        self.stream.write_all(&out)
     }
 
     fn go(&mut self, option: u32, data: &[u8]) -> io::Result<Option<Agreed>> {
@@ -82,7 +91,7 @@ impl Talk<'_> {
         };
         let mut export = info::EXPORT.to_be_bytes().to_vec();
         export.extend_from_slice(&engine.capacity_bytes().to_be_bytes());
-        export.extend_from_slice(&flags_of().to_be_bytes());
+        export.extend_from_slice(&self.flags_of(&*engine).to_be_bytes());
         self.reply(option, rep::INFO, &export)?;
         let mut sizes = info::BLOCK_SIZE.to_be_bytes().to_vec();
         for size in [512u32, 4096, proto::MAX_PAYLOAD_BYTES] {
@@ -92,6 +101,7 @@ impl Talk<'_> {
         self.reply(option, rep::ACK, &[])?;
         let block_status = self.context_for.as_deref() == Some(name);
         Ok(Some(Agreed {
+            fast_zero: engine.has_fast_zero(),
             engine,
             structured: self.structured,
             block_status,
@@ -118,7 +128,7 @@ impl Talk<'_> {
         if listed
             || queries
                 .iter()
-                .any(|q| *q == proto::CONTEXT_NAME || *q == "base:")
+                .any(|q| *q == proto::CONTEXT_NAME || (!set && *q == "base:"))
         {
             let mut out = proto::CONTEXT_ID.to_be_bytes().to_vec();
             out.extend_from_slice(proto::CONTEXT_NAME.as_bytes());
@@ -142,12 +152,13 @@ impl Talk<'_> {
             )));
         };
         let mut out = engine.capacity_bytes().to_be_bytes().to_vec();
-        out.extend_from_slice(&flags_of().to_be_bytes());
+        out.extend_from_slice(&self.flags_of(&*engine).to_be_bytes());
         if !no_zeroes {
             out.resize(out.len() + 124, 0);
         }
-        (&mut self.stream).write_all(&out)?;
+        self.stream.write_all(&out)?;
         Ok(Agreed {
+            fast_zero: engine.has_fast_zero(),
             engine,
             structured: self.structured,
             block_status: false,
@@ -155,8 +166,19 @@ impl Talk<'_> {
     }
 }
 
-/// Talks until an export is chosen.
-pub fn shake(stream: &Stream, exports: &Exports) -> Result<Agreed, HandshakeError> {
+/// Talks until an export is chosen, at most to the deadline.
+pub fn shake(
+    stream: &Stream,
+    exports: &Exports,
+    deadline: Instant,
+) -> Result<Agreed, HandshakeError> {
+    let timed = stream.until(deadline);
+    let agreed = talk(timed, exports)?;
+    timed.release()?;
+    Ok(agreed)
+}
+
+fn talk(stream: Timed<'_>, exports: &Exports) -> Result<Agreed, HandshakeError> {
     let mut talk = Talk {
         stream,
         exports,
@@ -167,7 +189,7 @@ pub fn shake(stream: &Stream, exports: &Exports) -> Result<Agreed, HandshakeErro
     hello.extend_from_slice(&proto::OPT_MAGIC.to_be_bytes());
     let offered = proto::FLAG_FIXED_NEWSTYLE | proto::FLAG_NO_ZEROES;
     hello.extend_from_slice(&offered.to_be_bytes());
-    (&mut talk.stream).write_all(&hello)?;
+    talk.stream.write_all(&hello)?;
     let flags = u32::from_be_bytes(talk.read()?);
     if flags & !u32::from(offered) != 0 {
         let text = format!("client flags {flags:#x} are not known");
@@ -175,20 +197,23 @@ pub fn shake(stream: &Stream, exports: &Exports) -> Result<Agreed, HandshakeErro
     }
     let no_zeroes = flags & u32::from(proto::FLAG_NO_ZEROES) != 0;
     loop {
-        let magic = u64::from_be_bytes(talk.read()?);
+        let head: [u8; 16] = talk.read()?;
+        let parsed = proto::be_u64(&head).and_then(|(magic, rest)| {
+            let (option, rest) = proto::be_u32(rest)?;
+            Some((magic, option, proto::be_u32(rest)?.0))
+        });
+        let (magic, option, len) = parsed.unwrap_or_default();
         if magic != proto::OPT_MAGIC {
             let text = format!("option magic is {magic:#x}: not an NBD client");
             return Err(HandshakeError::Protocol(text));
         }
-        let option = u32::from_be_bytes(talk.read()?);
-        let len = u32::from_be_bytes(talk.read()?);
         if len > proto::MAX_OPTION_BYTES {
             let text = format!("option {option} announces {len} bytes");
             talk.reply(option, rep::ERR_TOO_BIG, text.as_bytes())?;
             return Err(HandshakeError::Protocol(text));
         }
         let mut data = vec![0u8; len as usize];
-        (&mut talk.stream).read_exact(&mut data)?;
+        talk.stream.read_exact(&mut data)?;
         match option {
             opt::EXPORT_NAME => return talk.export_name(&data, no_zeroes),
             opt::ABORT => {

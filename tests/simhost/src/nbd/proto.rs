@@ -109,6 +109,7 @@ pub mod errno {
     pub const INVAL: u32 = 22;
     pub const NOSPC: u32 = 28;
     pub const OVERFLOW: u32 = 75;
+    pub const NOTSUP: u32 = 95;
     pub const SHUTDOWN: u32 = 108;
 }
 

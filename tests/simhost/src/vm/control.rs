@@ -5,18 +5,21 @@
 
 use super::hostdisk::HostDisk;
 use crate::contract::Contract;
+use crate::socket::{ListenError, UnixSocket};
 use serde_json::{Value, json};
-use std::io::{self, BufRead, BufReader, Write};
-use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::{Path, PathBuf};
+use std::io::{BufRead, BufReader, Write};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
 use std::time::Duration;
 
 /// The control socket. Closed when dropped.
 pub struct Control {
-    path: PathBuf,
+    socket: Arc<UnixSocket>,
     stopping: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
 }
 
 impl Control {
@@ -25,29 +28,38 @@ impl Control {
         path: &Path,
         disks: Vec<Arc<HostDisk>>,
         contract: Arc<Contract>,
-    ) -> io::Result<Self> {
-        if path.exists() && UnixStream::connect(path).is_err() {
-            std::fs::remove_file(path)?;
-        }
-        let listener = UnixListener::bind(path)?;
+    ) -> Result<Self, ListenError> {
+        let socket = Arc::new(UnixSocket::bind(path)?);
         let stopping = Arc::new(AtomicBool::new(false));
-        let stop = stopping.clone();
-        std::thread::Builder::new()
-            .name("control".into())
-            .spawn(move || {
-                for stream in listener.incoming() {
-                    if stop.load(Ordering::Acquire) {
-                        break; // pairs with the store in drop
-                    }
-                    if let Ok(stream) = stream {
+        let (of, stop) = (socket.clone(), stopping.clone());
+        let run = move || {
+            loop {
+                let accepted = of.accept();
+                if stop.load(Ordering::Acquire) {
+                    break; // pairs with the store in drop
+                }
+                match accepted {
+                    Ok(stream) => {
                         let (disks, contract) = (disks.clone(), contract.clone());
-                        std::thread::spawn(move || serve(&stream, &disks, &contract));
+                        let serve = move || serve(&stream, &disks, &contract);
+                        let name = std::thread::Builder::new().name("command".into());
+                        if let Err(error) = name.spawn(serve) {
+                            tracing::warn!("control: cannot serve a connection: {error}");
+                        }
+                    }
+                    Err(error) => {
+                        tracing::warn!("control: cannot accept a connection: {error}");
+                        std::thread::sleep(Duration::from_millis(50));
                     }
                 }
-            })?;
+            }
+        };
+        let thread = std::thread::Builder::new().name("control".into());
+        let thread = thread.spawn(run).map_err(ListenError::io(path.display()))?;
         Ok(Self {
-            path: path.to_owned(),
+            socket,
             stopping,
+            thread: Some(thread),
         })
     }
 }
@@ -55,8 +67,10 @@ impl Control {
 impl Drop for Control {
     fn drop(&mut self) {
         self.stopping.store(true, Ordering::Release); // pairs with the loop's load
-        drop(UnixStream::connect(&self.path));
-        let _ = std::fs::remove_file(&self.path);
+        self.socket.wake();
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
     }
 }
 

@@ -5,7 +5,7 @@
 use super::hostdisk::{BLOCK_BYTES, HostDisk};
 use crate::abi;
 use crate::contract::ledger;
-use crate::nbd::engine::{Io, Kind, execute};
+use crate::disk::{DiskError, FlatFile};
 use std::sync::atomic::Ordering;
 
 const OK: i32 = abi::JIO_OK;
@@ -34,13 +34,7 @@ pub unsafe extern "C" fn submit(disk: *mut abi::jio_disk, request: *mut abi::jio
         return abi::JIO_E_INVALID;
     }
     let end = r.offset_bytes.checked_add(r.len_bytes);
-    let has_data = matches!(r.kind, abi::JIO_IO_READ | abi::JIO_IO_WRITE);
-    let limit = if has_data {
-        abi::JIO_IO_LEN_MAX
-    } else {
-        u32::MAX
-    };
-    if end.is_none_or(|end| end > disk.disk.capacity_bytes()) || r.len_bytes > u64::from(limit) {
+    if end.is_none_or(|end| end > disk.disk.capacity_bytes()) || r.len_bytes > longest(r.kind) {
         return abi::JIO_E_RANGE;
     }
     disk.ledger.taken(ledger::Kind::Request);
@@ -52,6 +46,23 @@ pub unsafe extern "C" fn submit(disk: *mut abi::jio_disk, request: *mut abi::jio
         unsafe { run_request(&of, request.0) };
     }));
     OK
+}
+
+/// The longest request of a kind: what carries no data may cover the whole disk.
+fn longest(kind: u32) -> u64 {
+    match kind {
+        abi::JIO_IO_READ | abi::JIO_IO_WRITE => abi::JIO_IO_LEN_MAX.into(),
+        _ => u64::MAX,
+    }
+}
+
+/// A request without data.
+fn run_plain(disk: &FlatFile, kind: u32, flags: u32, at: u64, len: u64) -> Result<(), DiskError> {
+    match kind {
+        abi::JIO_IO_ZERO => disk.write_zeroes(at, len, flags & abi::JIO_IO_MAY_UNMAP != 0),
+        abi::JIO_IO_UNMAP => disk.discard(at, len),
+        _ => disk.flush(),
+    }
 }
 
 /// The buffers of a request. Empty if it has none.
@@ -109,23 +120,7 @@ unsafe fn run_request(disk: &HostDisk, request: *mut abi::jio_request) {
                 }
             })
         }
-        kind => execute(
-            &disk.disk,
-            &mut Io {
-                kind: match kind {
-                    abi::JIO_IO_ZERO => Kind::Zero,
-                    abi::JIO_IO_UNMAP => Kind::Unmap,
-                    _ => Kind::Flush,
-                },
-                fua: false,
-                may_unmap: r.flags & abi::JIO_IO_MAY_UNMAP != 0,
-                offset_bytes: r.offset_bytes,
-                len_bytes: r.len_bytes as u32,
-                buffer: Vec::new(),
-                cookie: 0,
-                connection: None,
-            },
-        ),
+        kind => run_plain(&disk.disk, kind, r.flags, r.offset_bytes, r.len_bytes),
     };
     let outcome = outcome.and_then(|()| match r.flags & abi::JIO_IO_FUA {
         0 => Ok(()),
@@ -145,4 +140,31 @@ unsafe fn run_request(disk: &HostDisk, request: *mut abi::jio_request) {
             unsafe { done(userdata, request, status) };
         }
     });
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn a_request_without_data_may_be_longer_than_4_gib() {
+        let dir = tempfile::tempdir().unwrap();
+        let len = (4 << 30) + 8192;
+        let disk = FlatFile::create(&dir.path().join("d.raw"), len + 8192).unwrap();
+        for kind in [abi::JIO_IO_ZERO, abi::JIO_IO_UNMAP] {
+            assert!(longest(kind) >= len);
+            for at in [4096, 8192, len - 4096, len] {
+                disk.write_at(&[7; 4096], at).unwrap();
+            }
+            run_plain(&disk, kind, abi::JIO_IO_MAY_UNMAP, 4096, len - 4096).unwrap();
+            let mut buffer = [1; 4096];
+            for at in [4096, 8192, len - 4096] {
+                disk.read_at(&mut buffer, at).unwrap();
+                assert!(buffer.iter().all(|b| *b == 0), "kind {kind}, byte {at}");
+            }
+            disk.read_at(&mut buffer, len).unwrap();
+            assert_eq!(buffer, [7; 4096], "kind {kind}: what lies behind");
+        }
+    }
 }
