@@ -8,8 +8,28 @@ use std::process::{Child, Stdio};
 use std::time::Duration;
 use support::{Stack, client, ok};
 
-fn load(stack: &Stack, seconds: u32) -> Child {
+/// A load that is ended with the test, however that ends.
+struct Load(Child);
+
+impl Load {
+    /// The guest must have seen no error.
+    fn finish(mut self) {
+        assert!(self.0.wait().unwrap().success(), "the guest saw an error");
+    }
+}
+
+impl Drop for Load {
+    /// Its server may be gone: then fio would wait for ever.
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+fn load(stack: &Stack, seconds: u32) -> Load {
     let mut fio = client("fio");
+    // A job that is a process of its own would outlive fio.
+    fio.arg("--thread");
     fio.current_dir(stack.dir.path());
     fio.args([
         "--name=l",
@@ -23,15 +43,8 @@ fn load(stack: &Stack, seconds: u32) -> Child {
         .arg(format!("--uri={}", stack.uri("d0")));
     fio.stdin(Stdio::null())
         .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .spawn()
-        .unwrap()
-}
-
-/// The server is gone: fio may wait for it for ever.
-fn end(fio: &mut Child) {
-    fio.kill().unwrap();
-    fio.wait().unwrap();
+        .stderr(Stdio::null());
+    Load(fio.spawn().unwrap())
 }
 
 /// Waits until the load has come through to the appliance's log, this many records more.
@@ -46,16 +59,16 @@ fn wait_for_records(stack: &Stack, more: u64) {
 fn the_vm_is_killed() {
     let mut stack = Stack::running(&[("d0.raw", 32 << 20)]);
     stack.settle();
-    let mut fio = load(&stack, 60);
+    let fio = load(&stack, 60);
     wait_for_records(&stack, 2000);
     stack.vm.as_mut().unwrap().kill();
-    end(&mut fio);
+    drop(fio);
     stack.start_vm();
     // Only what was in flight is synced, not the disk.
     stack.settle();
     let synced = stack.domain()["received_bytes"].as_u64().unwrap();
-    let mut fio = load(&stack, 2);
-    assert!(fio.wait().unwrap().success());
+    let fio = load(&stack, 2);
+    fio.finish();
     stack.recover_and_compare("vm-killed");
     stack.assert_contract();
     assert!(synced > 0);
@@ -84,13 +97,13 @@ fn the_vm_is_killed_and_resyncs_only_what_was_in_flight() {
 fn the_daemon_is_killed() {
     let mut stack = Stack::running(&[("d0.raw", 32 << 20)]);
     stack.settle();
-    let mut fio = load(&stack, 6);
+    let fio = load(&stack, 6);
     for _ in 0..3 {
         wait_for_records(&stack, 1000);
         stack.daemon.as_mut().unwrap().kill();
         stack.start_daemon();
     }
-    assert!(fio.wait().unwrap().success(), "the guest saw an error");
+    fio.finish();
     stack.recover_and_compare("daemon-killed");
     stack.assert_contract();
 }
@@ -99,13 +112,13 @@ fn the_daemon_is_killed() {
 fn the_appliance_is_killed() {
     let mut stack = Stack::running(&[("d0.raw", 32 << 20)]);
     stack.settle();
-    let mut fio = load(&stack, 6);
+    let fio = load(&stack, 6);
     for _ in 0..3 {
         wait_for_records(&stack, 1000);
         stack.drva.as_mut().unwrap().kill();
         stack.start_drva();
     }
-    assert!(fio.wait().unwrap().success(), "the guest saw an error");
+    fio.finish();
     stack.recover_and_compare("appliance-killed");
     stack.assert_contract();
 }
@@ -114,18 +127,18 @@ fn the_appliance_is_killed() {
 fn all_are_killed_one_after_the_other() {
     let mut stack = Stack::running(&[("d0.raw", 32 << 20)]);
     stack.settle();
-    let mut fio = load(&stack, 60);
+    let fio = load(&stack, 60);
     wait_for_records(&stack, 1000);
     stack.drva.as_mut().unwrap().kill();
     stack.daemon.as_mut().unwrap().kill();
     std::thread::sleep(Duration::from_millis(300)); // time under test: the lane fills meanwhile
     stack.vm.as_mut().unwrap().kill();
-    end(&mut fio);
+    drop(fio);
     stack.start_vm();
     stack.start_drva();
     stack.start_daemon();
-    let mut fio = load(&stack, 2);
-    assert!(fio.wait().unwrap().success());
+    let fio = load(&stack, 2);
+    fio.finish();
     stack.recover_and_compare("all-killed");
 }
 
