@@ -34,19 +34,26 @@ release: ## Release build of the same
 	ln -sf libvaio_shim.so $(TARGET)/release/$(LIBRARY)
 
 .PHONY: test
-test: test-setup build doctest loom nextest ## All tests: doc tests, model checker, unit, conformance and end-to-end tests, short torture
+test: test-setup loom build-all doctest nextest ## All tests: doc tests, model checker, unit, conformance and end-to-end tests, short torture
 
 .PHONY: test-setup
 test-setup:
 	@scripts/bootstrap.sh test
 
+# All targets at once: with a selection of packages the dependencies would have other features, and
+# be built once more.
+.PHONY: build-all
+build-all:
+	$(CARGO) build --locked --workspace --all-targets
+	ln -sf libvaio_shim.so $(TARGET)/debug/$(LIBRARY)
+
 .PHONY: nextest
-nextest: build
+nextest: build-all
 	$(CARGO) nextest run --locked --workspace
 
 .PHONY: doctest
 doctest:
-	$(CARGO) test --locked -p recovery-store --doc --quiet
+	$(CARGO) test --locked --workspace --doc --quiet
 
 .PHONY: loom
 loom: ## Model-check the lane: every interleaving, and the mutants that must fail
@@ -76,12 +83,12 @@ no-std: ## Build the core for a target that has no operating system
 	$(CARGO) build --locked -p filter-core --target x86_64-unknown-none
 
 .PHONY: torture
-torture: test-setup build ## Kill both sides of lanes for TORTURE_SECONDS (600) under load
+torture: test-setup build-all ## Kill both sides of lanes for TORTURE_SECONDS (600) under load
 	JETDR_TORTURE_SECONDS=$(TORTURE_SECONDS) $(CARGO) nextest run --locked --release --workspace \
 		--profile long --no-capture -E 'test(/torture/)'
 
 .PHONY: fuzz
-fuzz: test-setup build ## Run each fuzz target for FUZZ_SECONDS (60) on random input
+fuzz: test-setup build-all ## Run each fuzz target for FUZZ_SECONDS (60) on random input
 	scripts/fuzz.sh $(FUZZ_SECONDS)
 
 .PHONY: bench
