@@ -61,6 +61,8 @@ struct World {
     attach_epoch: u32,
     base_pending: bool,
     sent: u64,
+    /// The last record that any consumer ever took: no appliance holds more.
+    ever_sent: u64,
     durable: u64,
     /// Ends of the runs that were taken and not forgotten: (last seq, end).
     runs: Vec<(u64, u64)>,
@@ -96,6 +98,7 @@ impl World {
             attach_epoch: 1,
             base_pending: false,
             sent: base_seq - 1,
+            ever_sent: base_seq - 1,
             durable: base_seq - 1,
             runs: Vec::new(),
             asked: None,
@@ -164,6 +167,7 @@ impl World {
             assert!(wraps || too_long || base, "ends early at {}", run.last_seq);
         }
         self.sent = run.last_seq;
+        self.ever_sent = self.ever_sent.max(self.sent);
         self.runs.push((run.last_seq, last.end));
     }
 
@@ -277,7 +281,8 @@ impl World {
     }
 
     fn resume_after(&mut self) {
-        let to = self.numbers.between(self.durable, self.next_seq - 1);
+        let most = self.ever_sent.max(self.durable);
+        let to = self.numbers.between(self.durable, most);
         let result = self.consumer.resume_after(Durable(to));
         self.durable = self.durable.max(to);
         self.rewound(result);
