@@ -8,7 +8,7 @@ use super::layout::{LaneMemory, LaneState};
 use super::ring::{self, Sound};
 use super::sync::Ordering::{Acquire, Relaxed, Release};
 use super::walk::header_at;
-use crate::position::{Durable, Sent};
+use crate::position::{Durable, MAX_SEQ, Sent};
 use crate::record::{
     FLAG_STREAM_BASE, FLAG_SYNC_BEGIN, RECORD_ALIGN, RecordError, RecordHeader, RecordKind,
 };
@@ -100,6 +100,9 @@ impl Consumer {
         let words = memory.consumer();
         let head = words.head.load(Relaxed); // written by a consumer that is gone
         let durable = Durable(words.durable_seq.load(Relaxed)); // as above
+        // No stream gets that far: the word is damaged, and nothing may be computed from it.
+        let nonsense = durable.0 >= MAX_SEQ / 2;
+        let durable = if nonsense { Durable::NONE } else { durable };
         let mut consumer = Self {
             memory,
             head,
@@ -115,7 +118,7 @@ impl Consumer {
         let done = memory.producer().restart_done.load(Acquire); // pairs with the producer's Release
         if words.restart_request.load(Relaxed) != done {
             consumer.restarting = true;
-        } else if consumer.tail().is_err() || consumer.skip_durable().is_err() {
+        } else if nonsense || consumer.tail().is_err() || consumer.skip_durable().is_err() {
             consumer.request_restart(durable.0);
         }
         consumer
@@ -253,11 +256,6 @@ impl Consumer {
             .map_or(self.sent.0, |edge| edge.last_seq)
     }
 
-    /// End of what is published now; everything before it was taken once [`Self::taken_up_to`] holds.
-    pub fn published_end(&self) -> Result<u64, LaneFault> {
-        self.tail()
-    }
-
     /// Whether everything before `position` was taken.
     pub const fn taken_up_to(&self, position: u64) -> bool {
         self.read >= position
@@ -384,8 +382,11 @@ impl Consumer {
         let seq = theirs.restart_seq.load(Relaxed); // as above
         let tail = ring::observe_tail::<Sound>(&theirs.tail); // C1
         let ring_bytes = self.memory.geometry().ring_bytes;
-        if at > tail || tail - at > ring_bytes || !at.is_multiple_of(RECORD_ALIGN as u64) {
-            return false; // nonsense: wait for a producer that answers properly
+        let placed = at <= tail && tail - at <= ring_bytes;
+        if !placed || !at.is_multiple_of(RECORD_ALIGN as u64) || seq >= MAX_SEQ / 2 {
+            // Nonsense. The producer believes that it has answered: only a new request moves it.
+            self.request_restart(self.durable.0);
+            return false;
         }
         self.restarting = false;
         self.read = at;

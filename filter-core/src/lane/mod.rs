@@ -37,6 +37,9 @@ pub mod ring;
 pub mod walk;
 
 #[cfg(all(test, not(loom)))]
+#[path = "damage_tests.rs"]
+mod damage_tests;
+#[cfg(all(test, not(loom)))]
 #[path = "model_tests.rs"]
 mod model_tests;
 #[cfg(all(test, not(loom)))]

@@ -137,6 +137,8 @@ impl World {
         for record in RecordIter::new(&bytes) {
             let record = record.unwrap();
             let expected = &self.all[at];
+            let follows = self.sent + 1 + (at - first) as u64;
+            assert_eq!(record.header.seq, follows, "a gap was taken");
             let payload_crc = record.header.payload_crc;
             let header = RecordHeader {
                 payload_crc,
@@ -158,13 +160,21 @@ impl World {
             .map(|header| header.flags & FLAG_SYNC_BEGIN != 0);
         assert_eq!(run.marker, marker);
         assert!(at - first == 1 || run.len_bytes <= max_bytes);
+        let base = |rec: &Rec| rec.header.flags & FLAG_STREAM_BASE != 0;
+        assert!(
+            !self.all[first..at - 1].iter().any(base),
+            "a base in company"
+        );
         // It is as long as it may be.
         if let Some(next) = self.all.get(at) {
             let wraps = next.start.is_multiple_of(RING);
             self.seen.ended_at_wrap += u64::from(wraps);
             let too_long = run.len_bytes + next.header.span_bytes() > max_bytes;
-            let base = last.header.flags & FLAG_STREAM_BASE != 0;
-            assert!(wraps || too_long || base, "ends early at {}", run.last_seq);
+            assert!(
+                wraps || too_long || base(last),
+                "ends early at {}",
+                run.last_seq
+            );
         }
         self.sent = run.last_seq;
         self.ever_sent = self.ever_sent.max(self.sent);
