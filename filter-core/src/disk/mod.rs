@@ -257,6 +257,9 @@ impl Disk {
         if self.mode == Mode::Tracking {
             return Ok(self.track(change));
         }
+        // After a restart the appliance takes nothing that comes before the stream's new beginning.
+        // (A wake-up is not lost with a deferral: the consumer of a full lane waits for the appliance.)
+        let begun = self.begin_base(stamps).map_err(|_| ())?;
         // The slot before the tail: a kill between the two leaves a slot too many, never one too few.
         let token = self.enter(change, false);
         let draft = Draft {
@@ -268,6 +271,7 @@ impl Disk {
         match self.producer.publish(&draft, stamps) {
             Ok(PublishedGroup { wake, .. }) => {
                 self.sync.touch(change.offset_bytes, change.len_bytes);
+                let wake = wake || begun;
                 Ok(Decision::Pass { token, wake })
             }
             Err(PublishError::Full { .. }) => {
@@ -328,6 +332,7 @@ impl Disk {
             };
             if self.mode == Mode::Publishing
                 && !tracked
+                && !self.producer.base_pending()
                 && let Ok(group) = self.producer.publish(&draft, stamps)
             {
                 completed.wake = group.wake;
@@ -359,9 +364,10 @@ impl Disk {
     }
 
     /// The disk has been enlarged: the new part is synced. `false`: the lane's map is too small, a
-    /// new lane is needed.
+    /// new lane is needed; or the disk would shrink, which nothing downstream could follow.
     pub fn grow(&mut self, capacity_bytes: u64) -> bool {
-        if capacity_bytes > self.memory().geometry().max_capacity_bytes() {
+        let most = self.memory().geometry().max_capacity_bytes();
+        if !(self.capacity_bytes..=most).contains(&capacity_bytes) {
             return false;
         }
         if capacity_bytes > self.capacity_bytes {
