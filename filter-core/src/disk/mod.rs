@@ -373,6 +373,10 @@ impl Disk {
         if capacity_bytes > self.capacity_bytes {
             self.dirty
                 .mark(self.capacity_bytes, capacity_bytes - self.capacity_bytes);
+            // A read of the last block under way ends at the old end: publishing it would clear the
+            // mark of a block that has become longer.
+            let last_block = self.capacity_bytes - self.capacity_bytes % DIRTY_BLOCK_BYTES;
+            self.sync.touch(last_block, DIRTY_BLOCK_BYTES);
             self.capacity_bytes = capacity_bytes;
             self.memory()
                 .producer()
@@ -401,6 +405,8 @@ impl Disk {
     /// The content has changed in a way that no write told (a revert): everything is synced.
     pub fn mark_all(&mut self) {
         self.dirty.mark(0, self.capacity_bytes);
+        // What is being read may be the content of before.
+        self.sync.touch(0, self.capacity_bytes);
         self.want_sync();
     }
 
@@ -417,3 +423,7 @@ impl Disk {
         clean
     }
 }
+
+#[cfg(test)]
+#[path = "driver_tests.rs"]
+mod driver_tests;
