@@ -77,12 +77,16 @@ impl World {
             len_bytes: io.len as u64,
             sources: if io.data.is_empty() { &[] } else { &sources },
         };
+        // Who came first goes first, unless all go by the marks.
+        let waits = waited_ns.is_none() && !self.held.is_empty();
+        let waits = waits && self.disk.state() != LaneState::Tracking;
         let decision = match waited_ns {
             None => self.disk.start(&change, stamps!(self)),
             Some(waited) => self.disk.retry(&change, stamps!(self), waited),
         };
         match decision {
             Decision::Pass { token, .. } => {
+                assert!(!waits, "went before those that wait");
                 if self.disk.producer().published() == published {
                     assert!(self.marked(io.at, io.len), "neither published nor marked");
                     self.seen.tracked += 1;

@@ -224,7 +224,11 @@ impl World {
                 self.sync_read_back();
             }
             rounds += 1;
-            assert!(rounds < 5000, "never comes to stream: {:?}", self.disk);
+            assert!(
+                rounds < 5000,
+                "never comes to stream: {:?}",
+                self.disk.state()
+            );
         }
         self.drain(u64::MAX);
         assert!(self.primary == self.replica, "the replica is another disk");
@@ -290,4 +294,36 @@ fn a_disk_never_shrinks() {
     assert_eq!(world.disk.dirty_bytes(), marked);
     assert!(world.disk.grow(most));
     assert_eq!(world.disk.capacity_bytes(), most);
+}
+
+/// Neither a write nor the note of a failed one comes between a restart and its SYNC_BEGIN.
+#[test]
+fn nothing_comes_before_a_new_beginning() {
+    let mut world = World::new(2);
+    world.depth = 100;
+    while world.inflight.len() < 2 {
+        world.guest_writes();
+    }
+    let first = |world: &mut World| {
+        let run = world.consumer.take(0).unwrap().unwrap();
+        assert!(world.consumer.release(Durable(run.last_seq)));
+        (run.len_bytes, run.marker)
+    };
+    assert_eq!(first(&mut world), (64, Some(true)), "of a fresh lane");
+    world.ask_for_restart();
+    world.disk.tick();
+    let published = world.disk.producer().published();
+    let (_, token) = world.inflight.remove(0);
+    let stamps = Stamps {
+        stamp: &AtomicU64::new(9),
+        cut_epoch: &AtomicU32::new(1),
+        time_ns: 0,
+    };
+    assert!(world.disk.done(token, false, &stamps).sync);
+    assert_eq!(world.disk.producer().published(), published);
+    let count = world.inflight.len();
+    while world.inflight.len() == count {
+        world.guest_writes();
+    }
+    assert_eq!(first(&mut world), (64, Some(true)), "of a restart");
 }

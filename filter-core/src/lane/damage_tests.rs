@@ -298,7 +298,7 @@ impl World {
                 _ => {}
             }
         }
-        panic!("wedged: {:?} {:?}", self.producer, self.consumer);
+        panic!("wedged: {:?} {:?}", self.producer, self.consumer.sent());
     }
 }
 

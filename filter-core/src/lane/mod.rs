@@ -40,6 +40,9 @@ pub mod walk;
 #[path = "damage_tests.rs"]
 mod damage_tests;
 #[cfg(all(test, not(loom)))]
+#[path = "hostile_tests.rs"]
+mod hostile_tests;
+#[cfg(all(test, not(loom)))]
 #[path = "model_tests.rs"]
 mod model_tests;
 #[cfg(all(test, not(loom)))]
