@@ -104,7 +104,7 @@ fn a_record_ends_before_the_ring_does() {
     assert_eq!(ring.faults(), (false, false), "just so");
     let ring = Ring::standing_at(at + 64);
     ring.put(at + 64, &header(RecordKind::Write, 1, 4096));
-    ring.tail(RING + 4096);
+    ring.tail(RING + 64); // the tail is where such a record would end
     assert_eq!(ring.faults(), (true, true));
 }
 
@@ -113,15 +113,15 @@ fn a_pad_ends_where_the_ring_does() {
     for (payload_len, bad) in [(192, false), (128, true), (256, true), (0, true)] {
         let ring = Ring::standing_at(RING - 256);
         ring.put(RING - 256, &header(RecordKind::Pad, 0, payload_len));
-        ring.put(RING, &header(RecordKind::Zero, 1, 0));
-        ring.tail(RING + 64);
+        let end = RING - 256 + HEADER_BYTES as u64 + u64::from(payload_len);
+        ring.put(end, &header(RecordKind::Zero, 1, 0));
+        ring.tail(end + 64);
         assert_eq!(ring.faults(), (bad, bad), "{payload_len}");
     }
 }
 
 #[test]
 fn a_tail_is_at_most_a_ring_ahead_and_never_goes_back() {
-    let ring = Ring::standing_at(4096);
     for (tail, bad) in [
         (4096, false),
         (4096 + RING + 64, true),
@@ -131,8 +131,13 @@ fn a_tail_is_at_most_a_ring_ahead_and_never_goes_back() {
         (u64::MAX, true),
         (u64::MAX - 63, true),
     ] {
+        let ring = Ring::standing_at(4096);
+        ring.put(4096, &header(RecordKind::Zero, 1, 0)); // which is good, if it is read
         ring.tail(tail);
-        assert_eq!(ring.faults(), (bad, bad), "{tail}");
+        let consumer = Consumer::attach(ring.0.memory());
+        assert_eq!(consumer.restarting(), bad, "{tail}");
+        let found = scan(ring.0.memory());
+        assert_eq!(matches!(found, Err(LaneFault::Tail { .. })), bad, "{tail}");
     }
     // Backwards under a consumer that stands further on.
     let ring = Ring::standing_at(0);
