@@ -79,6 +79,8 @@ struct World {
     cut_epoch: AtomicU32,
     now_ns: u64,
     epoch: u32,
+    /// The daemon was started anew at least once.
+    reattached: bool,
     /// What the guest's disk holds.
     primary: Vec<u8>,
     replica: Vec<u8>,
@@ -120,6 +122,7 @@ impl World {
             cut_epoch: AtomicU32::new(1),
             now_ns: 0,
             epoch: 1,
+            reattached: false,
             held: VecDeque::new(),
             inflight: Vec::new(),
             reading: Vec::new(),
@@ -192,8 +195,17 @@ impl World {
                 970..973 => self.revert(),
                 973..976 => self.kill(),
                 976..982 => self.close(),
-                982..986 => self.consumer.rewind().unwrap(),
-                986..990 => self.consumer = Consumer::attach(self.lane.memory()),
+                982..986 => {
+                    if let Err(fault) = self.consumer.rewind() {
+                        assert!(self.reattached, "{fault}");
+                        let durable = self.consumer.durable().0;
+                        self.consumer.request_restart(durable);
+                    }
+                }
+                986..990 => {
+                    self.consumer = Consumer::attach(self.lane.memory());
+                    self.reattached = true;
+                }
                 990..992 => self.ask_for_restart(),
                 992..995 => self.disk.enter_tracking(),
                 _ => self.disk.tick(),

@@ -171,6 +171,10 @@ fn the_scan_lets_a_seq_jump_forward_and_never_back() {
     ring.put(0, &header(RecordKind::Zero, MAX_SEQ / 2, 0));
     ring.tail(64);
     assert!(scan(ring.0.memory()).is_err(), "no room for seqs is left");
+    let ring = Ring::standing_at(0);
+    let words = ring.0.memory();
+    words.producer().last_stamp.store(u64::MAX, Relaxed);
+    assert!(scan(words).is_err(), "no room for stamps is left");
 }
 
 /// The producer goes on from its own truth, whatever its page and the consumer's say.
