@@ -257,6 +257,9 @@ impl Disk {
         if self.mode == Mode::Tracking {
             return Ok(self.track(change));
         }
+        // After a restart the appliance takes nothing that comes before the stream's new beginning.
+        // (A wake-up is not lost with a deferral: the consumer of a full lane waits for the appliance.)
+        let begun = self.begin_base(stamps).map_err(|_| ())?;
         // The slot before the tail: a kill between the two leaves a slot too many, never one too few.
         let token = self.enter(change, false);
         let draft = Draft {
@@ -268,6 +271,7 @@ impl Disk {
         match self.producer.publish(&draft, stamps) {
             Ok(PublishedGroup { wake, .. }) => {
                 self.sync.touch(change.offset_bytes, change.len_bytes);
+                let wake = wake || begun;
                 Ok(Decision::Pass { token, wake })
             }
             Err(PublishError::Full { .. }) => {
@@ -328,6 +332,7 @@ impl Disk {
             };
             if self.mode == Mode::Publishing
                 && !tracked
+                && !self.producer.base_pending()
                 && let Ok(group) = self.producer.publish(&draft, stamps)
             {
                 completed.wake = group.wake;
@@ -359,14 +364,19 @@ impl Disk {
     }
 
     /// The disk has been enlarged: the new part is synced. `false`: the lane's map is too small, a
-    /// new lane is needed.
+    /// new lane is needed; or the disk would shrink, which nothing downstream could follow.
     pub fn grow(&mut self, capacity_bytes: u64) -> bool {
-        if capacity_bytes > self.memory().geometry().max_capacity_bytes() {
+        let most = self.memory().geometry().max_capacity_bytes();
+        if !(self.capacity_bytes..=most).contains(&capacity_bytes) {
             return false;
         }
         if capacity_bytes > self.capacity_bytes {
             self.dirty
                 .mark(self.capacity_bytes, capacity_bytes - self.capacity_bytes);
+            // A read of the last block under way ends at the old end: publishing it would clear the
+            // mark of a block that has become longer.
+            let last_block = self.capacity_bytes - self.capacity_bytes % DIRTY_BLOCK_BYTES;
+            self.sync.touch(last_block, DIRTY_BLOCK_BYTES);
             self.capacity_bytes = capacity_bytes;
             self.memory()
                 .producer()
@@ -395,6 +405,8 @@ impl Disk {
     /// The content has changed in a way that no write told (a revert): everything is synced.
     pub fn mark_all(&mut self) {
         self.dirty.mark(0, self.capacity_bytes);
+        // What is being read may be the content of before.
+        self.sync.touch(0, self.capacity_bytes);
         self.want_sync();
     }
 
@@ -411,3 +423,7 @@ impl Disk {
         clean
     }
 }
+
+#[cfg(test)]
+#[path = "driver_tests.rs"]
+mod driver_tests;

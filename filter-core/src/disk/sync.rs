@@ -9,7 +9,7 @@
 
 use super::{Disk, Mode};
 use crate::lane::layout::{DIRTY_BLOCK_BYTES, LaneState};
-use crate::lane::producer::{Draft, Source, Stamps};
+use crate::lane::producer::{Draft, PublishError, Source, Stamps};
 use crate::record::RecordKind;
 use alloc::vec::Vec;
 
@@ -190,6 +190,17 @@ impl Disk {
             None if self.dirty.next_set(0).is_none() => self.finish(stamps, wake),
             None => SyncStep::Wait { wake },
         }
+    }
+
+    /// If the stream starts anew, publishes its beginning; returns whether to wake the daemon.
+    pub(super) fn begin_base(&mut self, stamps: &Stamps<'_>) -> Result<bool, PublishError> {
+        if !self.producer.base_pending() {
+            return Ok(false);
+        }
+        let group = self.producer.publish_marker(true, stamps)?;
+        self.sync.phase = Phase::Begun;
+        self.producer.set_state(LaneState::Syncing);
+        Ok(group.wake)
     }
 
     fn finish(&mut self, stamps: &Stamps<'_>, wake: bool) -> SyncStep {

@@ -9,7 +9,7 @@ use super::layout::{LaneMemory, LaneState};
 use super::ring::{self, Sound};
 use super::sync::Ordering::{Acquire, Relaxed, Release};
 use super::walk::header_at;
-use crate::position::{Durable, Sent};
+use crate::position::{Durable, MAX_SEQ, Sent};
 use crate::record::{
     FLAG_STREAM_BASE, FLAG_SYNC_BEGIN, HEADER_BYTES, MAX_PAYLOAD_BYTES, RECORD_ALIGN, RecordError,
     RecordHeader, RecordKind,
@@ -103,6 +103,9 @@ impl Consumer {
         let words = memory.consumer();
         let head = words.head.load(Relaxed); // written by a consumer that is gone
         let durable = Durable(words.durable_seq.load(Relaxed)); // as above
+        // No stream gets that far: the word is damaged, and nothing may be computed from it.
+        let nonsense = durable.0 >= MAX_SEQ / 2;
+        let durable = if nonsense { Durable::NONE } else { durable };
         let mut consumer = Self {
             memory,
             head,
@@ -118,7 +121,7 @@ impl Consumer {
         let done = memory.producer().restart_done.load(Acquire); // pairs with the producer's Release
         if words.restart_request.load(Relaxed) != done {
             consumer.restarting = true;
-        } else if consumer.tail().is_err() || consumer.skip_durable().is_err() {
+        } else if nonsense || consumer.tail().is_err() || consumer.skip_durable().is_err() {
             consumer.request_restart(durable.0);
         }
         consumer
@@ -450,8 +453,10 @@ impl Consumer {
         let seq = theirs.restart_seq.load(Relaxed); // as above
         let tail = ring::observe_tail::<Sound>(&theirs.tail); // C1
         let ring_bytes = self.memory.geometry().ring_bytes;
-        if at > tail || tail - at > ring_bytes || !at.is_multiple_of(RECORD_ALIGN as u64) {
-            self.request_restart(self.restart_above()); // nonsense: it is to answer again
+        let placed = at <= tail && tail - at <= ring_bytes;
+        if !placed || !at.is_multiple_of(RECORD_ALIGN as u64) || seq >= MAX_SEQ / 2 {
+            // Nonsense. The producer believes that it has answered: only a new request moves it.
+            self.request_restart(self.restart_above());
             return false;
         }
         self.restarting = false;

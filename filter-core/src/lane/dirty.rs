@@ -92,3 +92,7 @@ impl DirtyMap {
             .sum()
     }
 }
+
+#[cfg(test)]
+#[path = "dirty_tests.rs"]
+mod tests;

@@ -43,7 +43,10 @@ struct Entry {
 pub struct InFlight {
     memory: LaneMemory,
     entries: Vec<Entry>,
+    /// Unused entries that are mirrored: they go first, since any other costs a mark and a sync.
     free: Vec<u32>,
+    /// Unused entries beyond the table.
+    spare: Vec<u32>,
     tracked: usize,
 }
 
@@ -59,6 +62,7 @@ impl InFlight {
             memory,
             entries,
             free,
+            spare: Vec::new(),
             tracked: 0,
         }
     }
@@ -80,7 +84,8 @@ impl InFlight {
     /// Adds a write. `false`: the table's slots are used up, so the caller must mark the range, else
     /// a kill would lose sight of it.
     pub fn add(&mut self, offset_bytes: u64, len_bytes: u64, tracked: bool) -> (Token, bool) {
-        let index = self.free.pop().unwrap_or_else(|| {
+        let unused = self.free.pop().or_else(|| self.spare.pop());
+        let index = unused.unwrap_or_else(|| {
             self.entries.push(Entry::default());
             self.entries.len() as u32 - 1
         });
@@ -109,9 +114,11 @@ impl InFlight {
         let gone = *entry;
         *entry = Entry::default();
         self.tracked -= usize::from(gone.tracked);
-        self.free.push(token.0);
         if (token.0 as usize) < SLOTS {
+            self.free.push(token.0);
             self.mirror(token.0 as usize, 0, 0);
+        } else {
+            self.spare.push(token.0);
         }
         Some((gone.offset_bytes, gone.len_bytes, gone.tracked))
     }
@@ -131,7 +138,7 @@ impl InFlight {
 
     /// Writes in flight.
     pub fn len(&self) -> usize {
-        self.entries.len() - self.free.len()
+        self.entries.len() - self.free.len() - self.spare.len()
     }
 
     /// Whether nothing is in flight.
@@ -154,3 +161,7 @@ impl InFlight {
         }
     }
 }
+
+#[cfg(test)]
+#[path = "inflight_tests.rs"]
+mod tests;

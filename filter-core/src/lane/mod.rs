@@ -36,6 +36,19 @@ pub mod ring;
 #[cfg(not(loom))]
 pub mod walk;
 
+#[cfg(all(test, not(loom)))]
+#[path = "damage_tests.rs"]
+mod damage_tests;
+#[cfg(all(test, not(loom)))]
+#[path = "hostile_tests.rs"]
+mod hostile_tests;
+#[cfg(all(test, not(loom)))]
+#[path = "model_tests.rs"]
+mod model_tests;
+#[cfg(all(test, not(loom)))]
+#[allow(clippy::unwrap_used)]
+pub(crate) mod test_lane;
+
 /// The atomics that the ring's words are made of: loom's under `--cfg loom`.
 pub mod sync {
     #[cfg(not(loom))]

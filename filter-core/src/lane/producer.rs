@@ -284,6 +284,12 @@ impl Producer {
         self.stream_base = true;
     }
 
+    /// Whether the stream starts anew and its beginning is not published yet: no other record may
+    /// come before it.
+    pub const fn base_pending(&self) -> bool {
+        self.stream_base
+    }
+
     /// Whether the consumer asks for a restart of the stream.
     pub fn restart_requested(&self) -> bool {
         let asked = self

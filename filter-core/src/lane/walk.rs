@@ -102,7 +102,8 @@ pub fn scan(memory: LaneMemory) -> Result<Scan, LaneFault> {
         0
     }; // as above
     let last = last_seq.unwrap_or(durable).max(base);
-    if last >= crate::position::MAX_SEQ / 2 {
+    // A damaged word may name a seq or a stamp that leaves no room to count on.
+    if last.max(last_stamp) >= crate::position::MAX_SEQ / 2 {
         return Err(LaneFault::Sequence {
             at: tail,
             last: durable,
