@@ -204,15 +204,7 @@ impl World {
                     return self.consumer.request_restart(durable);
                 }
             };
-            let at = self.lane.ring_offset(run.base);
-            assert!(at + run.len_bytes as u64 <= MIN_RING_BYTES);
-            let mut bytes = vec![0; run.len_bytes];
-            // SAFETY: the run lies in the ring, which lives as long as `self`; a raw copy.
-            unsafe {
-                bytes
-                    .as_mut_ptr()
-                    .copy_from_nonoverlapping(run.base, run.len_bytes)
-            };
+            let bytes = self.lane.bytes_of(&run);
             if !self.apply(&bytes) {
                 // Gone between its answer and the new beginning: the daemon asks again.
                 self.seen.gaps += 1;

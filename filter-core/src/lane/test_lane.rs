@@ -1,5 +1,6 @@
 //! A lane in ordinary memory, and seeded numbers: what the tests of this crate stand on.
 
+use super::consumer::Run;
 use super::layout::{Geometry, Identity, LaneMemory};
 use core::ptr::NonNull;
 use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
@@ -45,6 +46,20 @@ impl HeapLane {
     /// Address of the lane's first byte.
     pub fn base(&self) -> *mut u8 {
         self.base.as_ptr()
+    }
+    /// A copy of a run's bytes, which must lie in the ring in one piece.
+    pub fn bytes_of(&self, run: &Run) -> Vec<u8> {
+        let ring_bytes = self.memory().geometry().ring_bytes;
+        let end = self.ring_offset(run.base) + run.len_bytes as u64;
+        assert!(end <= ring_bytes, "goes round");
+        let mut bytes = vec![0; run.len_bytes];
+        // SAFETY: just checked to lie inside the ring, which lives as long as `self`; a raw copy.
+        unsafe {
+            bytes
+                .as_mut_ptr()
+                .copy_from_nonoverlapping(run.base, run.len_bytes)
+        };
+        bytes
     }
 
     /// Offset in the ring of an address that the consumer handed out.
