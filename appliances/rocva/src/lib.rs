@@ -1,6 +1,6 @@
 //! The recovery appliance: turns a cut of a container back into disks.
 //!
-//! A thin shell around `recovery_store`: [`mod@recover`] writes disks, `verify` reads everything and says
+//! A thin shell around `recovery_store`: `recover` writes disks, `verify` reads everything and says
 //! what is wrong, `list` shows the cuts. Invariant: a file under its final name is complete; what is
 //! unfinished has another name and is taken up again by the next run.
 #![warn(missing_docs)]
