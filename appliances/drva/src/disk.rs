@@ -13,7 +13,7 @@ use filter_core::session::{Admit, Receiver, Refusal};
 use filter_core::wire::{ErrorCode, Message};
 use parking_lot::{Mutex, RwLock};
 use recovery_store::DiskInfo;
-use std::collections::VecDeque;
+use ringbuf::HeapRb;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -25,16 +25,22 @@ pub struct Route {
     pub channel: u32,
 }
 
-/// Where a stream holds no consistent image: within syncs, and where records were lost.
-#[derive(Debug, Default)]
-struct Brackets(VecDeque<(u64, u64)>);
+/// Syncs and losses that are remembered: cuts ask about the newest positions only.
+const MAX_BRACKETS: usize = 16;
+
+/// Where a stream holds no consistent image: within syncs, and where records were lost. The oldest is
+/// overwritten.
+struct Brackets(HeapRb<(u64, u64)>);
+
+impl Default for Brackets {
+    fn default() -> Self {
+        Self(HeapRb::new(MAX_BRACKETS))
+    }
+}
 
 impl Brackets {
     fn push(&mut self, begin: u64, end: u64) {
-        if self.0.len() == 16 {
-            self.0.pop_front();
-        }
-        self.0.push_back((begin, end));
+        self.0.push_overwrite((begin, end));
     }
 
     /// A sync begins at this seq.
@@ -57,7 +63,7 @@ impl Brackets {
     }
 
     /// Whether the replica is not consistent once everything up to `seq` was applied.
-    fn open_at(&self, seq: u64) -> bool {
+    fn open_at(&mut self, seq: u64) -> bool {
         self.0
             .iter()
             .any(|(begin, end)| *begin <= seq && seq < *end)

@@ -13,6 +13,7 @@ use filter_core::wire::{ErrorCode, OpenLane};
 use hdrhistogram::Histogram;
 use parking_lot::{Condvar, Mutex, RwLock};
 use recovery_store::DiskInfo;
+use ringbuf::HeapRb;
 use std::collections::{BTreeMap, VecDeque};
 use std::path::Path;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
@@ -89,7 +90,6 @@ pub struct ClosedCut {
 }
 
 /// What the upload may feed, and what waits for it.
-#[derive(Default)]
 pub struct CutState {
     /// Cuts in the log that the store does not hold.
     pub closed: VecDeque<ClosedCut>,
@@ -102,24 +102,35 @@ pub struct CutState {
     /// Names that operators asked for, not yet taken.
     pub wanted: VecDeque<String>,
     /// The last named cuts that came into the store: name, number, time.
-    named: VecDeque<(String, u64, u64)>,
+    named: HeapRb<(String, u64, u64)>,
+}
+
+impl Default for CutState {
+    fn default() -> Self {
+        Self {
+            closed: VecDeque::new(),
+            outstanding: None,
+            last_epoch: 0,
+            newest: None,
+            wanted: VecDeque::new(),
+            named: HeapRb::new(MAX_WANTED),
+        }
+    }
 }
 
 impl CutState {
     /// A cut is in the store.
     pub fn committed(&mut self, number: u64, name: Option<String>, time_ns: u64) {
         if let Some(name) = &name {
-            if self.named.len() == MAX_WANTED {
-                self.named.pop_front();
-            }
-            self.named.push_back((name.clone(), number, time_ns));
+            // The oldest goes: whoever asked for it has looked long ago.
+            self.named.push_overwrite((name.clone(), number, time_ns));
         }
         self.newest = Some((number, name, time_ns));
     }
 
     /// The cut of this name above number `after`, if it is in the store: its number and time.
-    pub fn named_after(&self, name: &str, after: u64) -> Option<(u64, u64)> {
-        let mut named = self.named.iter().rev();
+    pub fn named_after(&mut self, name: &str, after: u64) -> Option<(u64, u64)> {
+        let mut named = self.named.iter();
         let found = named.find(|(known, number, _)| known == name && *number > after);
         found.map(|(_, number, time_ns)| (*number, *time_ns))
     }
