@@ -281,8 +281,9 @@ impl Appliance {
         let mut next = u64::from(role.offset()) << 48;
         loop {
             let accepted = listener.accept();
+            // pairs with the store of `stop`
             if self.stopping.load(Ordering::Acquire) {
-                return; // pairs with the store of `stop`
+                return;
             }
             let Ok((stream, peer)) = accepted else {
                 std::thread::sleep(Duration::from_millis(50));

@@ -186,7 +186,7 @@ impl Disk {
         // What becomes durable from here on is acknowledged over the new route: `durable` stores the
         // position first and then takes this lock.
         let opened = Message::LaneOpened {
-            durable_seq: self.durable.load(Ordering::Acquire),
+            durable_seq: self.durable.load(Ordering::Acquire), // pairs with `durable`
             attach_epoch: stream.receiver.attach_epoch(),
         };
         route.outbox.send(&opened, route.channel);
@@ -281,7 +281,7 @@ impl Disk {
     /// The store holds the disk up to here: tells its host.
     pub fn uploaded(&self, seq: u64) {
         self.uploaded.store(seq, Ordering::Release); // pairs with the status document's load
-        self.acknowledge(self.durable.load(Ordering::Acquire), seq);
+        self.acknowledge(self.durable_seq(), seq);
     }
 
     fn acknowledge(&self, durable_seq: u64, uploaded_seq: u64) {

@@ -280,7 +280,7 @@ impl Domain {
             let content = describe(&disk.info.read());
             self.log_entry(EntryKind::Disk, lane.disk_id, 0, content)
                 .map_err(|e| (ErrorCode::Log, e.to_string()))?;
-            self.described.fetch_add(1, Ordering::AcqRel);
+            self.described.fetch_add(1, Ordering::AcqRel); // pairs with the upload's load
         }
         match disk.attach(lane.attach_epoch, host, route) {
             Ok(generation) => Ok((disk, generation)),

@@ -3,10 +3,11 @@
 
 mod scripted;
 
-use filter_core::wire::{Message, PortRole};
+use filter_core::wire::PortRole;
 use scripted::store::{Random, random_record};
 use scripted::{
-    CAPACITY_BYTES, DOMAIN, Disk, Drva, Link, Site, cut_now, next_request, refuse_cut, seed,
+    CAPACITY_BYTES, DOMAIN, Disk, Drva, Link, Site, cut_now, next_request, positions_of,
+    refuse_cut, seed, send_positions,
 };
 use serde_json::json;
 use std::collections::BTreeMap;
@@ -68,7 +69,7 @@ fn a_cut_holds_exactly_its_records() {
         // Not in one moment: as on a host, each disk takes the epoch up at a record of its own.
         let images = disks.iter().map(|d| (d.uuid, d.model.bytes.clone()));
         let images: Images = images.collect();
-        let positions = disks.iter().map(|d| (d.open.disk_id, d.seq)).collect();
+        let positions = positions_of(&disks);
         for disk in &mut disks {
             disk.cut_epoch = epoch;
         }
@@ -85,13 +86,7 @@ fn a_cut_holds_exactly_its_records() {
         } else {
             answered += 1;
             expected.insert(epoch, images);
-            let domain = DOMAIN.into();
-            let answer = Message::CutPositions {
-                epoch,
-                domain,
-                positions,
-            };
-            control.send(&answer, 0);
+            send_positions(&mut control, epoch, positions);
         }
     }
     for disk in &disks {

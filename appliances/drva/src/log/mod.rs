@@ -300,8 +300,9 @@ impl Log {
         let shared = &*self.shared;
         let mut queue = shared.queue.lock();
         loop {
+            // pairs with the store of close
             if shared.closing.load(Ordering::Acquire) {
-                return Err(LogError::Closing); // pairs with the store of close
+                return Err(LogError::Closing);
             }
             if queue.bytes < QUEUE_BYTES {
                 queue.bytes += len;
@@ -318,9 +319,10 @@ impl Log {
     pub fn submit(&self, mut permit: Permit<'_>, submission: Submission) -> Result<(), LogError> {
         let shared = &self.shared;
         let mut queue = shared.queue.lock();
+        // pairs with the store of close
         if shared.closing.load(Ordering::Acquire) {
             drop(queue); // the permit wants it
-            return Err(LogError::Closing); // pairs with the store of close
+            return Err(LogError::Closing);
         }
         // From here on the bytes are the submission's: the writer gives them back.
         queue.bytes = queue.bytes + submission.len - std::mem::take(&mut permit.len);
@@ -372,7 +374,7 @@ impl Log {
                 break;
             }
             segments.remove(&first);
-            self.shared.used_bytes.fetch_sub(bytes, Ordering::AcqRel);
+            self.shared.used_bytes.fetch_sub(bytes, Ordering::AcqRel); // pairs with the writer's load
             self.shared.room.notify_all();
         }
     }

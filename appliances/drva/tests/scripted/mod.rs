@@ -373,7 +373,16 @@ pub fn answer_cut(control: &mut Link, disks: &mut [Disk], epoch: u32) {
     for disk in disks.iter_mut() {
         disk.cut_epoch = epoch;
     }
-    let positions = disks.iter().map(|d| (d.open.disk_id, d.seq)).collect();
+    send_positions(control, epoch, positions_of(disks));
+}
+
+/// Where the disks stand now.
+pub fn positions_of(disks: &[Disk]) -> Vec<([u8; 16], u64)> {
+    disks.iter().map(|d| (d.open.disk_id, d.seq)).collect()
+}
+
+/// Answers a request for a cut.
+pub fn send_positions(control: &mut Link, epoch: u32, positions: Vec<([u8; 16], u64)>) {
     let domain = DOMAIN.into();
     let answer = Message::CutPositions {
         epoch,
