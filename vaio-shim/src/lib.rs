@@ -413,11 +413,14 @@ unsafe extern "C" fn property_list(
             c"longest deferral of a write, in microseconds",
         ),
     ];
-    for (key, about) in known {
-        // SAFETY: the host's function, called as the contract says.
-        unsafe { function(userdata, key.as_ptr(), about.as_ptr()) };
-    }
-    OK
+    let tell = || {
+        for (key, about) in known {
+            // SAFETY: the host's function, called as the contract says.
+            unsafe { function(userdata, key.as_ptr(), about.as_ptr()) };
+        }
+        OK
+    };
+    guard::any(tell).unwrap_or(abi::JIO_E_INTERNAL)
 }
 
 unsafe extern "C" fn status(instance: *mut c_void, out: *mut abi::jio_filter_status) -> i32 {
