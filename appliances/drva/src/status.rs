@@ -192,11 +192,18 @@ fn listen(path: &Path) -> std::io::Result<UnixListener> {
             let text = "there is a file that is no socket: choose another path, or remove it";
             return Err(std::io::Error::new(std::io::ErrorKind::AlreadyExists, text));
         }
-        if UnixStream::connect(path).is_ok() {
-            let text = "another process serves this socket";
-            return Err(std::io::Error::new(std::io::ErrorKind::AddrInUse, text));
+        match UnixStream::connect(path) {
+            // The one answer that only a socket gives which nobody serves.
+            Err(error) if error.kind() == std::io::ErrorKind::ConnectionRefused => {
+                std::fs::remove_file(path)?;
+            }
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
+            Err(_) => {}
+            Ok(_) => {
+                let text = "another process serves this socket";
+                return Err(std::io::Error::new(std::io::ErrorKind::AddrInUse, text));
+            }
         }
-        std::fs::remove_file(path)?;
     }
     UnixListener::bind(path)
 }
@@ -223,4 +230,26 @@ pub fn serve(path: &Path, appliance: Arc<Appliance>) -> std::io::Result<()> {
         .name("status".into())
         .spawn(run)?;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn only_a_socket_that_nobody_serves_is_replaced() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("status");
+        std::fs::write(&path, "somebody's").unwrap();
+        let error = listen(&path).unwrap_err().to_string();
+        assert!(error.contains("no socket"), "{error}");
+        assert_eq!(std::fs::read(&path).unwrap(), b"somebody's");
+        std::fs::remove_file(&path).unwrap();
+        let living = listen(&path).unwrap();
+        let error = listen(&path).unwrap_err().to_string();
+        assert!(error.contains("another process"), "{error}");
+        drop(living);
+        listen(&path).unwrap();
+    }
 }
