@@ -13,7 +13,7 @@
 //! | 12 | 4 | CRC32C of the payload (without its zero padding) |
 //! | 16 | 8 | seq: per disk, from 1, +1 a record, never reused |
 //! | 24 | 8 | stamp: per VM, +1 for each record of any of its disks |
-//! | 32 | 8 | offset of the range on the disk, in bytes |
+//! | 32 | 8 | offset of the range on the disk, in bytes; of a STREAM_BASE the seq that it relies on |
 //! | 40 | 4 | attach epoch |
 //! | 44 | 4 | cut epoch |
 //! | 48 | 8 | time, ns since 1970 (host's clock; for people and lag figures, never for order) |
@@ -43,8 +43,9 @@ pub const FLAG_FRAGMENT_MORE: u8 = 1 << 0;
 pub const FLAG_SYNC_BEGIN: u8 = 1 << 1;
 /// A SYNC record without payload: the sync is complete, the replica is consistent again.
 pub const FLAG_SYNC_END: u8 = 1 << 2;
-/// On a SYNC_BEGIN: the first record of a fresh lane; seq may jump forward here, and the sync that
-/// follows covers the whole disk.
+/// On a SYNC_BEGIN: the first record of a fresh lane; seq may jump forward here. Its offset is the
+/// seq that the stream relies on: the sync that follows makes up for everything that a receiver
+/// lacks which holds all records up to there. 0: it relies on nothing, the sync covers the whole disk.
 pub const FLAG_STREAM_BASE: u8 = 1 << 3;
 const KNOWN_FLAGS: u8 = FLAG_FRAGMENT_MORE | FLAG_SYNC_BEGIN | FLAG_SYNC_END | FLAG_STREAM_BASE;
 
@@ -276,6 +277,10 @@ impl RecordHeader {
             let plain = self.payload_len == 0 && self.range_len == 0;
             if self.kind != RecordKind::Sync || both || !plain {
                 return bad("flags", self.flags.into());
+            }
+            let base = self.flags & FLAG_STREAM_BASE != 0;
+            if self.offset_bytes != 0 && !(base && self.offset_bytes < self.seq) {
+                return bad("offset", self.offset_bytes);
             }
         }
         if self.flags & FLAG_STREAM_BASE != 0 && self.flags & FLAG_SYNC_BEGIN == 0 {

@@ -149,7 +149,7 @@ impl Disk {
         if start == Start::Full {
             dirty.clear_all();
             dirty.mark(0, capacity_bytes);
-            producer.start_base();
+            producer.start_base(0);
         }
         if start != Start::Clean {
             sync.want();

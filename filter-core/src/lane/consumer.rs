@@ -415,18 +415,22 @@ impl Consumer {
     /// Whether the stream that will be taken next begins anew, so that the appliance need not hold
     /// what came before it.
     pub fn next_is_base(&self) -> bool {
-        let Ok(tail) = self.tail() else { return false };
+        self.next_base().is_some()
+    }
+
+    /// The seq that the stream which will be taken next relies on, if that stream begins anew.
+    pub fn next_base(&self) -> Option<u64> {
+        let tail = self.tail().ok()?;
         let mut at = self.read;
         while at < tail {
-            let Ok((header, span)) = header_at(self.memory, at, tail) else {
-                return false;
-            };
+            let (header, span) = header_at(self.memory, at, tail).ok()?;
             if header.kind != RecordKind::Pad {
-                return header.flags & FLAG_STREAM_BASE != 0;
+                let base = header.flags & FLAG_STREAM_BASE != 0;
+                return base.then_some(header.offset_bytes);
             }
             at += span;
         }
-        false
+        None
     }
 
     /// Asks the producer to start the stream anew, above seq `above`, with a full sync. Nothing is

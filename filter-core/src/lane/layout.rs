@@ -18,8 +18,14 @@ pub const PRODUCER_AT: usize = PAGE_BYTES;
 pub const INFLIGHT_AT: usize = 2 * PAGE_BYTES;
 /// Where the consumer page starts.
 pub const CONSUMER_AT: usize = 3 * PAGE_BYTES;
+/// Where the hashes that the consumer answers with start.
+pub const HASH_AT: usize = 4 * PAGE_BYTES;
+/// Bytes of one hash: the first of a SHA-256.
+pub const HASH_BYTES: usize = 16;
+/// Hashes of one answer, at most: what the page holds.
+pub const MAX_HASHES: usize = PAGE_BYTES / HASH_BYTES;
 /// Where the dirty map starts.
-pub const DIRTY_AT: usize = 4 * PAGE_BYTES;
+pub const DIRTY_AT: usize = 5 * PAGE_BYTES;
 /// Bytes of disk that one bit of the dirty map stands for.
 pub const DIRTY_BLOCK_BYTES: u64 = 64 * 1024;
 /// The smallest ring: eight of the largest fragments.
@@ -29,7 +35,7 @@ pub const MAX_RING_BYTES: u64 = 1 << 30;
 /// The ring of a lane unless told otherwise.
 pub const DEFAULT_RING_BYTES: u64 = 8 << 20;
 /// Version of this layout.
-pub const LANE_VERSION: u32 = 1;
+pub const LANE_VERSION: u32 = 2;
 /// Longest name (domain, VM, disk label) in bytes.
 pub const MAX_NAME_BYTES: usize = 80;
 const LANE_MAGIC: u64 = u64::from_le_bytes(*b"jdrLANE1");
@@ -64,6 +70,13 @@ pub struct ProducerWords {
     pub tracking_rounds: AtomicU32,
     /// Bytes that the dirty map stands for, updated at each change of state, for status pages.
     pub dirty_bytes: AtomicU64,
+    /// Bumped (Release) when the producer asks what the appliance holds of a range: one hash for each
+    /// dirty block of it.
+    pub hash_ask: AtomicU32,
+    /// Blocks of that range, at most `MAX_HASHES`.
+    pub hash_blocks: AtomicU32,
+    /// Start of that range, in bytes: a multiple of the dirty block.
+    pub hash_offset: AtomicU64,
 }
 
 /// Words of the consumer page. Written by the consumer only.
@@ -85,6 +98,12 @@ pub struct ConsumerWords {
     pub linked: AtomicU32,
     /// Last seq that the object store holds.
     pub uploaded_seq: AtomicU64,
+    /// The newest attach epoch that the appliance has seen, if it refused this lane for it; else 0.
+    pub fenced_epoch: AtomicU32,
+    /// The `hash_ask` that the hash page answers (Release).
+    pub hash_answer: AtomicU32,
+    /// Hashes in the page; 0: there are none to be had.
+    pub hash_count: AtomicU32,
 }
 
 const _: () = {
@@ -444,6 +463,14 @@ impl LaneMemory {
         // SAFETY: one page inside the mapping, aligned, atomics only.
         unsafe {
             core::slice::from_raw_parts(self.base.add(INFLIGHT_AT).cast().as_ptr(), PAGE_BYTES / 8)
+        }
+    }
+
+    /// The hash page: pairs of words, a pair of zeros where the appliance does not know.
+    pub fn hash_words(&self) -> &[AtomicU64] {
+        // SAFETY: as for the in-flight table.
+        unsafe {
+            core::slice::from_raw_parts(self.base.add(HASH_AT).cast().as_ptr(), PAGE_BYTES / 8)
         }
     }
 

@@ -65,9 +65,16 @@ proptest! {
 fn the_pages_lie_where_they_always_lay() {
     use core::mem::{align_of, offset_of, size_of};
     assert_eq!(LANE_MAGIC.to_le_bytes(), *b"jdrLANE1");
-    assert_eq!(LANE_VERSION, 1);
-    let pages = [PRODUCER_AT, INFLIGHT_AT, CONSUMER_AT, DIRTY_AT, PAGE_BYTES];
-    assert_eq!(pages, [4096, 8192, 12288, 16384, 4096]);
+    assert_eq!(LANE_VERSION, 2);
+    let pages = [
+        PRODUCER_AT,
+        INFLIGHT_AT,
+        CONSUMER_AT,
+        HASH_AT,
+        DIRTY_AT,
+        PAGE_BYTES,
+    ];
+    assert_eq!(pages, [4096, 8192, 12288, 16384, 20480, 4096]);
     assert_eq!(DIRTY_BLOCK_BYTES, 65_536);
     assert_eq!((MIN_RING_BYTES, MAX_RING_BYTES), (2 << 20, 1 << 30));
     assert_eq!(MAX_NAME_BYTES, 80);
@@ -93,6 +100,9 @@ fn the_pages_lie_where_they_always_lay() {
             narrow(|w| &w.tracking_rounds),
         ),
         (offset_of!(P, dirty_bytes), width(|w| &w.dirty_bytes)),
+        (offset_of!(P, hash_ask), narrow(|w| &w.hash_ask)),
+        (offset_of!(P, hash_blocks), narrow(|w| &w.hash_blocks)),
+        (offset_of!(P, hash_offset), width(|w| &w.hash_offset)),
     ];
     let expected = [
         (0, 8),
@@ -108,6 +118,9 @@ fn the_pages_lie_where_they_always_lay() {
         (64, 4),
         (68, 4),
         (72, 8),
+        (80, 4),
+        (84, 4),
+        (88, 8),
     ];
     assert_eq!(producer, expected);
     assert_eq!((size_of::<P>(), align_of::<P>()), (128, 64));
@@ -130,6 +143,9 @@ fn the_pages_lie_where_they_always_lay() {
         (offset_of!(C, wake_slot), narrow(|w| &w.wake_slot)),
         (offset_of!(C, linked), narrow(|w| &w.linked)),
         (offset_of!(C, uploaded_seq), width(|w| &w.uploaded_seq)),
+        (offset_of!(C, fenced_epoch), narrow(|w| &w.fenced_epoch)),
+        (offset_of!(C, hash_answer), narrow(|w| &w.hash_answer)),
+        (offset_of!(C, hash_count), narrow(|w| &w.hash_count)),
     ];
     let expected = [
         (0, 8),
@@ -140,6 +156,9 @@ fn the_pages_lie_where_they_always_lay() {
         (32, 4),
         (36, 4),
         (40, 8),
+        (48, 4),
+        (52, 4),
+        (56, 4),
     ];
     assert_eq!(consumer, expected);
     assert_eq!((size_of::<C>(), align_of::<C>()), (64, 64));
@@ -160,7 +179,7 @@ fn an_identity_page_has_the_bytes_it_always_had() {
     let mut page = [0u8; 512];
     let mut put = |at: usize, bytes: &[u8]| page[at..at + bytes.len()].copy_from_slice(bytes);
     put(0, b"jdrLANE1");
-    put(8, &[1, 0, 0, 0]);
+    put(8, &[2, 0, 0, 0]);
     put(16, &[0, 0, 0x20, 0, 0, 0, 0, 0]); // 2 MiB of ring
     put(24, &[0, 0x10, 0, 0, 0, 0, 0, 0]); // a page of map
     put(32, &[1; 16]);
@@ -170,7 +189,7 @@ fn an_identity_page_has_the_bytes_it_always_had() {
     put(96, b"\x07\0\0\0finance");
     put(180, b"\x04\0\0\0db-1");
     put(264, b"\x04\0\0\0data");
-    put(508, &[0x01, 0x7a, 0x77, 0xd1]); // CRC32C of the 508 bytes before, by another program
+    put(508, &[0xe8, 0x7f, 0x3f, 0x4f]); // CRC32C of the 508 bytes before, by another program
     assert_eq!(identity().encode().unwrap(), page);
     assert_eq!(Identity::decode(&page), Ok(identity()));
 }
@@ -184,7 +203,7 @@ fn a_fresh_lane_says_what_it_was_made_for() {
     let geometry = memory.geometry();
     assert_eq!(
         (geometry.data_at(), geometry.total_bytes()),
-        (20_480, 20_480 + (2 << 20))
+        (24_576, 24_576 + (2 << 20))
     );
     // SAFETY: inside the lane, which lives here; aligned.
     let word = |at: usize| unsafe { lane.base().add(at).cast::<u64>().read() };
@@ -198,7 +217,7 @@ fn a_fresh_lane_says_what_it_was_made_for() {
     );
     memory.inflight_words()[511].store(5, Relaxed);
     memory.dirty_words()[511].store(6, Relaxed);
-    assert_eq!((word(12_288 - 8), word(20_480 - 8)), (5, 6));
+    assert_eq!((word(12_288 - 8), word(24_576 - 8)), (5, 6));
     assert_eq!(
         (memory.inflight_words().len(), memory.dirty_words().len()),
         (512, 512)

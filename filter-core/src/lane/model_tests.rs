@@ -323,7 +323,7 @@ impl World {
         self.producer = Producer::new(self.lane.memory(), self.attach_epoch, tail, seq);
         self.base_pending = self.numbers.chance(50);
         if self.base_pending {
-            self.producer.start_base();
+            self.producer.start_base(0);
         }
     }
 

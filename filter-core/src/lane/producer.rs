@@ -113,8 +113,9 @@ pub struct Producer {
     head_seen: u64,
     next_seq: u64,
     bad_heads: u64,
-    /// The next SYNC_BEGIN starts a stream that the appliance need not have followed.
-    stream_base: bool,
+    /// The next SYNC_BEGIN starts a stream anew, which relies on the appliance's holding everything
+    /// up to this seq (0: nothing).
+    stream_base: Option<u64>,
 }
 
 impl Producer {
@@ -133,7 +134,7 @@ impl Producer {
             head_seen,
             next_seq,
             bad_heads: 0,
-            stream_base: false,
+            stream_base: None,
         }
     }
 
@@ -244,13 +245,13 @@ impl Producer {
         self.reserve(0, 1, false)?;
         let words = self.memory.producer();
         let cut_epoch = ring::stamp_enter::<Sound>(&words.stamping, stamps.cut_epoch);
-        let flags = match (begin, self.stream_base) {
-            (true, true) => FLAG_SYNC_BEGIN | FLAG_STREAM_BASE,
-            (true, false) => FLAG_SYNC_BEGIN,
-            (false, _) => FLAG_SYNC_END,
+        let (flags, relies_on) = match (begin, self.stream_base) {
+            (true, Some(seq)) => (FLAG_SYNC_BEGIN | FLAG_STREAM_BASE, seq),
+            (true, None) => (FLAG_SYNC_BEGIN, 0),
+            (false, _) => (FLAG_SYNC_END, 0),
         };
         if begin {
-            self.stream_base = false;
+            self.stream_base = None;
         }
         let stamp = stamps.stamp.fetch_add(1, Relaxed) + 1; // as in `publish`
         let header = RecordHeader {
@@ -260,7 +261,7 @@ impl Producer {
             payload_crc: 0,
             seq: self.next_seq,
             stamp,
-            offset_bytes: 0,
+            offset_bytes: relies_on,
             attach_epoch: self.attach_epoch,
             cut_epoch,
             time_ns: stamps.time_ns,
@@ -279,15 +280,16 @@ impl Producer {
         Ok(self.commit(tail))
     }
 
-    /// The stream starts anew at the present tail: the next SYNC_BEGIN carries STREAM_BASE.
-    pub fn start_base(&mut self) {
-        self.stream_base = true;
+    /// The stream starts anew at the present tail: the next SYNC_BEGIN carries STREAM_BASE, and
+    /// relies on the appliance's holding everything up to `relies_on_seq` (0: a full sync follows).
+    pub fn start_base(&mut self, relies_on_seq: u64) {
+        self.stream_base = Some(relies_on_seq);
     }
 
     /// Whether the stream starts anew and its beginning is not published yet: no other record may
     /// come before it.
     pub const fn base_pending(&self) -> bool {
-        self.stream_base
+        self.stream_base.is_some()
     }
 
     /// Whether the consumer asks for a restart of the stream.
@@ -315,7 +317,7 @@ impl Producer {
         words
             .restart_done
             .store(asked, super::sync::Ordering::Release); // pairs with the consumer's Acquire
-        self.stream_base = true;
+        self.stream_base = Some(0);
     }
 
     /// Whether the consumer sleeps although something is published: a wake-up for the shell to send

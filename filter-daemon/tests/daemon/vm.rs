@@ -157,7 +157,7 @@ impl Vm {
     /// SYNC_BEGIN (a new beginning of the stream if `base`) or SYNC_END.
     pub fn marker(&mut self, begin: bool, base: bool) -> u64 {
         if base {
-            self.producer.start_base();
+            self.producer.start_base(0);
         }
         let stamps = Stamps {
             stamp: &self.stamp,
