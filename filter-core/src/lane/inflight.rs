@@ -36,6 +36,8 @@ struct Entry {
     /// Not published: must be marked again at completion.
     tracked: bool,
     used: bool,
+    /// Where it stands in the list of used entries.
+    place: u32,
 }
 
 /// The private list of writes in flight, its first [`SLOTS`] entries mirrored into the lane.
@@ -47,6 +49,8 @@ pub struct InFlight {
     free: Vec<u32>,
     /// Unused entries beyond the table.
     spare: Vec<u32>,
+    /// Used entries, in no order: few of many, and looked through for every change.
+    used: Vec<u32>,
     tracked: usize,
 }
 
@@ -63,6 +67,7 @@ impl InFlight {
             entries,
             free,
             spare: Vec::new(),
+            used: Vec::new(),
             tracked: 0,
         }
     }
@@ -95,8 +100,10 @@ impl InFlight {
                 len_bytes,
                 tracked,
                 used: true,
+                place: self.used.len() as u32,
             };
         }
+        self.used.push(index);
         self.tracked += usize::from(tracked);
         let mirrored = (index as usize) < SLOTS;
         if mirrored {
@@ -113,6 +120,11 @@ impl InFlight {
         }
         let gone = *entry;
         *entry = Entry::default();
+        self.used.swap_remove(gone.place as usize);
+        let moved = self.used.get(gone.place as usize);
+        if let Some(entry) = moved.and_then(|index| self.entries.get_mut(*index as usize)) {
+            entry.place = gone.place;
+        }
         self.tracked -= usize::from(gone.tracked);
         if (token.0 as usize) < SLOTS {
             self.free.push(token.0);
@@ -126,9 +138,11 @@ impl InFlight {
     /// Whether any write in flight touches the range.
     pub fn overlaps(&self, offset_bytes: u64, len_bytes: u64) -> bool {
         let end = offset_bytes + len_bytes;
-        self.entries
+        let mut used = self
+            .used
             .iter()
-            .any(|e| e.used && e.offset_bytes < end && offset_bytes < e.offset_bytes + e.len_bytes)
+            .filter_map(|index| self.entries.get(*index as usize));
+        used.any(|e| e.offset_bytes < end && offset_bytes < e.offset_bytes + e.len_bytes)
     }
 
     /// Writes in flight that were not published.
@@ -138,7 +152,7 @@ impl InFlight {
 
     /// Writes in flight.
     pub fn len(&self) -> usize {
-        self.entries.len() - self.free.len() - self.spare.len()
+        self.used.len()
     }
 
     /// Whether nothing is in flight.
