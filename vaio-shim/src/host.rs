@@ -322,7 +322,7 @@ impl DiskInfo {
     pub unsafe fn read(info: *const abi::jio_disk_info) -> Option<Self> {
         // SAFETY: the caller's promise; NULL is looked for.
         let info = unsafe { info.as_ref() }?;
-        if (info.size as usize) < core::mem::offset_of!(abi::jio_disk_info, reserved) {
+        if (info.size as usize) < core::mem::offset_of!(abi::jio_disk_info, content_id) {
             return None;
         }
         let count = info.property_count.min(u64::from(abi::JIO_PROPERTIES_MAX)) as usize;
