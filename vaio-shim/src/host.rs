@@ -350,8 +350,8 @@ impl DiskInfo {
             path: text(info.path),
             vm_name: text(info.vm_name),
             run_dir: text(info.run_dir),
-            content_id: info.reserved[0],
-            content_before: info.reserved[1],
+            content_id: info.content_id,
+            content_before: info.content_id_before,
             properties,
         })
     }
