@@ -421,6 +421,7 @@ impl Replicated {
         };
         let ring_bytes = memory.geometry().ring_bytes;
         let dirty_bytes = core.disk.dirty_bytes();
+        let intent_bytes = core.disk.intent().map_or(0, |map| map.wanted_bytes());
         let producer = core.disk.producer();
         out.alarms = alarms;
         out.epoch = u64::from(producer.attach_epoch());
@@ -432,6 +433,9 @@ impl Replicated {
         out.deferred_count = counters.deferred;
         out.deferred_ns_max = counters.deferred_max_ns;
         out.tracking_count = counters.tracking;
+        out.intent_bytes = intent_bytes.min(core.disk.capacity_bytes());
+        out.intent_late_count = counters.intent_late;
+        out.synced_bytes = counters.sync_bytes;
     }
 
     /// Whether the daemon has a session for the lane.

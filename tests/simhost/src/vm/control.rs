@@ -119,6 +119,9 @@ fn status(disks: &[Arc<HostDisk>], contract: &Contract) -> Value {
                 "deferred_count": figure(|s| s.deferred_count),
                 "deferred_ns_max": figure(|s| s.deferred_ns_max),
                 "tracking_count": figure(|s| s.tracking_count),
+                "intent_bytes": figure(|s| s.intent_bytes),
+                "intent_late_count": figure(|s| s.intent_late_count),
+                "synced_bytes": figure(|s| s.synced_bytes),
             })
         })
         .collect();
