@@ -7,6 +7,8 @@
 use crate::log::format::EntryKind;
 use crate::log::{DiskState, Durability, Log, LogError, Submission};
 use crate::session::Outbox;
+use crate::touched::Touched;
+use filter_core::lane::layout::DIRTY_BLOCK_BYTES;
 use filter_core::position::Received;
 use filter_core::record::{FLAG_SYNC_BEGIN, FLAG_SYNC_END, RecordIter};
 use filter_core::session::{Admit, Receiver, Refusal};
@@ -79,6 +81,7 @@ impl Brackets {
 struct DiskStream {
     receiver: Receiver,
     brackets: Brackets,
+    touched: Touched,
 }
 
 /// What a frame of records led to.
@@ -145,6 +148,7 @@ impl Disk {
     fn with(info: DiskInfo, receiver: Receiver, durable: u64) -> Self {
         Self {
             stream: Mutex::new(DiskStream {
+                touched: Touched::above(receiver.received().0),
                 receiver,
                 brackets: Brackets::default(),
             }),
@@ -180,6 +184,21 @@ impl Disk {
     /// Whether a cut may end at this seq.
     pub fn consistent_at(&self, seq: u64) -> bool {
         !self.stream.lock().brackets.open_at(seq)
+    }
+
+    /// A cut that ends here is in the store.
+    pub fn settle(&self, position: u64) {
+        self.stream.lock().touched.settle(position);
+    }
+
+    /// Which of the blocks from an offset on no record above `position` has touched, of those that were
+    /// admitted so far; `None`: that is not known.
+    pub fn untouched(&self, position: u64, offset_bytes: u64, blocks: usize) -> Option<Vec<bool>> {
+        let stream = self.stream.lock();
+        let first = offset_bytes / DIRTY_BLOCK_BYTES;
+        // A store that is ahead of the log holds what nobody here can vouch for.
+        let known = position <= stream.receiver.received().0;
+        known.then(|| stream.touched.untouched(position, first, blocks))?
     }
 
     /// Last durable seq.
@@ -377,6 +396,7 @@ impl DiskStream {
                     return (run, Some((code, word, error.to_string())));
                 }
             }
+            self.touched.note(&header);
             self.brackets.jump(last, header.seq);
             if header.flags & FLAG_SYNC_BEGIN != 0 {
                 self.brackets.begin(header.seq);

@@ -5,10 +5,12 @@
 
 use crate::disk::{Disk, Outcome, Route};
 use crate::documents::{cut_back, cut_out, describe, describe_back};
+use crate::hashes::{Ask, MAX_WAITING};
 use crate::identity;
 use crate::log::format::EntryKind;
 use crate::log::recover::Recovered;
 use crate::log::{Durability, Log, LogError, LogOptions, Submission};
+use crossbeam::channel::{Receiver, Sender, bounded};
 use filter_core::session::Refusal;
 use filter_core::wire::{ErrorCode, OpenLane};
 use hdrhistogram::Histogram;
@@ -175,6 +177,10 @@ pub struct Domain {
     pub cuts_changed: Condvar,
     /// Bumped when a disk's description changes.
     pub described: AtomicU32,
+    /// Bumped when a cut is in the store.
+    pub commits: AtomicU64,
+    /// Questions about what disks hold, not yet answered.
+    pub asks: (Sender<Ask>, Receiver<Ask>),
     /// Figures.
     pub figures: Figures,
     /// Something an operator should know; the newest first.
@@ -234,6 +240,8 @@ impl Domain {
             cuts: Mutex::new(cuts),
             cuts_changed: Condvar::new(),
             described: AtomicU32::new(1),
+            commits: AtomicU64::new(0),
+            asks: bounded(MAX_WAITING),
             figures: Figures::default(),
             alarms: Mutex::default(),
             stopping: watch::Sender::new(false),
@@ -352,6 +360,13 @@ impl Domain {
             .duplicates
             .fetch_add(counted.duplicates, Ordering::Relaxed);
         outcome
+    }
+
+    /// A host asks what a disk of its holds. Never waits: with too many questions nothing is known.
+    pub fn ask(&self, ask: Ask) {
+        if let Err(error) = self.asks.0.try_send(ask) {
+            error.into_inner().answer(Vec::new());
+        }
     }
 
     /// The log holds these positions durably: tells the hosts. Called by the log's writer.

@@ -162,6 +162,16 @@ impl Consumer {
         self.tail().is_ok_and(|tail| tail == self.read)
     }
 
+    /// The end of what is published now; `None`: it cannot be right.
+    pub fn published_end(&self) -> Option<u64> {
+        self.tail().ok()
+    }
+
+    /// Whether everything before this end was taken.
+    pub const fn has_taken(&self, end: u64) -> bool {
+        self.read >= end
+    }
+
     /// C1, with the checks.
     fn tail(&self) -> Result<u64, LaneFault> {
         let tail = ring::observe_tail::<Sound>(&self.memory.producer().tail); // C1

@@ -270,6 +270,33 @@ impl Link {
         }
     }
 
+    /// Asks what the appliance holds of a channel's disk.
+    pub fn ask_hashes(&mut self, channel: u32, offset_bytes: u64, blocks: u32) -> Vec<[u8; 16]> {
+        let question = Message::HashRequest {
+            offset_bytes,
+            blocks,
+        };
+        self.send(&question, channel);
+        self.wait_hashes(channel, offset_bytes)
+    }
+
+    /// The answer to the first question that is not answered yet.
+    pub fn wait_hashes(&mut self, channel: u32, offset_bytes: u64) -> Vec<[u8; 16]> {
+        loop {
+            if let (
+                of,
+                Message::Hashes {
+                    offset_bytes: at,
+                    hashes,
+                },
+            ) = self.next()
+            {
+                assert_eq!((of, at), (channel, offset_bytes));
+                return hashes;
+            }
+        }
+    }
+
     /// In frames of a few records.
     pub fn records(&mut self, channel: u32, records: &[Rec]) {
         records.chunks(8).for_each(|part| self.frame(channel, part));
@@ -382,6 +409,12 @@ impl Disk {
         let mut base = store::stream_base(1);
         base.header.offset_bytes = relies_on;
         vec![self.push(base), self.push(store::sync_end(1))]
+    }
+
+    /// The disk is larger from now on.
+    pub fn grow(&mut self, capacity_bytes: u64) {
+        self.open.capacity_bytes = capacity_bytes;
+        self.model.bytes.resize(capacity_bytes as usize, 0);
     }
 
     pub fn write(&mut self, offset_bytes: u64, len: u32, fill: u8) -> Rec {
