@@ -212,11 +212,6 @@ impl FlatFile {
         Ok(())
     }
 
-    /// Gives space back; the range reads as zeros afterwards.
-    pub fn discard(&self, offset: u64, len: u64) -> Result<(), DiskError> {
-        self.write_zeroes(offset, len, true)
-    }
-
     /// Everything written before is durable when it returns.
     pub fn flush(&self) -> Result<(), DiskError> {
         self.file

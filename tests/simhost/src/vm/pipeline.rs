@@ -6,6 +6,7 @@
 //! that answers one twice is told so.
 
 use super::hostdisk::{BLOCK_BYTES, HostDisk};
+use super::points::Point;
 use crate::abi;
 use crate::contract::HOLD_SLACK;
 use crate::contract::io::{Answer, Answered, IoCell, IoState};
@@ -256,15 +257,21 @@ impl HostDisk {
         // SAFETY: the caller's: nobody else has it until the filter is called below.
         let object = unsafe { &mut *raw };
         let Some(io) = object.io.as_mut() else { return };
-        let (kind, offset, len) = (io.kind, io.offset_bytes, u64::from(io.len_bytes));
-        let outcome = if self.setup.faults.strike(kind, offset, len) {
-            Err(errno::IO)
-        } else {
-            execute(&self.disk, io).map_err(|error| {
-                tracing::warn!("disk {}: {error}", self.setup.label);
-                wire_error(&error)
-            })
+        let point = match io.kind {
+            Kind::Write | Kind::Zero | Kind::Unmap => Some(Point::IoWritten),
+            Kind::Flush => Some(Point::Flushed),
+            Kind::Read => None,
         };
+        if point == Some(Point::IoWritten) {
+            self.pass(Point::IoStarted);
+        }
+        let outcome = execute(&self.disk, io).map_err(|error| {
+            tracing::warn!("disk {}: {error}", self.setup.label);
+            wire_error(&error)
+        });
+        if let Some(point) = point {
+            self.pass(point);
+        }
         let error = outcome.err().unwrap_or(0);
         object.result = error;
         let status = match error {
