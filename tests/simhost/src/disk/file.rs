@@ -234,6 +234,14 @@ impl FlatFile {
         Ok(())
     }
 
+    /// Takes a growth back of which nobody was told.
+    pub(crate) fn take_back_growth(&self, capacity_bytes: u64) -> Result<(), DiskError> {
+        self.capacity_bytes.store(capacity_bytes, Ordering::Release); // pairs with `capacity_bytes`
+        self.file
+            .set_len(capacity_bytes)
+            .map_err(self.whole("make smaller again"))
+    }
+
     fn seek(&self, offset: u64, whence: libc::c_int) -> io::Result<Option<u64>> {
         // SAFETY: a plain call on an open file; nothing here uses the file's position.
         let at = unsafe { libc::lseek(self.file.as_raw_fd(), offset as libc::off_t, whence) };

@@ -175,6 +175,15 @@ pub fn open_cached(path: &Path, format: Option<Format>) -> Result<OpenDisk, Disk
     let format = format.unwrap_or(Format::of(path));
     let file = open_file(path, format)?;
     file.lock()?;
+    let files = crate::snapshot::DiskFiles {
+        path,
+        format,
+        data: &file,
+    };
+    crate::snapshot::finish_revert(files).map_err(|error| DiskError::Descriptor {
+        path: path.to_owned(),
+        why: format!("a revert was cut off and cannot be finished: {error:#}"),
+    })?;
     let identity = identity::opened(path, format, &file)?;
     Ok(OpenDisk {
         file,

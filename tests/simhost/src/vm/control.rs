@@ -4,6 +4,7 @@
 //! process.
 
 use super::Vm;
+use super::events::{self, Event};
 use crate::socket::{ListenError, UnixSocket};
 use anyhow::{Context, bail};
 use serde_json::{Value, json};
@@ -129,7 +130,8 @@ fn status(vm: &Vm) -> Value {
 }
 
 /// What the commands are, for whoever asks for another.
-const COMMANDS: &str = "status, drain, grow, fault, faults, heal, kill-at";
+const COMMANDS: &str = "status, drain, grow, snapshot, revert, consolidate, snapshots, clone, fault, \
+     faults, heal, kill-at";
 
 fn run(command: &Value, vm: &Vm) -> anyhow::Result<Value> {
     let number = |key: &str| command.get(key).and_then(Value::as_u64);
@@ -139,7 +141,38 @@ fn run(command: &Value, vm: &Vm) -> anyhow::Result<Value> {
         let found = vm.disks.iter().find(|disk| disk.setup.label == label);
         found.with_context(|| format!("no disk under the filter is labelled `{label}`"))
     };
+    // All disks of the VM, or the one that is named.
+    let some = || match text("disk") {
+        None => Ok(vm.disks.clone()),
+        Some(_) => chosen().map(|disk| vec![disk.clone()]),
+    };
+    let event = |event| {
+        let disks = some()?;
+        if disks.is_empty() {
+            bail!("this VM has no disk under a filter");
+        }
+        events::snapshot(&disks, event, number("id"))
+    };
+    let is_event = [
+        "drain",
+        "grow",
+        "snapshot",
+        "revert",
+        "consolidate",
+        "clone",
+    ];
+    let is_event = text("cmd").is_some_and(|cmd| is_event.contains(&cmd));
+    // The filter is told of one thing at a time.
+    let _one = is_event.then(|| vm.events.lock());
     match text("cmd") {
+        Some("snapshot") => event(Event::Create),
+        Some("revert") => event(Event::Revert),
+        Some("consolidate") => event(Event::Consolidate),
+        Some("snapshots") => events::snapshots(&some()?),
+        Some("clone") => {
+            let to = text("to").context("`to` is missing: the copy's path")?;
+            events::clone_disk(chosen()?, Path::new(to))
+        }
         Some("status") => Ok(status(vm)),
         Some("drain") => {
             let timeout = Duration::from_millis(number("timeout_ms").unwrap_or(10_000));
@@ -149,7 +182,7 @@ fn run(command: &Value, vm: &Vm) -> anyhow::Result<Value> {
         }
         Some("grow") => {
             let capacity = number("capacity_bytes").context("`capacity_bytes` is missing")?;
-            Ok(json!({"code": chosen()?.grow(capacity)?}))
+            Ok(json!({"code": events::grow(chosen()?, capacity)?}))
         }
         Some("fault") => {
             let mut asked = command.clone();

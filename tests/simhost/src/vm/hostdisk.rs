@@ -4,6 +4,7 @@
 //! under way, and afterwards nothing of the filter's is left.
 
 use super::below::Below;
+use super::events::agreed;
 use super::faults::Faults;
 use super::load::Filter;
 use super::pipeline::Pipeline;
@@ -14,7 +15,7 @@ use crate::contract::Contract;
 use crate::contract::ledger::Ledger;
 use crate::disk::undo::Undo;
 use crate::disk::{self, Format};
-use anyhow::bail;
+use anyhow::{Context, bail};
 use parking_lot::Mutex;
 use std::collections::HashMap;
 use std::ffi::{CString, c_void};
@@ -292,12 +293,17 @@ impl HostDisk {
         self.filter.drain(instance, timeout.as_nanos() as u64)
     }
 
-    /// Enlarges the disk and tells the filter.
-    pub fn grow(&self, capacity_bytes: u64) -> anyhow::Result<i32> {
-        let Some(instance) = self.instance() else {
-            return Ok(abi::JIO_E_CLOSED);
-        };
-        self.disk.grow(capacity_bytes)?;
-        Ok(self.filter.grow(instance, capacity_bytes))
+    /// The filter's stun: the guest is stopped, its I/O has ended.
+    pub fn stun(&self) -> anyhow::Result<()> {
+        let instance = self.instance().context("the disk is closed")?;
+        agreed(&self.setup.label, "stun", self.filter.stun(instance), true)
+    }
+
+    /// The filter's unstun.
+    pub fn unstun(&self) {
+        let code = self.instance().map(|instance| self.filter.unstun(instance));
+        if let Some(Err(error)) = code.map(|c| agreed(&self.setup.label, "unstun", c, true)) {
+            tracing::warn!("{error}");
+        }
     }
 }

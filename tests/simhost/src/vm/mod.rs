@@ -7,6 +7,7 @@
 //! | `hostdisk` | a disk under the filter: its life |
 //! | `pipeline` | an I/O of it: down, up, held, given up |
 //! | `below` | what lies below the filter |
+//! | `events` | snapshots, copies, growth |
 //! | `faults` | writes that fail, are late, are torn, on request |
 //! | `points` | where the process can be killed |
 //! | `services` | the functions behind the table |
@@ -16,6 +17,7 @@
 
 mod below;
 mod control;
+mod events;
 mod faults;
 mod hostdisk;
 mod load;
@@ -23,7 +25,7 @@ mod pipeline;
 mod points;
 mod requests;
 mod services;
-mod sidecar;
+pub(crate) mod sidecar;
 mod tasks;
 
 use crate::disk::{self, Format};
@@ -69,8 +71,8 @@ pub struct VmArgs {
     /// A property for the filter: KEY=VALUE.
     #[arg(long = "property")]
     pub properties: Vec<String>,
-    /// Unix socket for commands, one JSON document a line: status, drain, grow, fault, faults, heal,
-    /// kill-at; docs/faults.md has them all.
+    /// Unix socket for commands, one JSON document a line: status, drain, grow, snapshot, revert,
+    /// consolidate, snapshots, clone, fault, faults, heal, kill-at; docs/faults.md has them all.
     #[arg(long)]
     pub control_socket: Option<PathBuf>,
     /// Fail writes that touch a range, some times: LABEL:OFFSET:LENGTH:COUNT.
@@ -153,6 +155,8 @@ struct Vm {
     plain: Vec<Arc<DiskEngine>>,
     contract: Arc<crate::contract::Contract>,
     faults: Arc<faults::Faults>,
+    /// The filter is told of one thing at a time.
+    events: parking_lot::Mutex<()>,
 }
 
 /// Exports by label.
@@ -165,6 +169,7 @@ fn open_disks(args: &VmArgs) -> anyhow::Result<(Named, Vm)> {
         plain: Vec::new(),
         contract: contract.clone(),
         faults: faults_of(args)?,
+        events: parking_lot::Mutex::default(),
     };
     let asked =
         !(args.faults.is_empty() && args.kill_at.is_empty() && args.fault_writes.is_empty());
@@ -253,6 +258,7 @@ pub fn run(args: &VmArgs) -> anyhow::Result<()> {
     signals.forever().next();
     server.stop();
     drop(control);
+    let _last = vm.events.lock();
     for disk in &vm.disks {
         disk.close();
     }
