@@ -7,11 +7,13 @@
 //! | file | holds |
 //! |---|---|
 //! | this one | the modes, writes and their completion |
+//! | [`guard`] | the guards against a lost write, by name |
 //! | [`sync`] | reading marked blocks and publishing them, never over newer data |
 //!
 //! The caller holds the disk's lock around every call, and carries out what is returned: passes or
 //! defers the I/O, wakes the daemon, reads a block below the filter.
 
+pub mod guard;
 pub mod sync;
 
 use crate::lane::dirty::DirtyMap;
@@ -20,6 +22,7 @@ use crate::lane::layout::{DIRTY_BLOCK_BYTES, LaneMemory, LaneState};
 use crate::lane::producer::{Draft, Producer, PublishError, PublishedGroup, Source, Stamps};
 use crate::lane::sync::Ordering::Relaxed;
 use crate::record::RecordKind;
+use guard::Guard;
 use sync::Sync;
 
 /// Choices of a disk.
@@ -31,6 +34,9 @@ pub struct Config {
     pub sync_read_bytes: u64,
     /// Reads of a sync in flight at once.
     pub sync_reads: usize,
+    /// The model checker takes guards out.
+    #[cfg(loom)]
+    pub guards: guard::Guards,
 }
 
 impl Default for Config {
@@ -39,6 +45,8 @@ impl Default for Config {
             defer_budget_ns: 5_000_000,
             sync_read_bytes: 4 * DIRTY_BLOCK_BYTES,
             sync_reads: 2,
+            #[cfg(loom)]
+            guards: guard::Guards::ALL,
         }
     }
 }
@@ -137,7 +145,7 @@ impl Disk {
     pub fn new(mut producer: Producer, capacity_bytes: u64, start: Start, config: Config) -> Self {
         let memory = producer.memory();
         let dirty = DirtyMap::new(memory);
-        if start == Start::Marked {
+        if start == Start::Marked && config.keeps(Guard::Leftovers) {
             InFlight::leftovers(memory, dirty);
         }
         let inflight = InFlight::new(memory);
@@ -270,7 +278,7 @@ impl Disk {
         };
         match self.producer.publish(&draft, stamps) {
             Ok(PublishedGroup { wake, .. }) => {
-                self.sync.touch(change.offset_bytes, change.len_bytes);
+                self.touch(change.offset_bytes, change.len_bytes);
                 let wake = wake || begun;
                 Ok(Decision::Pass { token, wake })
             }
@@ -290,10 +298,19 @@ impl Disk {
 
     /// Marks a change instead of publishing it: the first of two marks.
     fn track(&mut self, change: &Change<'_>) -> Decision {
-        self.dirty.mark(change.offset_bytes, change.len_bytes);
-        self.sync.touch(change.offset_bytes, change.len_bytes);
+        if self.config.keeps(Guard::FirstMark) {
+            self.dirty.mark(change.offset_bytes, change.len_bytes);
+        }
+        self.touch(change.offset_bytes, change.len_bytes);
         let token = self.enter(change, true);
         Decision::Pass { token, wake: false }
+    }
+
+    /// What a sync reads here just now is not to be published.
+    fn touch(&mut self, offset_bytes: u64, len_bytes: u64) {
+        if self.config.keeps(Guard::Touch) {
+            self.sync.touch(offset_bytes, len_bytes);
+        }
     }
 
     fn enter(&mut self, change: &Change<'_>, tracked: bool) -> Token {
@@ -316,8 +333,10 @@ impl Disk {
         if tracked || !ok {
             // The second mark: a sync may have cleared the first and read the block before the
             // write landed.
-            self.dirty.mark(offset_bytes, len_bytes);
-            self.sync.touch(offset_bytes, len_bytes);
+            if !ok || self.config.keeps(Guard::SecondMark) {
+                self.dirty.mark(offset_bytes, len_bytes);
+            }
+            self.touch(offset_bytes, len_bytes);
             completed.sync = true;
         }
         if !ok {

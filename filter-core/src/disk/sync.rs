@@ -7,6 +7,7 @@
 //! The stream between SYNC_BEGIN and SYNC_END is not consistent; END is published only when nothing
 //! is marked, no read is under way and no unpublished write is in flight.
 
+use super::guard::Guard;
 use super::{Disk, Mode};
 use crate::lane::layout::{DIRTY_BLOCK_BYTES, LaneState};
 use crate::lane::producer::{Draft, PublishError, Source, Stamps};
@@ -248,17 +249,23 @@ impl Disk {
             self.sync.cursor = block + count;
             let offset = block * DIRTY_BLOCK_BYTES;
             let len = (count * DIRTY_BLOCK_BYTES).min(self.capacity_bytes - offset);
-            if !self.sync.reading(offset, len) && !self.inflight.overlaps(offset, len) {
+            if !self.is_busy(offset, len) {
                 return Some((offset, len));
             }
             // A busy neighbour must not keep a quiet block waiting: try the first block alone.
             let first = DIRTY_BLOCK_BYTES.min(self.capacity_bytes - offset);
-            if !self.sync.reading(offset, first) && !self.inflight.overlaps(offset, first) {
+            if !self.is_busy(offset, first) {
                 self.sync.cursor = block + 1;
                 return Some((offset, first));
             }
         }
         None
+    }
+
+    /// Whether the range is being read, or written.
+    fn is_busy(&self, offset_bytes: u64, len_bytes: u64) -> bool {
+        self.sync.reading(offset_bytes, len_bytes)
+            || self.config.keeps(Guard::InFlight) && self.inflight.overlaps(offset_bytes, len_bytes)
     }
 
     /// A read has come back: `data` is the range's content, or `None` if the disk failed it. Returns
