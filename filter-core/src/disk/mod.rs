@@ -14,6 +14,8 @@
 //! defers the I/O, wakes the daemon, reads a block below the filter.
 
 pub mod guard;
+pub mod latency;
+pub mod pace;
 pub mod sync;
 
 use crate::lane::dirty::DirtyMap;
