@@ -80,6 +80,15 @@ enum Phase {
     Idle,
 }
 
+/// What the baseline allows.
+#[derive(Clone, Copy, Debug)]
+struct Limit {
+    /// The highest bucket that is still within the tolerance.
+    bucket: usize,
+    /// I/Os of the baseline above it.
+    without: u64,
+}
+
 /// Figures, for status and tests.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct PaceFigures {
@@ -103,8 +112,7 @@ pub struct Pace {
     looked_ns: u64,
     span: Span,
     baseline: Histogram,
-    /// The highest bucket that is still within the tolerance.
-    limit: Option<usize>,
+    limit: Option<Limit>,
     rate_bytes_s: u64,
     /// How long the busy phase is to be, and the floor in it.
     busy_ns: u64,
@@ -124,6 +132,13 @@ pub struct Pace {
 const fn by_chance(total: u64) -> u64 {
     let expected = total / 100;
     expected + expected.isqrt() + 1
+}
+
+/// Whether the guest's own latency has changed: of a hundred I/Os not a quarter reaches the median.
+fn is_quicker(seen: &Histogram, baseline: &Histogram) -> bool {
+    let median = baseline.quantile(500).unwrap_or(0);
+    let reach = seen.above(median.saturating_sub(1));
+    median > 0 && seen.total() >= QUIET_SAMPLES && reach < seen.total() / 4
 }
 
 impl Pace {
@@ -243,18 +258,19 @@ impl Pace {
         if !enough && in_phase_ns < QUIET_MAX_NS {
             return;
         }
-        // A hundred I/Os of which none reaches the old slowest tenth: the guest's own latency has
-        // changed, and the old tail would excuse too much for a long time.
-        let tenth = self.baseline.quantile(900);
-        let quicker = seen.total() >= 100 && tenth.is_some_and(|b| b > 0 && seen.above(b - 1) == 0);
-        if quicker {
+        if is_quicker(seen, &self.baseline) {
+            // The old tail would excuse too much for a long time.
             self.baseline.clear();
         } else if self.baseline.total() >= BASELINE_MOST {
             self.baseline.halve();
         }
         self.baseline.merge(seen);
         self.limit = self.baseline.quantile(990).map(|bucket| {
-            bucket_of(lowest_ns(bucket) / 100 * (100 + self.config.tolerance_percent))
+            let limit = bucket_of(lowest_ns(bucket) / 100 * (100 + self.config.tolerance_percent));
+            Limit {
+                bucket: limit,
+                without: self.baseline.above(limit),
+            }
         });
         // The floor holds on average: what the pause took from it comes on top until the next one.
         self.busy_ns = BUSY_MIN_NS.max(2 * in_phase_ns);
@@ -267,14 +283,20 @@ impl Pace {
     fn look_busy(&mut self, in_phase_ns: u64, latencies: &Latencies) {
         let seen = self.span.look(latencies);
         let total = seen.total();
+        if is_quicker(seen, &self.baseline) {
+            return self.enter(Phase::Quiet, latencies);
+        }
         if let Some(limit) = self.limit
             && self.baseline.total() >= BASELINE_SAMPLES
         {
-            let slow = seen.above(limit);
+            let slow = seen.above(limit.bucket);
+            // Half of what is allowed, so that what a rise overdoes is made up for; or what the
+            // guest has of itself.
+            let few = (total / 200).max(total * limit.without / self.baseline.total());
             if slow > by_chance(total.max(RISE_SAMPLES)) {
                 self.cut();
                 self.settle();
-            } else if total >= RISE_SAMPLES && slow <= total / 100 {
+            } else if total >= RISE_SAMPLES && slow <= few {
                 if self.held_back {
                     self.rise();
                 }
@@ -296,6 +318,10 @@ impl Pace {
 
     fn cut(&mut self) {
         self.slow_down();
+        if self.first_rise {
+            // What was good before it was doubled, and a little less.
+            self.slow_down();
+        }
         self.first_rise = false;
         self.cuts += 1;
     }

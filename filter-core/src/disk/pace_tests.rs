@@ -66,7 +66,7 @@ enum Guest {
     Depth(u32),
     /// Paced, during the first so many ms of each period of so many ms.
     Bursts(u64, u64, u64),
-    /// Paced; from this second on its I/Os are of 64 KiB, from that second on of 4 KiB again.
+    /// Paced; from this second on its I/Os are of 256 KiB, from that second on of 4 KiB again.
     Changing(u64, u64, u64),
 }
 
@@ -144,7 +144,7 @@ impl World {
 
     fn guest_bytes(&self, now_ns: u64) -> u64 {
         match self.guest {
-            Guest::Changing(_, from, to) if (from..to).contains(&(now_ns / SECOND)) => 64 << 10,
+            Guest::Changing(_, from, to) if (from..to).contains(&(now_ns / SECOND)) => 256 << 10,
             _ => 4096,
         }
     }
