@@ -13,6 +13,7 @@
 //! The caller holds the disk's lock around every call, and carries out what is returned: passes or
 //! defers the I/O, wakes the daemon, reads a block below the filter.
 
+pub mod ack;
 pub mod guard;
 pub mod latency;
 pub mod pace;
