@@ -10,7 +10,7 @@ use crate::instance::{HOUSEKEEPING_NS, RETRY_NS, Replicated, SYNC_RETRY_NS};
 use core::ffi::c_void;
 use filter_core::disk::sync::{SyncStep, Ticket};
 use std::sync::Arc;
-use std::sync::atomic::Ordering::SeqCst;
+use std::sync::atomic::Ordering::{Relaxed, SeqCst};
 
 /// A task of the contract.
 pub type Task = unsafe extern "C" fn(*mut c_void);
@@ -27,7 +27,7 @@ fn into_userdata(this: &Arc<Replicated>) -> *mut c_void {
 ///
 /// # Safety
 /// `userdata` must come from `into_userdata`, and be taken back once.
-unsafe fn from_userdata(userdata: *mut c_void) -> Arc<Replicated> {
+pub(crate) unsafe fn from_userdata(userdata: *mut c_void) -> Arc<Replicated> {
     // SAFETY: the caller's promise.
     unsafe { Arc::from_raw(userdata.cast_const().cast()) }
 }
@@ -82,7 +82,7 @@ impl Replicated {
         }
     }
 
-    fn call_ended(&self) {
+    pub(crate) fn call_ended(&self) {
         let mut outstanding = self.outstanding.lock();
         outstanding.calls -= 1;
         if outstanding.calls == 0 {
@@ -92,6 +92,7 @@ impl Replicated {
 
     /// Ends everything that calls back. Control context: may wait.
     pub fn finish(self: &Arc<Self>) {
+        self.release_completions();
         let timers = {
             let mut outstanding = self.outstanding.lock();
             outstanding.closing = true;
@@ -120,25 +121,35 @@ impl Replicated {
             }
             let step = {
                 let stamps = self.stamps();
+                let now_ns = self.host.now_mono_ns();
                 let mut core = self.core.lock();
                 core.disk.tick();
+                core.disk.observe(now_ns, &self.latencies);
                 core.disk.sync_step(&stamps)
             };
+            // Only a sync has a use for the guest's latencies.
+            let syncs = !matches!(step, SyncStep::Idle | SyncStep::Finished { .. });
+            self.timing.store(syncs, Relaxed); // an I/O more or less makes no difference
             match step {
                 SyncStep::Idle => return,
-                SyncStep::Wait { wake } => {
+                SyncStep::Wait { wake, after_ns } => {
                     if wake {
                         self.wake();
                     }
-                    self.arm_sync(SYNC_RETRY_NS);
+                    self.arm_sync(if after_ns == 0 {
+                        SYNC_RETRY_NS
+                    } else {
+                        after_ns
+                    });
                     return;
                 }
                 SyncStep::Finished { wake } => {
                     if wake {
                         self.wake();
                     }
-                    self.host
-                        .log(Some(self.handle), Level::Info, "sync is complete");
+                    let figures = self.core.lock().disk.pace().figures();
+                    let text = format!("sync is complete; its pace at the end: {figures}");
+                    self.host.log(Some(self.handle), Level::Info, &text);
                     return;
                 }
                 SyncStep::Read {
@@ -273,11 +284,13 @@ pub unsafe extern "C" fn housekeeping_task(userdata: *mut c_void) {
     let this = unsafe { from_userdata(userdata) };
     guard::disk(&this, "housekeeping", || {
         this.drive_sync();
-        let sleeps = {
+        let (sleeps, rest) = {
             let mut core = this.core.lock();
             core.disk.publish_figures();
-            core.disk.producer().consumer_sleeps()
+            let sleeps = core.disk.producer().consumer_sleeps();
+            (sleeps, this.look_at_held(&mut core))
         };
+        this.after_look(rest);
         // A wake-up that was lost with a daemon that died would otherwise wait for the next write.
         if sleeps && this.positions().0 > this.positions().1 {
             this.wake();

@@ -124,6 +124,11 @@ impl<T: Copy + PartialEq> Ack<T> {
         self.held_max_ns
     }
 
+    /// Whether write-through is asked for.
+    pub const fn is_on(&self) -> bool {
+        self.config.log
+    }
+
     /// Whether write-through is asked for and not given.
     pub const fn has_fallen_back(&self) -> bool {
         self.config.log && matches!(self.mode, Mode::Fallen { .. })
@@ -215,6 +220,12 @@ impl<T: Copy + PartialEq> Ack<T> {
         for held in self.held.drain(..) {
             goes_on(held.what);
         }
+    }
+
+    /// Falls back: the caller cannot poll.
+    pub fn give_up(&mut self, now_ns: u64, goes_on: impl FnMut(T)) {
+        self.fall(AckEvent::TooSlow, now_ns);
+        self.release_all(goes_on);
     }
 
     /// Takes a held completion out; `false`: it is not held.

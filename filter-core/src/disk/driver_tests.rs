@@ -108,6 +108,7 @@ impl World {
             defer_budget_ns: BUDGET_NS,
             sync_read_bytes: numbers.between(1, 4) * DIRTY_BLOCK_BYTES,
             sync_reads: numbers.between(1, 4) as usize,
+            ..Config::default()
         };
         Self {
             disk: Disk::new(producer, capacity as u64, Start::Full, config),

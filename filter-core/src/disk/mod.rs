@@ -7,7 +7,10 @@
 //! | file | holds |
 //! |---|---|
 //! | this one | the modes, writes and their completion |
+//! | [`ack`] | write-through: completions that wait for the appliance's log |
 //! | [`guard`] | the guards against a lost write, by name |
+//! | [`latency`] | how long the guest's I/Os take |
+//! | [`pace`] | how fast a sync may be, for the guest's sake |
 //! | [`sync`] | reading marked blocks and publishing them, never over newer data |
 //!
 //! The caller holds the disk's lock around every call, and carries out what is returned: passes or
@@ -26,6 +29,8 @@ use crate::lane::producer::{Draft, Producer, PublishError, PublishedGroup, Sourc
 use crate::lane::sync::Ordering::Relaxed;
 use crate::record::RecordKind;
 use guard::Guard;
+use latency::Latencies;
+use pace::{Pace, PaceConfig};
 use sync::Sync;
 
 /// Choices of a disk.
@@ -37,6 +42,8 @@ pub struct Config {
     pub sync_read_bytes: u64,
     /// Reads of a sync in flight at once.
     pub sync_reads: usize,
+    /// How a sync yields to the guest.
+    pub pace: PaceConfig,
     /// The model checker takes guards out.
     #[cfg(loom)]
     pub guards: guard::Guards,
@@ -48,6 +55,7 @@ impl Default for Config {
             defer_budget_ns: 5_000_000,
             sync_read_bytes: 4 * DIRTY_BLOCK_BYTES,
             sync_reads: 2,
+            pace: PaceConfig::default(),
             #[cfg(loom)]
             guards: guard::Guards::ALL,
         }
@@ -88,6 +96,8 @@ pub struct Completed {
     pub wake: bool,
     /// A sync has become necessary, or may go on: call [`Disk::sync_step`] soon.
     pub sync: bool,
+    /// The last record that the write was published in; `None`: it was not.
+    pub seq: Option<u64>,
 }
 
 /// How a disk starts, from the attach decision.
@@ -140,6 +150,7 @@ pub struct Disk {
     /// Changes that the caller holds.
     deferred: usize,
     sync: Sync,
+    pace: Pace,
     counters: Counters,
 }
 
@@ -181,6 +192,7 @@ impl Disk {
             capacity_bytes,
             deferred: 0,
             sync,
+            pace: Pace::new(config.pace),
             counters,
         }
     }
@@ -217,6 +229,19 @@ impl Disk {
     /// Bytes that are marked.
     pub fn dirty_bytes(&self) -> u64 {
         self.dirty.count() * DIRTY_BLOCK_BYTES
+    }
+
+    /// How the sync goes, for figures.
+    pub const fn pace(&self) -> &Pace {
+        &self.pace
+    }
+
+    /// Tells the sync what the guest's I/Os met, so that it yields; without this it goes as fast as
+    /// it can. Call it before [`Disk::sync_step`], with monotonic time.
+    pub fn observe(&mut self, now_ns: u64, latencies: &Latencies) {
+        if self.sync.active() {
+            self.pace.observe(now_ns, latencies);
+        }
     }
 
     /// Whether changes are held by the caller.
@@ -280,7 +305,8 @@ impl Disk {
             sources: change.sources,
         };
         match self.producer.publish(&draft, stamps) {
-            Ok(PublishedGroup { wake, .. }) => {
+            Ok(PublishedGroup { wake, last }) => {
+                self.inflight.published(token, last.seq());
                 self.touch(change.offset_bytes, change.len_bytes);
                 let wake = wake || begun;
                 Ok(Decision::Pass { token, wake })
@@ -329,10 +355,14 @@ impl Disk {
 
     /// A change was completed by the layers below. Unknown tokens are ignored.
     pub fn done(&mut self, token: Token, ok: bool, stamps: &Stamps<'_>) -> Completed {
+        let seq = self.inflight.seq(token);
         let Some((offset_bytes, len_bytes, tracked)) = self.inflight.remove(token) else {
             return Completed::default();
         };
-        let mut completed = Completed::default();
+        let mut completed = Completed {
+            seq,
+            ..Completed::default()
+        };
         if tracked || !ok {
             // The second mark: a sync may have cleared the first and read the block before the
             // write landed.

@@ -100,6 +100,17 @@ pub struct PaceFigures {
     pub cuts: u64,
 }
 
+impl core::fmt::Display for PaceFigures {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        let (rate, p99_us) = (self.rate_bytes_s >> 20, self.quiet_p99_ns / 1000);
+        write!(
+            f,
+            "{rate} MiB/s for a busy guest, whose quiet p99 is {p99_us} us; {} cuts",
+            self.cuts
+        )
+    }
+}
+
 /// The pace of one disk's sync.
 #[derive(Debug)]
 pub struct Pace {

@@ -118,6 +118,7 @@ fn status(disks: &[Arc<HostDisk>], contract: &Contract) -> Value {
                 "dirty_bytes": figure(|s| s.dirty_bytes),
                 "deferred_count": figure(|s| s.deferred_count),
                 "deferred_ns_max": figure(|s| s.deferred_ns_max),
+                "held_count": figure(|s| s.held_count),
                 "tracking_count": figure(|s| s.tracking_count),
             })
         })
