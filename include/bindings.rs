@@ -208,7 +208,9 @@ pub struct jio_disk_info {
     pub boot_id: *const ::core::ffi::c_char,
     pub properties: *const jio_property_t,
     pub property_count: u64,
-    pub reserved: [u64; 4usize],
+    pub content_id: u64,
+    pub content_id_before: u64,
+    pub reserved: [u64; 2usize],
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
@@ -228,7 +230,9 @@ const _: () = {
     ["Offset of field: jio_disk_info::boot_id"][::core::mem::offset_of!(jio_disk_info, boot_id) - 88usize];
     ["Offset of field: jio_disk_info::properties"][::core::mem::offset_of!(jio_disk_info, properties) - 96usize];
     ["Offset of field: jio_disk_info::property_count"][::core::mem::offset_of!(jio_disk_info, property_count) - 104usize];
-    ["Offset of field: jio_disk_info::reserved"][::core::mem::offset_of!(jio_disk_info, reserved) - 112usize];
+    ["Offset of field: jio_disk_info::content_id"][::core::mem::offset_of!(jio_disk_info, content_id) - 112usize];
+    ["Offset of field: jio_disk_info::content_id_before"][::core::mem::offset_of!(jio_disk_info, content_id_before) - 120usize];
+    ["Offset of field: jio_disk_info::reserved"][::core::mem::offset_of!(jio_disk_info, reserved) - 128usize];
 };
 pub type jio_disk_info_t = jio_disk_info;
 #[repr(C)]

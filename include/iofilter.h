@@ -209,7 +209,11 @@ typedef struct jio_disk_info {
     const char *boot_id;       /* changes at every boot of the host */
     const jio_property_t *properties;
     uint64_t property_count;   /* at most JIO_PROPERTIES_MAX */
-    uint64_t reserved[4];      /* zero */
+    uint64_t content_id;        /* of this opening: the host changes it at every opening for writing,
+                                   through a filter or not; 0: the host cannot tell */
+    uint64_t content_id_before; /* what it was before this opening; another one than was seen last: the
+                                   disk was written, or may have been, without the filter; 0 as above */
+    uint64_t reserved[2];      /* zero */
 } jio_disk_info_t;
 
 /* How a disk is closed. */
@@ -604,6 +608,8 @@ JIO_ASSERT_AT(jio_disk_info_t, label, 56);
 JIO_ASSERT_AT(jio_disk_info_t, boot_id, 88);
 JIO_ASSERT_AT(jio_disk_info_t, properties, 96);
 JIO_ASSERT_AT(jio_disk_info_t, property_count, 104);
+JIO_ASSERT_AT(jio_disk_info_t, content_id, 112);
+JIO_ASSERT_AT(jio_disk_info_t, content_id_before, 120);
 
 JIO_ASSERT_SIZE(jio_snapshot_t, 40);
 JIO_ASSERT_SIZE(jio_clone_t, 56);

@@ -150,7 +150,7 @@ impl World {
             ..Config::default()
         };
         let producer = Producer::new(lane.memory, 1, 0, 1);
-        let mut disk = Disk::new(producer, DISK_BYTES as u64, Start::Clean, config);
+        let mut disk = Disk::new(producer, DISK_BYTES as u64, Start::Clean, None, config);
         match setup.write {
             Write::Marked => disk.enter_tracking(),
             Write::Published => disk.mark_all(),
@@ -180,7 +180,7 @@ impl World {
         };
         match self.disk.start(&change, &stamps) {
             Decision::Pass { token, .. } => token,
-            Decision::Defer => panic!("the ring has room"),
+            Decision::Defer(_) => panic!("the ring has room"),
         }
     }
 
@@ -220,7 +220,13 @@ impl World {
     fn reopen(&mut self) {
         let found = scan(self.lane.memory).unwrap();
         let producer = Producer::new(self.lane.memory, 2, found.tail, found.next_seq);
-        self.disk = Disk::new(producer, DISK_BYTES as u64, Start::Marked, self.config);
+        self.disk = Disk::new(
+            producer,
+            DISK_BYTES as u64,
+            Start::Marked,
+            None,
+            self.config,
+        );
     }
 
     /// Lets the sync come to its end, alone, and compares.

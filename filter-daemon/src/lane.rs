@@ -82,6 +82,8 @@ pub struct Lane {
     pub moving_to: Option<PortRole>,
     /// Faults found in it since the daemon knows it.
     pub faults: u64,
+    /// The epoch that was presented when its channel was opened.
+    presented_epoch: u32,
     asks: Receiver<CutAsk>,
     /// The highest seq that any daemon may have sent an appliance, so that one may acknowledge.
     may_be_there: u64,
@@ -105,6 +107,7 @@ impl Lane {
             stage: Stage::Closed(None),
             moving_to: None,
             faults: 0,
+            presented_epoch: 0,
             asks,
             claimed: 0,
             refusal: None,
@@ -182,16 +185,17 @@ impl Lane {
         self.channel = channel;
         self.stage = Stage::Opening;
         self.claimed = 0;
+        self.presented_epoch = self.attach_epoch();
         let id = self.mapped.identity();
         let memory = self.mapped.memory();
         let words = memory.producer();
         OpenLane {
             disk_id: id.disk_id,
             vm_id: id.vm_id,
-            attach_epoch: self.attach_epoch(),
+            attach_epoch: self.presented_epoch,
             durable_seq: self.consumer.durable().0,
             capacity_bytes: words.capacity_bytes.load(Relaxed), // a figure
-            starts_at_base: self.consumer.next_is_base(),
+            base: self.consumer.next_base(),
             domain: id.domain.clone(),
             vm_name: id.vm_name.clone(),
             disk_label: id.disk_label.clone(),
@@ -219,15 +223,21 @@ impl Lane {
     }
 
     /// The appliance has answered OPEN_LANE.
-    pub fn opened(&mut self, appliance_durable: u64) {
+    pub fn opened(&mut self, appliance_durable: u64, full_base_seq: u64) {
         self.stage = Stage::Open;
+        self.consumer.set_fenced(0);
         if self.refusal.as_ref().is_some_and(|last| last.opening) {
             self.refusal = None;
         }
         let published = self.mapped.memory().producer().last_seq.load(Relaxed); // told before the tail
         let published = published.max(self.consumer.durable().0);
-        let base = self.consumer.next_is_base();
-        let decision = resume(self.consumer.durable(), published, base, appliance_durable);
+        let decision = resume(
+            self.consumer.durable(),
+            published,
+            self.consumer.next_base(),
+            appliance_durable,
+            full_base_seq,
+        );
         match decision {
             Resume::After(durable) => {
                 if let Err(fault) = self.consumer.resume_after(durable) {
@@ -241,8 +251,8 @@ impl Lane {
                 let enough = appliance_durable <= published.max(self.consumer.restart_above());
                 if !(self.consumer.restarting() && enough) {
                     tracing::warn!(
-                        "lane {}: the appliance stands at {appliance_durable}, the lane begins after \
-                         {}: the disk is to be synced anew",
+                        "lane {}: the appliance stands at {appliance_durable} (full sync from \
+                         {full_base_seq}), the lane begins after {}: the disk is to be synced anew",
                         self.label(),
                         self.consumer.durable().0
                     );
@@ -328,7 +338,8 @@ impl Lane {
         }
     }
 
-    /// The appliance refuses the lane, or record `seq` of it. An error ends the connection.
+    /// The appliance refuses the lane, or record `seq` of it (a newer epoch is named instead if that is
+    /// why). An error ends the connection.
     pub fn refused(&mut self, code: ErrorCode, seq: u64, text: &str) -> Result<(), LinkError> {
         let opening = self.stage == Stage::Opening;
         if code == ErrorCode::Corrupt {
@@ -347,7 +358,7 @@ impl Lane {
         let last = self.refusal.as_ref();
         if last.is_none_or(|last| last.code != code || last.text != text) {
             let label = self.label();
-            tracing::warn!("lane {label}: the appliance refuses record {seq}: {text} ({code:?})");
+            tracing::warn!("lane {label}: the appliance refuses it at {seq}: {text} ({code:?})");
         }
         self.refusal = Some(Refusal {
             code,
@@ -357,7 +368,9 @@ impl Lane {
         });
         self.closed(wait);
         if code == ErrorCode::Fenced {
-            self.stage = Stage::Fenced(self.attach_epoch());
+            // By the epoch that was presented: a newer one of this lane is not what was refused.
+            self.stage = Stage::Fenced(self.presented_epoch);
+            self.consumer.set_fenced(u32::try_from(seq).unwrap_or(0));
         }
         Ok(())
     }

@@ -68,18 +68,28 @@ impl Replicated {
     }
 
     /// Runs a task where blocking is allowed.
-    pub(crate) fn work(self: &Arc<Self>, task: Task) {
+    /// `false`: the queue is full, or the disk is closing.
+    pub(crate) fn work(self: &Arc<Self>, task: Task) -> bool {
         let mut outstanding = self.outstanding.lock();
         if outstanding.closing {
-            return;
+            return false;
         }
         let userdata = into_userdata(self);
-        if self.host.work_submit(self.handle, task, userdata) >= 0 {
+        let taken = self.host.work_submit(self.handle, task, userdata) >= 0;
+        if taken {
             outstanding.calls += 1;
         } else {
             // SAFETY: the host refused, so nobody else takes it back.
             drop(unsafe { from_userdata(userdata) });
         }
+        taken
+    }
+
+    /// The host is about to be given something that it calls back; `false`: the disk is closing.
+    pub(crate) fn call_begins(&self) -> bool {
+        let mut outstanding = self.outstanding.lock();
+        outstanding.calls += usize::from(!outstanding.closing);
+        !outstanding.closing
     }
 
     pub(crate) fn call_ended(&self) {
@@ -183,12 +193,8 @@ struct SyncRead {
 
 impl SyncRead {
     fn submit(owner: &Arc<Replicated>, ticket: Ticket, offset_bytes: u64, len_bytes: u64) -> bool {
-        {
-            let mut outstanding = owner.outstanding.lock();
-            if outstanding.closing {
-                return false;
-            }
-            outstanding.calls += 1;
+        if !owner.call_begins() {
+            return false;
         }
         let mut read = Box::new(Self {
             // SAFETY: plain numbers and pointers, for which zeros are valid.
@@ -284,13 +290,18 @@ pub unsafe extern "C" fn housekeeping_task(userdata: *mut c_void) {
     let this = unsafe { from_userdata(userdata) };
     guard::disk(&this, "housekeeping", || {
         this.drive_sync();
-        let (sleeps, rest) = {
+        let now_ns = this.host.now_mono_ns();
+        let (sleeps, intent, rest) = {
             let mut core = this.core.lock();
             core.disk.publish_figures();
+            let intent = core.disk.intent_due(now_ns) || core.disk.is_fenced();
             let sleeps = core.disk.producer().consumer_sleeps();
-            (sleeps, this.look_at_held(&mut core))
+            (sleeps, intent, this.look_at_held(&mut core))
         };
         this.after_look(rest);
+        if intent {
+            this.drive_intent();
+        }
         // A wake-up that was lost with a daemon that died would otherwise wait for the next write.
         if sleeps && this.positions().0 > this.positions().1 {
             this.wake();

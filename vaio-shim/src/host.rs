@@ -315,6 +315,11 @@ pub struct DiskInfo {
     pub vm_name: String,
     /// The host's run folder.
     pub run_dir: String,
+    /// What the host calls the disk's content now, and what it called it before this opening; 0: it
+    /// cannot tell.
+    pub content_id: u64,
+    /// See `content_id`.
+    pub content_before: u64,
     /// Properties, in order.
     pub properties: Vec<(String, String)>,
 }
@@ -327,7 +332,7 @@ impl DiskInfo {
     pub unsafe fn read(info: *const abi::jio_disk_info) -> Option<Self> {
         // SAFETY: the caller's promise; NULL is looked for.
         let info = unsafe { info.as_ref() }?;
-        if (info.size as usize) < core::mem::offset_of!(abi::jio_disk_info, reserved) {
+        if (info.size as usize) < size_of::<abi::jio_disk_info>() {
             return None;
         }
         let count = info.property_count.min(u64::from(abi::JIO_PROPERTIES_MAX)) as usize;
@@ -350,6 +355,8 @@ impl DiskInfo {
             path: text(info.path),
             vm_name: text(info.vm_name),
             run_dir: text(info.run_dir),
+            content_id: info.content_id,
+            content_before: info.content_id_before,
             properties,
         })
     }

@@ -9,26 +9,31 @@
 //! |---|---|
 //! | this one | the exported entry and the table of callbacks |
 //! | `open` | sidecar, lane, decision: from a disk to an attached lane |
+//! | `beside` | the sidecar: header and region map |
 //! | `instance` | an open disk: I/O down and up |
 //! | `drive` | timers, work, the sync's reads |
 //! | `hold` | completions that wait for the appliance's log |
+//! | `regions` | the region map at work, fencing |
 //! | `host` | the host's services, made callable without `unsafe` |
 //! | `vm` | what the disks of one VM share |
 //! | `guard` | stops panics |
 
 mod abi;
+mod beside;
 mod drive;
 mod guard;
 mod hold;
 mod host;
 mod instance;
 mod open;
+mod regions;
 mod vm;
 
 use crate::host::{DiskHandle, DiskInfo, Host, Level};
 use crate::instance::{Instance, Replicated};
 use crate::open::OpenError;
 use core::ffi::{c_char, c_void};
+use filter_core::sidecar::regions::REGION_SHIFTS;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
@@ -193,11 +198,13 @@ unsafe extern "C" fn requirements(
         // SAFETY: zeros are valid for plain numbers.
         let mut all: abi::jio_requirements = unsafe { core::mem::zeroed() };
         all.timers = 9;
-        all.work_items = 2;
-        all.requests = config.sync_reads as u32;
+        all.work_items = 3;
+        all.requests = config.sync_reads as u32 + 2;
         all.heap_bytes = 0;
         all.mapped_bytes = mapped_bytes;
-        all.sidecar_bytes = filter_core::sidecar::SIDECAR_BYTES as u64;
+        // With the smallest regions; the map of a usual disk takes a few blocks.
+        let blocks = beside::region_blocks(capacity, *REGION_SHIFTS.start());
+        all.sidecar_bytes = filter_core::sidecar::total_bytes(blocks);
         // What `open::config` took off for late timers is the host's to count on.
         all.defer_ns_max = config.defer_budget_ns + 2 * instance::RETRY_NS;
         if ack.log {
@@ -279,8 +286,7 @@ fn open_instance(host: Host, handle: DiskHandle, info: &DiskInfo) -> Result<Inst
         Err(error @ (OpenError::Mapping(_) | OpenError::Lane(_))) => {
             // The guest must run although nothing can be replicated; the loss is written down
             // first, so that the next open that can replicate syncs the disk in full.
-            let sidecar = open::load(host, handle)?;
-            open::save(host, handle, &sidecar.failed())?;
+            open::give_up(host, handle)?;
             let text = format!("{}: not replicated: {error}", info.label);
             host.event(handle, Level::Error, 4, &text);
             Ok(Instance::Passing)
@@ -308,8 +314,9 @@ unsafe extern "C" fn close(instance: *mut c_void, how: u32) -> i32 {
         match *instance {
             Instance::Passing => OK,
             Instance::Replicated(replicated) => {
+                let flushed = how != abi::JIO_CLOSE_LOST && replicated.prepare_close();
                 replicated.finish();
-                replicated.close(how)
+                replicated.close(how, flushed)
             }
         }
     })
@@ -384,11 +391,17 @@ unsafe extern "C" fn snapshot(instance: *mut c_void, info: *const abi::jio_snaps
     let Some(info) = (unsafe { info.as_ref() }) else {
         return abi::JIO_E_INVALID;
     };
-    let reverted = info.event == abi::JIO_SNAPSHOT_REVERT && info.phase == abi::JIO_PHASE_POST;
+    let reverts = info.event == abi::JIO_SNAPSHOT_REVERT && info.phase != abi::JIO_PHASE_CANCEL;
     let body = |disk: &Arc<Replicated>| {
-        if reverted {
-            disk.core.lock().disk.mark_all();
-            disk.drive_sync();
+        if !reverts {
+            return OK;
+        }
+        // Before the content changes the sidecar must say that all of it may differ; afterwards what
+        // was read meanwhile does not count.
+        disk.core.lock().disk.mark_all();
+        disk.drive_sync();
+        if info.phase == abi::JIO_PHASE_PRE && !disk.settle_intent() {
+            return abi::JIO_E_IO;
         }
         OK
     };
@@ -401,6 +414,7 @@ unsafe extern "C" fn grow(instance: *mut c_void, new_capacity_bytes: u64) -> i32
         if !disk.core.lock().disk.grow(new_capacity_bytes) {
             return abi::JIO_E_RANGE;
         }
+        disk.drive_intent();
         disk.drive_sync();
         OK
     };
@@ -441,6 +455,18 @@ unsafe extern "C" fn property_list(
         (
             c"jetdr.sync-max-bytes-s",
             c"a sync is never faster than this",
+        ),
+        (
+            c"jetdr.region-bytes",
+            c"length of a region of the region map: a power of two",
+        ),
+        (
+            c"jetdr.region-quiet-ms",
+            c"quiet after which a region's bit is cleared, in ms",
+        ),
+        (
+            c"jetdr.region-intent",
+            c"budget: a write waits for its region's bit within the budget; strict: however long",
         ),
     ];
     let tell = || {

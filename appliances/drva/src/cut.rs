@@ -1,10 +1,12 @@
 //! Cuts: asked for every second, closed when every disk has all of its records.
 //!
 //! Invariant: a cut is closed only if each disk of the domain has a position, is durable up to it and
-//! is consistent at it; otherwise it is void, and counted. The last closed one stays as it is.
+//! is consistent at it; otherwise it is void, and counted. The last closed one stays as it is. If any
+//! other host than the one that was asked presents a disk meanwhile, the cut is void: epochs order the
+//! records of one host only.
 
 use crate::appliance::Appliance;
-use crate::domain::{ClosedCut, Domain, now_ns};
+use crate::domain::{Asked, CloseError, ClosedCut, Domain, now_ns};
 use filter_core::wire::Message;
 use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
@@ -62,40 +64,52 @@ fn wanted(domain: &Domain, taken: &BTreeMap<[u8; 16], u64>) -> bool {
         })
 }
 
-fn take(appliance: &Appliance, domain: &Arc<Domain>) -> Result<BTreeMap<[u8; 16], u64>, String> {
-    let hosts: HashSet<[u8; 16]> = {
-        let disks = domain.disks.read();
-        for disk in disks.values() {
-            if disk.received().2 {
-                let info = disk.info.read();
-                return Err(format!("disk {}/{} is syncing", info.vm_name, info.name));
-            }
-        }
-        disks
-            .values()
-            .filter(|d| d.is_attached())
-            .map(|d| *d.host.lock())
-            .collect()
-    };
-    let host = match hosts.len() {
-        0 => return Err("no host of the domain is connected".into()),
-        1 => hosts.into_iter().next().unwrap_or_default(),
-        n => {
-            return Err(format!(
-                "its disks are on {n} hosts; cuts over several hosts are not built yet"
-            ));
-        }
-    };
+/// The one host whose disks are attached.
+fn host_of(domain: &Domain) -> Result<[u8; 16], String> {
+    let disks = domain.disks.read();
+    let attached = disks.values().filter(|disk| disk.is_attached());
+    let hosts: HashSet<[u8; 16]> = attached.map(|disk| *disk.host.lock()).collect();
+    match hosts.len() {
+        0 => Err("no host of the domain is connected".into()),
+        1 => Ok(hosts.into_iter().next().unwrap_or_default()),
+        n => Err(format!(
+            "its disks are on {n} hosts; cuts over several hosts are not built yet"
+        )),
+    }
+}
+
+/// Decides on the epoch of a new cut. From here on the upload feeds only what is stamped below it, and
+/// a disk that another host presents makes it void.
+fn begin(domain: &Domain) -> Result<([u8; 16], u32), String> {
+    let host = host_of(domain)?;
     let epoch = {
         let mut cuts = domain.cuts.lock();
         cuts.last_epoch = cuts
             .last_epoch
             .checked_add(1)
             .ok_or("the cut epochs are used up")?;
-        // Before the request: from now on the upload feeds only what is stamped below it.
-        cuts.outstanding = Some(cuts.last_epoch);
+        cuts.outstanding = Some(Asked {
+            epoch: cuts.last_epoch,
+            host,
+            void: false,
+        });
         cuts.last_epoch
     };
+    // Looked at again: who attached before there was a cut to make void is seen here.
+    if host_of(domain)? != host {
+        return Err(CloseError::Moved.to_string());
+    }
+    Ok((host, epoch))
+}
+
+fn take(appliance: &Appliance, domain: &Arc<Domain>) -> Result<BTreeMap<[u8; 16], u64>, String> {
+    for disk in domain.disks.read().values() {
+        if disk.received().2 {
+            let info = disk.info.read();
+            return Err(format!("disk {}/{} is syncing", info.vm_name, info.name));
+        }
+    }
+    let (host, epoch) = begin(domain)?;
     let answers = appliance.expect_answers(&domain.name, host);
     let request = Message::CutRequest {
         epoch,
@@ -133,7 +147,13 @@ fn take(appliance: &Appliance, domain: &Arc<Domain>) -> Result<BTreeMap<[u8; 16]
         positions.insert(*id, disk.durable_seq());
     }
     if !domain.wait_durable(&positions, LIMIT) {
-        return Err("the log did not reach the positions in time".into());
+        let moved = domain.cuts.lock().outstanding.is_some_and(|of| of.void);
+        let late = "the log did not reach the positions in time".to_owned();
+        return Err(if moved {
+            CloseError::Moved.to_string()
+        } else {
+            late
+        });
     }
     let mut out = BTreeMap::new();
     for (id, seq) in &positions {

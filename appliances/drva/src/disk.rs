@@ -5,7 +5,7 @@
 //! the log is held before it is taken.
 
 use crate::log::format::EntryKind;
-use crate::log::{Durability, Log, LogError, Submission};
+use crate::log::{DiskState, Durability, Log, LogError, Submission};
 use crate::session::Outbox;
 use filter_core::position::Received;
 use filter_core::record::{FLAG_SYNC_BEGIN, FLAG_SYNC_END, RecordIter};
@@ -23,6 +23,12 @@ pub struct Route {
     pub outbox: Arc<Outbox>,
     /// The channel on it.
     pub channel: u32,
+}
+
+/// A channel that a disk is presented on.
+struct Present {
+    route: Route,
+    attach_epoch: u32,
 }
 
 /// Syncs and losses that are remembered: cuts ask about the newest positions only.
@@ -82,7 +88,7 @@ pub enum Outcome {
     Taken,
     /// The channel is not the disk's present one.
     Superseded,
-    /// Refused: why, at which seq.
+    /// Refused: why, at which seq (or, if the epoch is why, the newest one).
     Refused(ErrorCode, u64, String),
 }
 
@@ -107,7 +113,7 @@ pub struct Disk {
     /// Last seq in the store.
     uploaded: AtomicU64,
     /// Where acknowledgements go.
-    route: Mutex<Option<Route>>,
+    route: Mutex<Option<Present>>,
     /// Its description.
     pub info: RwLock<DiskInfo>,
     /// The host that presents it.
@@ -121,11 +127,17 @@ impl Disk {
     }
 
     /// A disk as the log of a restarted appliance has it.
-    pub fn restored(info: DiskInfo, last_seq: u64, attach_epoch: u32, sync_begin: u64) -> Self {
-        let receiver = Receiver::restored(Received(last_seq), attach_epoch, sync_begin != 0);
-        let disk = Self::with(info, receiver, last_seq);
-        if sync_begin != 0 {
-            disk.stream.lock().brackets.begin(sync_begin);
+    pub fn restored(info: DiskInfo, state: &DiskState, presented_epoch: u32) -> Self {
+        let receiver = Receiver::restored(
+            Received(state.last_seq),
+            state.attach_epoch,
+            state.sync_begin != 0,
+            state.full_base_seq,
+        )
+        .with_presented(presented_epoch);
+        let disk = Self::with(info, receiver, state.last_seq);
+        if state.sync_begin != 0 {
+            disk.stream.lock().brackets.begin(state.sync_begin);
         }
         disk
     }
@@ -155,6 +167,16 @@ impl Disk {
         )
     }
 
+    /// The newest epoch that is known of: presented, or of a record.
+    pub fn newest_epoch(&self) -> u32 {
+        self.stream.lock().receiver.newest_epoch()
+    }
+
+    /// Whether a lane of this epoch may be presented.
+    pub fn may_open(&self, attach_epoch: u32) -> Result<(), Refusal> {
+        self.stream.lock().receiver.may_open(attach_epoch)
+    }
+
     /// Whether a cut may end at this seq.
     pub fn consistent_at(&self, seq: u64) -> bool {
         !self.stream.lock().brackets.open_at(seq)
@@ -175,10 +197,11 @@ impl Disk {
         self.route.lock().is_some()
     }
 
-    /// A host presents the disk on a channel, which supersedes the one before. Answers the host, and
-    /// gives what tells this channel from others.
+    /// A host presents the disk on a channel, which supersedes the one before; a host whose epoch is
+    /// older is told that it has lost the disk. Answers the host, and gives what tells this channel
+    /// from others.
     pub fn attach(&self, attach_epoch: u32, host: [u8; 16], route: Route) -> Result<u64, Refusal> {
-        let stream = self.stream.lock();
+        let mut stream = self.stream.lock();
         stream.receiver.open(attach_epoch)?;
         let generation = self.generation.fetch_add(1, Ordering::AcqRel) + 1; // under the lock
         *self.host.lock() = host;
@@ -188,9 +211,22 @@ impl Disk {
         let opened = Message::LaneOpened {
             durable_seq: self.durable.load(Ordering::Acquire), // pairs with `durable`
             attach_epoch: stream.receiver.attach_epoch(),
+            full_base_seq: stream.receiver.full_base_seq(),
         };
         route.outbox.send(&opened, route.channel);
-        *present = Some(route);
+        let before = present.replace(Present {
+            route,
+            attach_epoch,
+        });
+        if let Some(lost) = before.filter(|before| before.attach_epoch < attach_epoch) {
+            let (current, found) = (attach_epoch, lost.attach_epoch);
+            let message = Message::Error {
+                code: ErrorCode::Fenced,
+                seq: u64::from(current),
+                text: Refusal::Fenced { current, found }.to_string(),
+            };
+            lost.route.outbox.send(&message, lost.route.channel);
+        }
         Ok(generation)
     }
 
@@ -285,7 +321,7 @@ impl Disk {
     }
 
     fn acknowledge(&self, durable_seq: u64, uploaded_seq: u64) {
-        if let Some(route) = self.route.lock().as_ref() {
+        if let Some(Present { route, .. }) = self.route.lock().as_ref() {
             route
                 .outbox
                 .acknowledge(route.channel, durable_seq, uploaded_seq);
@@ -334,11 +370,11 @@ impl DiskStream {
                 }
                 Ok(Admit::Append) => {}
                 Err(error) => {
-                    let code = match error {
-                        Refusal::Gap { .. } => ErrorCode::Gap,
-                        Refusal::Fenced { .. } => ErrorCode::Fenced,
+                    let (code, word) = match error {
+                        Refusal::Gap { .. } | Refusal::Base { .. } => (ErrorCode::Gap, header.seq),
+                        Refusal::Fenced { current, .. } => (ErrorCode::Fenced, current.into()),
                     };
-                    return (run, Some((code, header.seq, error.to_string())));
+                    return (run, Some((code, word, error.to_string())));
                 }
             }
             self.brackets.jump(last, header.seq);

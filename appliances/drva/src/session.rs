@@ -298,19 +298,23 @@ impl Session<'_> {
     }
 
     fn open(&mut self, channel: u32, lane: &filter_core::wire::OpenLane) {
-        let refuse = |code, text: String| {
+        let refuse = |code, seq, text: String| {
             tracing::warn!("lane {}/{}: {text}", lane.vm_name, lane.disk_label);
             self.outbox
-                .send(&Message::Error { code, seq: 0, text }, channel);
+                .send(&Message::Error { code, seq, text }, channel);
         };
         if channel == 0 || self.channels.len() >= MAX_CHANNELS {
-            refuse(ErrorCode::Limit, "channel 0, or too many channels".into());
+            refuse(
+                ErrorCode::Limit,
+                0,
+                "channel 0, or too many channels".into(),
+            );
             return;
         }
         let domain = match self.appliance.domain(&lane.domain) {
             Ok(domain) => domain,
             Err(error) => {
-                refuse(ErrorCode::Domain, error.to_string());
+                refuse(ErrorCode::Domain, 0, error.to_string());
                 return;
             }
         };
@@ -329,7 +333,7 @@ impl Session<'_> {
                     before.disk.detach(before.generation);
                 }
             }
-            Err((code, text)) => refuse(code, text),
+            Err((code, word, text)) => refuse(code, word, text),
         }
     }
 

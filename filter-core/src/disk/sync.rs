@@ -132,11 +132,14 @@ impl Disk {
             self.producer.restart();
             self.sync.reset();
             self.dirty.mark(0, self.capacity_bytes);
+            if let Some(intent) = &mut self.intent {
+                intent.begin_anew();
+            }
             self.mode = Mode::Publishing;
             self.sync.want();
             self.producer.set_state(LaneState::Syncing);
         }
-        if self.mode == Mode::Tracking && self.deferred == 0 && self.has_room_for_sync() {
+        if self.mode == Mode::Tracking && self.waiting_for_room == 0 && self.has_room_for_sync() {
             self.mode = Mode::Publishing;
             self.sync.want();
             self.producer.set_state(LaneState::Syncing);
@@ -207,7 +210,7 @@ impl Disk {
     }
 
     /// If the stream starts anew, publishes its beginning; returns whether to wake the daemon.
-    pub(super) fn begin_base(&mut self, stamps: &Stamps<'_>) -> Result<bool, PublishError> {
+    pub fn begin_base(&mut self, stamps: &Stamps<'_>) -> Result<bool, PublishError> {
         if !self.producer.base_pending() {
             return Ok(false);
         }
@@ -316,6 +319,10 @@ impl Disk {
             return false;
         };
         self.counters.sync_bytes += window.len_bytes;
+        if let Some(intent) = &mut self.intent {
+            // What was published just now is not durable: its regions are not quiet.
+            intent.touch(window.offset_bytes, window.len_bytes);
+        }
         let first = window.offset_bytes / DIRTY_BLOCK_BYTES;
         let end = (window.offset_bytes + window.len_bytes).div_ceil(DIRTY_BLOCK_BYTES);
         for block in first..end {

@@ -500,6 +500,13 @@ impl Consumer {
         words.linked.store(u32::from(linked), Release); // pairs with the disk's Acquire
     }
 
+    /// Tells the filter that the appliance knows of a newer attach epoch than the lane's (0: it takes
+    /// the lane).
+    pub fn set_fenced(&self, newest_epoch: u32) {
+        let word = &self.memory.consumer().fenced_epoch;
+        word.store(newest_epoch, Release); // pairs with the disk's Acquire
+    }
+
     /// Tells what the object store holds, for status pages on the host.
     pub fn set_uploaded(&self, seq: u64) {
         self.memory.consumer().uploaded_seq.store(seq, Relaxed); // for people

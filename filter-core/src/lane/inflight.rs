@@ -38,6 +38,8 @@ struct Entry {
     used: bool,
     /// The last record that it was published in; 0: none.
     seq: u64,
+    /// Where it stands in the list of used entries.
+    place: u32,
 }
 
 /// The private list of writes in flight, its first [`SLOTS`] entries mirrored into the lane.
@@ -49,6 +51,8 @@ pub struct InFlight {
     free: Vec<u32>,
     /// Unused entries beyond the table.
     spare: Vec<u32>,
+    /// Used entries, in no order: few of many, and looked through for every change.
+    used: Vec<u32>,
     tracked: usize,
 }
 
@@ -65,6 +69,7 @@ impl InFlight {
             entries,
             free,
             spare: Vec::new(),
+            used: Vec::new(),
             tracked: 0,
         }
     }
@@ -98,8 +103,10 @@ impl InFlight {
                 tracked,
                 used: true,
                 seq: 0,
+                place: self.used.len() as u32,
             };
         }
+        self.used.push(index);
         self.tracked += usize::from(tracked);
         let mirrored = (index as usize) < SLOTS;
         if mirrored {
@@ -116,6 +123,11 @@ impl InFlight {
         }
         let gone = *entry;
         *entry = Entry::default();
+        self.used.swap_remove(gone.place as usize);
+        let moved = self.used.get(gone.place as usize);
+        if let Some(entry) = moved.and_then(|index| self.entries.get_mut(*index as usize)) {
+            entry.place = gone.place;
+        }
         self.tracked -= usize::from(gone.tracked);
         if (token.0 as usize) < SLOTS {
             self.free.push(token.0);
@@ -142,9 +154,11 @@ impl InFlight {
     /// Whether any write in flight touches the range.
     pub fn overlaps(&self, offset_bytes: u64, len_bytes: u64) -> bool {
         let end = offset_bytes + len_bytes;
-        self.entries
+        let mut used = self
+            .used
             .iter()
-            .any(|e| e.used && e.offset_bytes < end && offset_bytes < e.offset_bytes + e.len_bytes)
+            .filter_map(|index| self.entries.get(*index as usize));
+        used.any(|e| e.offset_bytes < end && offset_bytes < e.offset_bytes + e.len_bytes)
     }
 
     /// Writes in flight that were not published.
@@ -154,7 +168,7 @@ impl InFlight {
 
     /// Writes in flight.
     pub fn len(&self) -> usize {
-        self.entries.len() - self.free.len() - self.spare.len()
+        self.used.len()
     }
 
     /// Whether nothing is in flight.

@@ -88,7 +88,8 @@ fn nbd(args: &NbdArgs) -> anyhow::Result<()> {
     if listens.is_empty() {
         bail!("nobody could reach the disk: give --socket or --tcp");
     }
-    let engine: Arc<dyn Engine> = Arc::new(DiskEngine(crate::disk::open(&args.disk, None)?));
+    let disk = Arc::new(DiskEngine(crate::disk::open(&args.disk, None)?));
+    let engine: Arc<dyn Engine> = disk.clone();
     let mut server = Server::start(&listens, Exports::new(vec![("disk".into(), engine)]))?;
     let tcp = server.addresses().iter().find_map(|listen| match listen {
         Listen::Tcp(address) => Some(address.to_string()),
@@ -100,6 +101,7 @@ fn nbd(args: &NbdArgs) -> anyhow::Result<()> {
     println!("READY {ready}");
     signals.forever().next();
     server.stop();
+    disk.0.closed()?;
     Ok(())
 }
 

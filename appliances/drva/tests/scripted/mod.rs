@@ -23,6 +23,10 @@ use uuid::Uuid;
 /// Every wait ends here.
 pub const LIMIT: Duration = Duration::from_secs(60);
 pub const DOMAIN: &str = "scripted";
+/// The host that is meant if no other is named.
+pub const HOST: [u8; 16] = [0x51; 16];
+/// Another one.
+pub const OTHER_HOST: [u8; 16] = [0x52; 16];
 pub const CAPACITY_BYTES: u64 = 1 << 20;
 
 /// A folder with an appliance's data and store.
@@ -186,13 +190,18 @@ impl Drva {
     }
 
     pub fn connect(&self, role: PortRole) -> Link {
+        self.connect_as(HOST, role)
+    }
+
+    /// As the host of this identity.
+    pub fn connect_as(&self, host: [u8; 16], role: PortRole) -> Link {
         let mut link = self.connect_bare(role);
         let hello = Hello {
             oldest: 1,
             newest: 1,
             role: PeerRole::Daemon,
             port_offset: role.offset() as u8,
-            peer_id: [0x51; 16],
+            peer_id: host,
             incarnation: 1,
             name: "scripted".into(),
         };
@@ -291,7 +300,7 @@ impl Link {
                 (of, Message::Ack { durable_seq, .. }) if of == channel && durable_seq >= seq => {
                     return;
                 }
-                (_, error @ Message::Error { .. }) => panic!("{error:?}"),
+                (of, error @ Message::Error { .. }) if of == channel => panic!("{error:?}"),
                 _ => {}
             }
         }
@@ -328,7 +337,7 @@ impl Disk {
                 attach_epoch: 1,
                 durable_seq: 0,
                 capacity_bytes: CAPACITY_BYTES,
-                starts_at_base: true,
+                base: Some(0),
                 domain: DOMAIN.into(),
                 vm_name: "vm".into(),
                 disk_label: format!("disk{number}"),
@@ -361,6 +370,18 @@ impl Disk {
             self.push(store::stream_base(1)),
             self.push(store::sync_end(1)),
         ]
+    }
+
+    /// The disk goes on in a new lane with this epoch, above a gap in the seqs; nothing was lost: its
+    /// sync is empty.
+    pub fn move_to_new_lane(&mut self, attach_epoch: u32) -> Vec<Rec> {
+        let relies_on = self.seq;
+        self.open.attach_epoch = attach_epoch;
+        self.open.base = Some(relies_on);
+        self.seq += 100;
+        let mut base = store::stream_base(1);
+        base.header.offset_bytes = relies_on;
+        vec![self.push(base), self.push(store::sync_end(1))]
     }
 
     pub fn write(&mut self, offset_bytes: u64, len: u32, fill: u8) -> Rec {

@@ -3,12 +3,13 @@
 //! `unsafe` here is three plain calls on an open file that the standard library does not offer.
 
 use super::DiskError;
-use std::fs::{File, OpenOptions};
+use std::fs::{File, Metadata, OpenOptions, TryLockError};
 use std::io;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, FileTypeExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::SystemTime;
 
 /// A stretch of a disk that is either data or a hole that reads as zeros.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -91,6 +92,42 @@ impl FlatFile {
     /// Capacity in bytes.
     pub fn capacity_bytes(&self) -> u64 {
         self.capacity_bytes.load(Ordering::Acquire)
+    }
+
+    /// It is a file, no device.
+    pub const fn is_regular(&self) -> bool {
+        self.regular
+    }
+
+    fn whole(&self, what: &'static str) -> impl FnOnce(io::Error) -> DiskError + use<> {
+        super::io_error(what, &self.path)
+    }
+
+    /// What the file system knows of it.
+    pub fn metadata(&self) -> Result<Metadata, DiskError> {
+        self.file.metadata().map_err(self.whole("look at"))
+    }
+
+    /// Sets the time of its last change.
+    pub fn set_modified(&self, to: SystemTime) -> Result<(), DiskError> {
+        let set = self.file.set_modified(to);
+        set.map_err(self.whole("set the time of"))
+    }
+
+    /// Keeps every other opening for writing out, until [`Self::unlock`] or the end of this one.
+    pub fn lock(&self) -> Result<(), DiskError> {
+        let taken = self.file.try_lock().map_err(|error| match error {
+            TryLockError::WouldBlock => {
+                io::Error::new(io::ErrorKind::ResourceBusy, "another process has it open")
+            }
+            TryLockError::Error(error) => error,
+        });
+        taken.map_err(self.whole("open"))
+    }
+
+    /// Lets others open it for writing.
+    pub fn unlock(&self) -> Result<(), DiskError> {
+        self.file.unlock().map_err(self.whole("unlock"))
     }
 
     fn error(&self, what: &'static str, offset: u64, len: u64, source: io::Error) -> DiskError {

@@ -5,7 +5,7 @@
 
 use super::connection::Connection;
 use super::proto::errno;
-use crate::disk::{DiskError, Extent, FlatFile};
+use crate::disk::{DiskError, Extent, FlatFile, OpenDisk};
 use std::sync::Arc;
 
 /// What a request does.
@@ -148,7 +148,7 @@ pub fn execute(disk: &FlatFile, io: &mut Io) -> Result<(), DiskError> {
 
 /// An export without a filter: requests are carried out on the caller's thread.
 #[derive(Debug)]
-pub struct DiskEngine(pub FlatFile);
+pub struct DiskEngine(pub OpenDisk);
 
 impl Engine for DiskEngine {
     fn capacity_bytes(&self) -> u64 {

@@ -10,7 +10,7 @@ use super::tasks::Tasks;
 use crate::abi;
 use crate::contract::Contract;
 use crate::contract::ledger::Ledger;
-use crate::disk::{self, FlatFile, Format};
+use crate::disk::{self, Format, OpenDisk};
 use anyhow::bail;
 use parking_lot::Mutex;
 use std::collections::HashMap;
@@ -53,7 +53,7 @@ pub struct HostDisk {
     /// Its setup.
     pub setup: DiskSetup,
     /// The file.
-    pub disk: FlatFile,
+    pub disk: OpenDisk,
     /// The filter.
     pub filter: Filter,
     /// The host's threads.
@@ -191,13 +191,14 @@ impl HostDisk {
                 value: value.as_ptr(),
             })
             .collect();
+        let identity = self.disk.identity();
         let info = abi::jio_disk_info {
             size: size_of::<abi::jio_disk_info>() as u32,
             purpose: abi::JIO_PURPOSE_VM,
             flags: 0,
             block_bytes: BLOCK_BYTES as u32,
             capacity_bytes: self.disk.capacity_bytes(),
-            disk_uuid: [0; 16],
+            disk_uuid: identity.disk_uuid,
             vm_uuid: setup.vm_uuid,
             label: strings.label.as_ptr(),
             path: strings.path.as_ptr(),
@@ -206,7 +207,9 @@ impl HostDisk {
             boot_id: strings.boot_id.as_ptr(),
             properties: properties.as_ptr(),
             property_count: properties.len() as u64,
-            reserved: [0; 4],
+            content_id: identity.content_id,
+            content_id_before: identity.content_id_before,
+            reserved: [0; 2],
         };
         Ok(act(&info))
     }
@@ -247,6 +250,9 @@ impl HostDisk {
         }
         if !self.sidecars.lock().is_empty() {
             self.violated("a sidecar is open after close");
+        }
+        if let Err(error) = self.disk.closed() {
+            tracing::warn!("{error}"); // the next opening takes it for an unclean end
         }
         for left in self.ledger.left_behind() {
             self.violated(&left);

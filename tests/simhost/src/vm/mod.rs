@@ -109,6 +109,8 @@ fn id_from_name(name: &str) -> uuid::Uuid {
 
 struct Vm {
     disks: Vec<Arc<HostDisk>>,
+    /// Served without the filter.
+    plain: Vec<Arc<DiskEngine>>,
     contract: Arc<crate::contract::Contract>,
 }
 
@@ -119,13 +121,16 @@ fn open_disks(args: &VmArgs) -> anyhow::Result<(Named, Vm)> {
     let contract = Arc::new(crate::contract::Contract::new(args.strict));
     let mut vm = Vm {
         disks: Vec::new(),
+        plain: Vec::new(),
         contract: contract.clone(),
     };
     let mut exports: Named = Vec::new();
     if args.no_filter {
         for text in &args.disks {
             let (label, path, format) = parse_disk(text)?;
-            exports.push((label, Arc::new(DiskEngine(disk::open(&path, format)?))));
+            let engine = Arc::new(DiskEngine(disk::open(&path, format)?));
+            exports.push((label, engine.clone()));
+            vm.plain.push(engine);
         }
         return Ok((exports, vm));
     }
@@ -205,6 +210,9 @@ pub fn run(args: &VmArgs) -> anyhow::Result<()> {
     drop(control);
     for disk in &vm.disks {
         disk.close();
+    }
+    for engine in &vm.plain {
+        engine.0.closed()?;
     }
     let deferred_max_ns = vm
         .contract

@@ -3,6 +3,7 @@
 //! Invariant: a sidecar has one holder at a time, over all processes (a lock on the file); a write is
 //! on stable storage when it returns.
 
+use crate::disk::identity::sync_folder;
 use crate::disk::{Format, vmdk};
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io;
@@ -18,11 +19,6 @@ pub const MAX_BYTES: u64 = 256 << 20;
 pub fn path_of(disk: &Path, key: u64) -> PathBuf {
     let stem = disk.file_stem().unwrap_or_default().to_string_lossy();
     disk.with_file_name(format!("{stem}-{key:016x}.vmfd"))
-}
-
-fn sync_folder(path: &Path) -> io::Result<()> {
-    let parent = path.parent().filter(|p| !p.as_os_str().is_empty());
-    File::open(parent.unwrap_or(Path::new(".")))?.sync_all()
 }
 
 /// An open sidecar.
