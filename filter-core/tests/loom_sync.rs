@@ -1,4 +1,5 @@
-//! A write and a sync of the same block, in every order of their steps (loom), a kill of the VM's
+//! A write and a sync of the same block, in every order of their steps with up to three
+//! preemptions (loom), a kill of the VM's
 //! process at any of them, and the guards taken out one and two at a time.
 //!
 //! The disk's machine, its dirty map and its in-flight table are the product's own. Every step is
@@ -311,13 +312,18 @@ fn run(setup: Setup) {
 }
 
 fn check(write: Write, kill: bool, out: &[Guard]) {
+    // A thread of loom's has a small stack, too small to find out where a panic came from.
+    static QUIET: std::sync::Once = std::sync::Once::new();
+    QUIET.call_once(|| std::panic::set_hook(Box::new(|why| eprintln!("{why}"))));
     let guards = Guards::without(out);
     let setup = Setup {
         write,
         kill,
         guards,
     };
-    loom::model::Builder::new().check(move || run(setup));
+    let mut builder = loom::model::Builder::new();
+    builder.preemption_bound = Some(3);
+    builder.check(move || run(setup));
 }
 
 /// Whether loom finds an order in which a write is lost.
