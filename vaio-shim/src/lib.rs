@@ -12,6 +12,7 @@
 //! | `beside` | the sidecar: header and region map |
 //! | `instance` | an open disk: I/O down and up |
 //! | `drive` | timers, work, the sync's reads |
+//! | `hold` | completions that wait for the appliance's log |
 //! | `regions` | the region map at work, fencing |
 //! | `host` | the host's services, made callable without `unsafe` |
 //! | `vm` | what the disks of one VM share |
@@ -21,6 +22,7 @@ mod abi;
 mod beside;
 mod drive;
 mod guard;
+mod hold;
 mod host;
 mod instance;
 mod open;
@@ -185,13 +187,17 @@ unsafe extern "C" fn requirements(
             Ok(config) => config.unwrap_or_default(),
             Err(error) => return error.code(),
         };
+        let ack = match info.as_ref().map(open::ack_config).transpose() {
+            Ok(ack) => ack.unwrap_or_default(),
+            Err(error) => return error.code(),
+        };
         let capacity = info.as_ref().map_or(1 << 40, |info| info.capacity_bytes);
         let ring = filter_core::lane::layout::DEFAULT_RING_BYTES;
         let geometry = filter_core::lane::layout::Geometry::for_disk(capacity, ring);
         let mapped_bytes = geometry.map_or(0, |geometry| geometry.total_bytes());
         // SAFETY: zeros are valid for plain numbers.
         let mut all: abi::jio_requirements = unsafe { core::mem::zeroed() };
-        all.timers = 8;
+        all.timers = 9;
         all.work_items = 3;
         all.requests = config.sync_reads as u32 + 2;
         all.heap_bytes = 0;
@@ -199,7 +205,11 @@ unsafe extern "C" fn requirements(
         // With the smallest regions; the map of a usual disk takes a few blocks.
         let blocks = beside::region_blocks(capacity, *REGION_SHIFTS.start());
         all.sidecar_bytes = filter_core::sidecar::total_bytes(blocks);
-        all.defer_ns_max = config.defer_budget_ns + 2 * instance::RETRY_NS; // see `open::config`
+        // What `open::config` took off for late timers is the host's to count on.
+        all.defer_ns_max = config.defer_budget_ns + 2 * instance::RETRY_NS;
+        if ack.log {
+            all.defer_ns_max += ack.budget_ns + 2 * hold::ACK_POLL_NS;
+        }
         // SAFETY: `out` points to a struct whose maker set `size`.
         unsafe { fill(out.cast(), &all) };
         OK
@@ -333,10 +343,9 @@ unsafe extern "C" fn io_done(instance: *mut c_void, io: *mut abi::jio_io, status
     let Some(Instance::Replicated(disk)) = (unsafe { instance_of(instance) }) else {
         return abi::JIO_PASS;
     };
-    // SAFETY: the contract: the I/O lives until this has returned.
-    let Some(io) = (unsafe { io.as_ref() }) else {
+    if io.is_null() {
         return abi::JIO_PASS;
-    };
+    }
     guard::disk(disk, "io_done", || disk.io_done(io, status)).unwrap_or(abi::JIO_PASS)
 }
 
@@ -366,10 +375,15 @@ unsafe fn with_disk(instance: *mut c_void, body: impl FnOnce(&Arc<Replicated>) -
     }
 }
 
-/// Stun and unstun: what is to be written down is written as it happens; nothing is left to do.
+/// Stun and unstun: what is to be written down is written as it happens; the host has waited for what
+/// is held.
 unsafe extern "C" fn stun(instance: *mut c_void) -> i32 {
+    let body = |disk: &Arc<Replicated>| {
+        disk.release_completions();
+        OK
+    };
     // SAFETY: the contract.
-    unsafe { with_disk(instance, |_| OK) }
+    unsafe { with_disk(instance, body) }
 }
 
 unsafe extern "C" fn snapshot(instance: *mut c_void, info: *const abi::jio_snapshot) -> i32 {
@@ -425,6 +439,22 @@ unsafe extern "C" fn property_list(
         (
             c"jetdr.defer-budget-us",
             c"longest deferral of a write, in microseconds",
+        ),
+        (
+            c"jetdr.ack",
+            c"a write is done when the disk has it (host), or the appliance's log too (log)",
+        ),
+        (
+            c"jetdr.ack-budget-us",
+            c"longest wait for the appliance's log, in microseconds",
+        ),
+        (
+            c"jetdr.sync-floor-bytes-s",
+            c"a sync is not slower than this for the guest's sake",
+        ),
+        (
+            c"jetdr.sync-max-bytes-s",
+            c"a sync is never faster than this",
         ),
         (
             c"jetdr.region-bytes",
