@@ -341,6 +341,11 @@ pub fn attach(host: Host, handle: DiskHandle, info: &DiskInfo) -> Result<Attache
         // A ring that was just made has room for it.
         let _ = disk.begin_base(&stamps);
     }
+    let left = beside::left(host, handle, &header, info.capacity_bytes);
+    if let Some(map) = left.filter(|_| start == Start::Regions) {
+        disk.only_handed_over(&map);
+    }
+    beside::forget_left(host, handle);
     // Enlarged while it was closed: the new part was never seen.
     let known = if new_lane {
         header.capacity_bytes

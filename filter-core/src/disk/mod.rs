@@ -11,6 +11,7 @@
 //! | this one | the modes, writes and their completion |
 //! | [`ack`] | write-through: completions that wait for the appliance's log |
 //! | [`guard`] | the guards against a lost write, by name |
+//! | [`handoff`] | what goes along to another host |
 //! | [`intent`] | which regions the sidecar says may differ |
 //! | [`latency`] | how long the guest's I/Os take |
 //! | [`pace`] | how fast a sync may be, for the guest's sake |
@@ -21,6 +22,7 @@
 
 pub mod ack;
 pub mod guard;
+pub mod handoff;
 pub mod intent;
 pub mod latency;
 pub mod pace;

@@ -155,6 +155,11 @@ impl Producer {
         self.attach_epoch
     }
 
+    /// End of what is published, in bytes since the lane began.
+    pub const fn tail(&self) -> u64 {
+        self.tail
+    }
+
     /// The last seq published.
     pub const fn published(&self) -> Published {
         Published(self.next_seq - 1)
