@@ -5,10 +5,11 @@
 //! whole over the present connection.
 
 use crate::connection::{LinkError, Sending};
+use crate::hashes::Questions;
 use crossbeam::channel::{Receiver, Sender, TryRecvError, unbounded};
 use filter_core::lane::consumer::{Consumer, LaneFault, Run};
 use filter_core::lane::layout::LaneState;
-use filter_core::lane::sync::Ordering::Relaxed;
+use filter_core::lane::sync::Ordering::{Acquire, Relaxed};
 use filter_core::mapping::MappedLane;
 use filter_core::position::Durable;
 use filter_core::session::{Resume, resume};
@@ -82,6 +83,10 @@ pub struct Lane {
     pub moving_to: Option<PortRole>,
     /// Faults found in it since the daemon knows it.
     pub faults: u64,
+    /// What the appliance was told last: the epoch that is presented, the capacity in bytes.
+    told: (u32, u64),
+    /// What the filter asks about blocks.
+    pub questions: Questions,
     asks: Receiver<CutAsk>,
     /// The highest seq that any daemon may have sent an appliance, so that one may acknowledge.
     may_be_there: u64,
@@ -100,14 +105,16 @@ impl Lane {
         let lane = Self {
             may_be_there: published.max(consumer.sent().0),
             mapped,
-            consumer,
             channel: 0,
             stage: Stage::Closed(None),
             moving_to: None,
             faults: 0,
+            told: (0, 0),
+            questions: Questions::of(&consumer),
             asks,
             claimed: 0,
             refusal: None,
+            consumer,
         };
         (lane, sender)
     }
@@ -135,7 +142,8 @@ impl Lane {
     }
 
     fn attach_epoch(&self) -> u32 {
-        self.mapped.memory().producer().attach_epoch.load(Relaxed) // checked by the appliance
+        let memory = self.mapped.memory();
+        memory.producer().attach_epoch.load(Acquire) // pairs with the producer's Release: the id came before
     }
 
     /// Whether the appliance knows the lane's channel.
@@ -182,16 +190,33 @@ impl Lane {
         self.channel = channel;
         self.stage = Stage::Opening;
         self.claimed = 0;
-        let id = self.mapped.identity();
+        self.describe()
+    }
+
+    /// OPEN_LANE on the channel that is open, if what the appliance was told last is no longer so: the
+    /// disk has grown, or a VM has attached that adopted the lane.
+    pub fn open_again(&mut self) -> Option<OpenLane> {
+        let changed = self.stage == Stage::Open && self.told != self.to_tell();
+        changed.then(|| self.describe())
+    }
+
+    fn to_tell(&self) -> (u32, u64) {
         let memory = self.mapped.memory();
-        let words = memory.producer();
+        let capacity_bytes = memory.producer().capacity_bytes.load(Relaxed); // told again if it is late
+        (self.attach_epoch(), capacity_bytes)
+    }
+
+    fn describe(&mut self) -> OpenLane {
+        self.told = self.to_tell();
+        let id = self.mapped.identity();
         OpenLane {
             disk_id: id.disk_id,
             vm_id: id.vm_id,
-            attach_epoch: self.attach_epoch(),
+            attach_epoch: self.told.0,
+            attach_id: self.mapped.memory().producer().attach_id.load(Relaxed), // stored before the epoch
             durable_seq: self.consumer.durable().0,
-            capacity_bytes: words.capacity_bytes.load(Relaxed), // a figure
-            starts_at_base: self.consumer.next_is_base(),
+            capacity_bytes: self.told.1,
+            base: self.consumer.next_base(),
             domain: id.domain.clone(),
             vm_name: id.vm_name.clone(),
             disk_label: id.disk_label.clone(),
@@ -203,6 +228,7 @@ impl Lane {
     pub fn closed(&mut self, wait: Duration) {
         self.stage = Stage::Closed((!wait.is_zero()).then(|| Instant::now() + wait));
         self.may_be_there = self.may_be_there.max(self.consumer.sent().0);
+        self.questions.lost(&self.consumer);
         if let Err(fault) = self.consumer.rewind() {
             self.restart(&fault);
         }
@@ -219,15 +245,21 @@ impl Lane {
     }
 
     /// The appliance has answered OPEN_LANE.
-    pub fn opened(&mut self, appliance_durable: u64) {
+    pub fn opened(&mut self, appliance_durable: u64, full_base_seq: u64) {
         self.stage = Stage::Open;
+        self.consumer.set_fenced(0);
         if self.refusal.as_ref().is_some_and(|last| last.opening) {
             self.refusal = None;
         }
         let published = self.mapped.memory().producer().last_seq.load(Relaxed); // told before the tail
         let published = published.max(self.consumer.durable().0);
-        let base = self.consumer.next_is_base();
-        let decision = resume(self.consumer.durable(), published, base, appliance_durable);
+        let decision = resume(
+            self.consumer.durable(),
+            published,
+            self.consumer.next_base(),
+            appliance_durable,
+            full_base_seq,
+        );
         match decision {
             Resume::After(durable) => {
                 if let Err(fault) = self.consumer.resume_after(durable) {
@@ -241,8 +273,8 @@ impl Lane {
                 let enough = appliance_durable <= published.max(self.consumer.restart_above());
                 if !(self.consumer.restarting() && enough) {
                     tracing::warn!(
-                        "lane {}: the appliance stands at {appliance_durable}, the lane begins after \
-                         {}: the disk is to be synced anew",
+                        "lane {}: the appliance stands at {appliance_durable} (full sync from \
+                         {full_base_seq}), the lane begins after {}: the disk is to be synced anew",
                         self.label(),
                         self.consumer.durable().0
                     );
@@ -319,16 +351,28 @@ impl Lane {
         self.consumer.sent().0 == self.consumer.durable().0
     }
 
-    /// A fenced lane whose epoch has changed since may try again.
+    /// Looks for questions about blocks. `connected`: there is a connection to ask them over.
+    pub fn find_questions(&mut self, connected: bool) {
+        let soon = matches!(
+            self.stage,
+            Stage::Open | Stage::Opening | Stage::Closed(None)
+        );
+        self.questions.find(&self.consumer, connected && soon);
+    }
+
+    /// A fenced lane whose epoch has changed since may try again. What lies in it from before is of an
+    /// epoch that is refused for ever: the stream starts anew.
     pub fn look_at_fence(&mut self) {
         if let Stage::Fenced(epoch) = self.stage
             && self.attach_epoch() != epoch
         {
+            self.consumer.request_restart(self.consumer.durable().0);
             self.stage = Stage::Closed(None);
         }
     }
 
-    /// The appliance refuses the lane, or record `seq` of it. An error ends the connection.
+    /// The appliance refuses the lane, or record `seq` of it (a newer epoch is named instead if that is
+    /// why). An error ends the connection.
     pub fn refused(&mut self, code: ErrorCode, seq: u64, text: &str) -> Result<(), LinkError> {
         let opening = self.stage == Stage::Opening;
         if code == ErrorCode::Corrupt {
@@ -347,7 +391,7 @@ impl Lane {
         let last = self.refusal.as_ref();
         if last.is_none_or(|last| last.code != code || last.text != text) {
             let label = self.label();
-            tracing::warn!("lane {label}: the appliance refuses record {seq}: {text} ({code:?})");
+            tracing::warn!("lane {label}: the appliance refuses it at {seq}: {text} ({code:?})");
         }
         self.refusal = Some(Refusal {
             code,
@@ -357,7 +401,9 @@ impl Lane {
         });
         self.closed(wait);
         if code == ErrorCode::Fenced {
-            self.stage = Stage::Fenced(self.attach_epoch());
+            // By the epoch that was presented: a newer one of this lane is not what was refused.
+            self.stage = Stage::Fenced(self.told.0);
+            self.consumer.set_fenced(u32::try_from(seq).unwrap_or(0));
         }
         Ok(())
     }

@@ -5,11 +5,13 @@
 //! the log is held before it is taken.
 
 use crate::log::format::EntryKind;
-use crate::log::{Durability, Log, LogError, Submission};
+use crate::log::{DiskState, Durability, Log, LogError, Submission};
 use crate::session::Outbox;
+use crate::touched::Touched;
+use filter_core::lane::layout::DIRTY_BLOCK_BYTES;
 use filter_core::position::Received;
 use filter_core::record::{FLAG_SYNC_BEGIN, FLAG_SYNC_END, RecordIter};
-use filter_core::session::{Admit, Receiver, Refusal};
+use filter_core::session::{Admit, Attach, Receiver, Refusal};
 use filter_core::wire::{ErrorCode, Message};
 use parking_lot::{Mutex, RwLock};
 use recovery_store::DiskInfo;
@@ -23,6 +25,12 @@ pub struct Route {
     pub outbox: Arc<Outbox>,
     /// The channel on it.
     pub channel: u32,
+}
+
+/// A channel that a disk is presented on.
+struct Present {
+    route: Route,
+    attach_epoch: u32,
 }
 
 /// Syncs and losses that are remembered: cuts ask about the newest positions only.
@@ -73,6 +81,7 @@ impl Brackets {
 struct DiskStream {
     receiver: Receiver,
     brackets: Brackets,
+    touched: Touched,
 }
 
 /// What a frame of records led to.
@@ -82,7 +91,7 @@ pub enum Outcome {
     Taken,
     /// The channel is not the disk's present one.
     Superseded,
-    /// Refused: why, at which seq.
+    /// Refused: why, at which seq (or, if the epoch is why, the newest one).
     Refused(ErrorCode, u64, String),
 }
 
@@ -107,7 +116,7 @@ pub struct Disk {
     /// Last seq in the store.
     uploaded: AtomicU64,
     /// Where acknowledgements go.
-    route: Mutex<Option<Route>>,
+    route: Mutex<Option<Present>>,
     /// Its description.
     pub info: RwLock<DiskInfo>,
     /// The host that presents it.
@@ -121,11 +130,17 @@ impl Disk {
     }
 
     /// A disk as the log of a restarted appliance has it.
-    pub fn restored(info: DiskInfo, last_seq: u64, attach_epoch: u32, sync_begin: u64) -> Self {
-        let receiver = Receiver::restored(Received(last_seq), attach_epoch, sync_begin != 0);
-        let disk = Self::with(info, receiver, last_seq);
-        if sync_begin != 0 {
-            disk.stream.lock().brackets.begin(sync_begin);
+    pub fn restored(info: DiskInfo, state: &DiskState, presented: Attach) -> Self {
+        let receiver = Receiver::restored(
+            Received(state.last_seq),
+            state.attach_epoch,
+            state.sync_begin != 0,
+            state.full_base_seq,
+        )
+        .with_presented(presented);
+        let disk = Self::with(info, receiver, state.last_seq);
+        if state.sync_begin != 0 {
+            disk.stream.lock().brackets.begin(state.sync_begin);
         }
         disk
     }
@@ -133,6 +148,7 @@ impl Disk {
     fn with(info: DiskInfo, receiver: Receiver, durable: u64) -> Self {
         Self {
             stream: Mutex::new(DiskStream {
+                touched: Touched::above(receiver.received().0),
                 receiver,
                 brackets: Brackets::default(),
             }),
@@ -155,9 +171,34 @@ impl Disk {
         )
     }
 
+    /// The newest epoch that is known of: presented, or of a record.
+    pub fn newest_epoch(&self) -> u32 {
+        self.stream.lock().receiver.newest_epoch()
+    }
+
+    /// Whether a lane of this opening may be presented.
+    pub fn may_open(&self, attach: Attach) -> Result<(), Refusal> {
+        self.stream.lock().receiver.may_open(attach)
+    }
+
     /// Whether a cut may end at this seq.
     pub fn consistent_at(&self, seq: u64) -> bool {
         !self.stream.lock().brackets.open_at(seq)
+    }
+
+    /// A cut that ends here is in the store.
+    pub fn settle(&self, position: u64) {
+        self.stream.lock().touched.settle(position);
+    }
+
+    /// Which of the blocks from an offset on no record above `position` has touched, of those that were
+    /// admitted so far; `None`: that is not known.
+    pub fn untouched(&self, position: u64, offset_bytes: u64, blocks: usize) -> Option<Vec<bool>> {
+        let stream = self.stream.lock();
+        let first = offset_bytes / DIRTY_BLOCK_BYTES;
+        // A store that is ahead of the log holds what nobody here can vouch for.
+        let known = position <= stream.receiver.received().0;
+        known.then(|| stream.touched.untouched(position, first, blocks))?
     }
 
     /// Last durable seq.
@@ -175,11 +216,13 @@ impl Disk {
         self.route.lock().is_some()
     }
 
-    /// A host presents the disk on a channel, which supersedes the one before. Answers the host, and
-    /// gives what tells this channel from others.
-    pub fn attach(&self, attach_epoch: u32, host: [u8; 16], route: Route) -> Result<u64, Refusal> {
-        let stream = self.stream.lock();
-        stream.receiver.open(attach_epoch)?;
+    /// A host presents the disk on a channel, which supersedes the one before; a host whose epoch is
+    /// older is told that it has lost the disk. Answers the host, and gives what tells this channel
+    /// from others.
+    pub fn attach(&self, attach: Attach, host: [u8; 16], route: Route) -> Result<u64, Refusal> {
+        let attach_epoch = attach.epoch;
+        let mut stream = self.stream.lock();
+        stream.receiver.open(attach)?;
         let generation = self.generation.fetch_add(1, Ordering::AcqRel) + 1; // under the lock
         *self.host.lock() = host;
         let mut present = self.route.lock();
@@ -188,9 +231,28 @@ impl Disk {
         let opened = Message::LaneOpened {
             durable_seq: self.durable.load(Ordering::Acquire), // pairs with `durable`
             attach_epoch: stream.receiver.attach_epoch(),
+            full_base_seq: stream.receiver.full_base_seq(),
         };
         route.outbox.send(&opened, route.channel);
-        *present = Some(route);
+        let (outbox, channel) = (route.outbox.clone(), route.channel);
+        let same = |before: &Present| {
+            Arc::ptr_eq(&before.route.outbox, &outbox) && before.route.channel == channel
+        };
+        let before = present.replace(Present {
+            route,
+            attach_epoch,
+        });
+        // On the same channel it is the same host: a VM there has adopted the lane.
+        let lost = before.filter(|before| before.attach_epoch < attach_epoch && !same(before));
+        if let Some(lost) = lost {
+            let (current, found) = (attach_epoch, lost.attach_epoch);
+            let message = Message::Error {
+                code: ErrorCode::Fenced,
+                seq: u64::from(current),
+                text: Refusal::Fenced { current, found }.to_string(),
+            };
+            lost.route.outbox.send(&message, lost.route.channel);
+        }
         Ok(generation)
     }
 
@@ -285,7 +347,7 @@ impl Disk {
     }
 
     fn acknowledge(&self, durable_seq: u64, uploaded_seq: u64) {
-        if let Some(route) = self.route.lock().as_ref() {
+        if let Some(Present { route, .. }) = self.route.lock().as_ref() {
             route
                 .outbox
                 .acknowledge(route.channel, durable_seq, uploaded_seq);
@@ -334,13 +396,14 @@ impl DiskStream {
                 }
                 Ok(Admit::Append) => {}
                 Err(error) => {
-                    let code = match error {
-                        Refusal::Gap { .. } => ErrorCode::Gap,
-                        Refusal::Fenced { .. } => ErrorCode::Fenced,
+                    let (code, word) = match error {
+                        Refusal::Gap { .. } | Refusal::Base { .. } => (ErrorCode::Gap, header.seq),
+                        Refusal::Fenced { current, .. } => (ErrorCode::Fenced, current.into()),
                     };
-                    return (run, Some((code, header.seq, error.to_string())));
+                    return (run, Some((code, word, error.to_string())));
                 }
             }
+            self.touched.note(&header);
             self.brackets.jump(last, header.seq);
             if header.flags & FLAG_SYNC_BEGIN != 0 {
                 self.brackets.begin(header.seq);

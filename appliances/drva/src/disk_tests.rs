@@ -108,6 +108,49 @@ fn no_cut_ends_in_a_sync_or_where_records_were_lost() {
     assert_eq!(consistent, [3, 4, 10]);
 }
 
+/// A stream that goes on in a new lane, with nothing lost between, costs the cuts of its sync and no
+/// others: neither the one before, nor any after.
+#[test]
+fn a_base_that_relies_on_all_that_came_costs_only_its_own_sync() {
+    let disk = disk();
+    admit(&disk, &[(1, BASE), (2, FLAG_SYNC_END), (3, 0), (4, 0)]);
+    let mut base = RecordHeader::decode(&record(9, BASE)).unwrap();
+    base.offset_bytes = 4;
+    let bytes = [
+        base.encode().to_vec(),
+        frame(&[(10, FLAG_SYNC_END), (11, 0)]),
+    ]
+    .concat();
+    let (run, refused) = disk.stream.lock().admit(&bytes, &mut Counted::default());
+    assert!(refused.is_none() && run.is_some());
+    let consistent: Vec<u64> = (1..=11).filter(|seq| disk.consistent_at(*seq)).collect();
+    assert_eq!(consistent, [2, 3, 4, 10, 11]);
+    // One that relies on what a full sync was to replace is refused, and changes nothing.
+    let mut stale = base;
+    (stale.seq, stale.offset_bytes) = (20, 12);
+    let (run, refused) = disk
+        .stream
+        .lock()
+        .admit(&stale.encode(), &mut Counted::default());
+    assert!(run.is_none());
+    assert_eq!(refused.map(|r| (r.0, r.1)), Some((ErrorCode::Gap, 20)));
+    assert_eq!(disk.received().0, 11);
+}
+
+/// A refusal for the epoch names the newest one: the host has to go above it, or to leave the disk.
+#[test]
+fn a_record_of_an_older_epoch_is_refused_with_the_newest_one() {
+    let disk = disk();
+    admit(&disk, &[(1, BASE), (2, FLAG_SYNC_END)]);
+    let mut newer = RecordHeader::decode(&record(3, FLAG_SYNC_BEGIN)).unwrap();
+    newer.attach_epoch = 7;
+    let bytes = [newer.encode().to_vec(), frame(&[(4, 0)])].concat();
+    let mut stream = disk.stream.lock();
+    let (run, refused) = stream.admit(&bytes, &mut Counted::default());
+    assert_eq!(run.map(|run| run.last_seq), Some(3));
+    assert_eq!(refused.map(|r| (r.0, r.1)), Some((ErrorCode::Fenced, 7)));
+}
+
 fn log(dir: &std::path::Path) -> Log {
     let options = LogOptions {
         segment_bytes: 64 << 10,
@@ -129,8 +172,8 @@ fn route() -> Route {
 fn a_superseded_channel_logs_nothing_and_its_end_is_not_the_end_of_the_next() {
     let dir = tempfile::tempdir().unwrap();
     let (disk, log) = (disk(), log(dir.path()));
-    let first = disk.attach(1, [1; 16], route()).unwrap();
-    let second = disk.attach(1, [1; 16], route()).unwrap();
+    let first = disk.attach(opening(1), [1; 16], route()).unwrap();
+    let second = disk.attach(opening(1), [1; 16], route()).unwrap();
     let bytes = frame(&[(1, BASE)]);
     let (outcome, _) = disk.take(&log, first, bytes.clone(), bytes.len());
     assert_eq!(outcome, Outcome::Superseded);
@@ -150,7 +193,7 @@ fn a_superseded_channel_logs_nothing_and_its_end_is_not_the_end_of_the_next() {
 fn waiting_for_room_holds_no_lock_and_ends_with_the_channel() {
     let dir = tempfile::tempdir().unwrap();
     let (disk, log) = (disk(), log(dir.path()));
-    let generation = disk.attach(1, [1; 16], route()).unwrap();
+    let generation = disk.attach(opening(1), [1; 16], route()).unwrap();
     let mut seq = 1;
     let mut flags = BASE;
     std::thread::scope(|scope| {
@@ -177,7 +220,11 @@ fn waiting_for_room_holds_no_lock_and_ends_with_the_channel() {
             seq: 1,
             time_ns: 0,
         });
-        disk.attach(1, [1; 16], route()).unwrap();
+        disk.attach(opening(1), [1; 16], route()).unwrap();
         assert_eq!(feeder.join().unwrap(), Outcome::Superseded);
     });
+}
+
+const fn opening(epoch: u32) -> Attach {
+    Attach { epoch, id: 0 }
 }

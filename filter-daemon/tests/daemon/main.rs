@@ -5,8 +5,10 @@
 #![allow(clippy::unwrap_used)]
 
 mod appliance;
+mod bases;
 mod cuts;
 mod delivery;
+mod hashes;
 mod hostile;
 mod process;
 mod refusals;

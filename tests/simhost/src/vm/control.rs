@@ -135,7 +135,11 @@ fn status(vm: &Vm) -> Value {
                 "dirty_bytes": figure(|s| s.dirty_bytes),
                 "deferred_count": figure(|s| s.deferred_count),
                 "deferred_ns_max": figure(|s| s.deferred_ns_max),
+                "held_count": figure(|s| s.held_count),
                 "tracking_count": figure(|s| s.tracking_count),
+                "intent_bytes": figure(|s| s.intent_bytes),
+                "intent_late_count": figure(|s| s.intent_late_count),
+                "synced_bytes": figure(|s| s.synced_bytes),
             })
         })
         .collect();
