@@ -285,10 +285,10 @@ impl Host {
         let incoming = waiting.get("incoming");
         let go = json!({"cmd": "migrate-go", "to": incoming, "cancel_at": cancel_at});
         let gone = ask(&control, &go);
-        if gone.is_err() {
-            if let Some(vm) = self.vms.lock().get_mut(name) {
-                vm.asked_to_end = false;
-            }
+        if gone.is_err()
+            && let Some(vm) = self.vms.lock().get_mut(name)
+        {
+            vm.asked_to_end = false;
         }
         if gone.as_ref().is_err_and(|error| error.is::<Refused>()) {
             // It runs here. If it ended without a word it may run there.
