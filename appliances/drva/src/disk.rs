@@ -223,7 +223,7 @@ impl Disk {
         let mut stream = self.stream.lock();
         stream.receiver.open(attach_epoch)?;
         let generation = self.generation.fetch_add(1, Ordering::AcqRel) + 1; // under the lock
-        *self.host.lock() = host;
+        let host_before = std::mem::replace(&mut *self.host.lock(), host);
         let mut present = self.route.lock();
         // What becomes durable from here on is acknowledged over the new route: `durable` stores the
         // position first and then takes this lock.
@@ -237,6 +237,8 @@ impl Disk {
             route,
             attach_epoch,
         });
+        // A host that has it still, in another lane or in the same, need not be told.
+        let before = before.filter(|_| host_before != host);
         if let Some(lost) = before.filter(|before| before.attach_epoch < attach_epoch) {
             let (current, found) = (attach_epoch, lost.attach_epoch);
             let message = Message::Error {
