@@ -5,7 +5,7 @@
 //! the disk fails open: I/O passes, nothing is held, and the loss is written to the sidecar.
 
 use crate::abi;
-use crate::beside::Beside;
+use crate::beside::{self, Beside};
 use crate::host::{DiskHandle, Host, Level};
 use crate::open::{Attached, OpenError};
 use crate::vm::Stamps as VmStamps;
@@ -405,7 +405,7 @@ impl Replicated {
             return abi::JIO_OK;
         }
         let mut beside = self.beside.lock();
-        match self.write_down_close(&mut beside, flushed) {
+        match self.write_down_close(&mut beside, how, flushed) {
             Ok(()) => abi::JIO_OK,
             Err(error) => {
                 self.host
@@ -415,7 +415,12 @@ impl Replicated {
         }
     }
 
-    fn write_down_close(&self, beside: &mut Beside, flushed: bool) -> Result<(), OpenError> {
+    fn write_down_close(
+        &self,
+        beside: &mut Beside,
+        how: u32,
+        flushed: bool,
+    ) -> Result<(), OpenError> {
         let mut core = self.core.lock();
         let in_order = core.disk.close();
         if self.failed.load(SeqCst) {
@@ -426,6 +431,11 @@ impl Replicated {
         }
         core.disk
             .intent_write_all(|offset, bytes| beside.write_block(offset, bytes))?;
+        if how == abi::JIO_CLOSE_HANDOFF
+            && let Some(Some(map)) = core.disk.handoff()
+        {
+            beside::leave(self.host, self.handle, beside.header(), &map)?;
+        }
         beside.save(beside.header().closed(in_order))
     }
 
@@ -456,6 +466,7 @@ impl Replicated {
         };
         let ring_bytes = memory.geometry().ring_bytes;
         let dirty_bytes = core.disk.dirty_bytes();
+        let intent_bytes = core.disk.intent().map_or(0, |map| map.wanted_bytes());
         let producer = core.disk.producer();
         out.alarms = alarms;
         out.epoch = u64::from(producer.attach_epoch());
@@ -468,6 +479,9 @@ impl Replicated {
         out.deferred_ns_max = counters.deferred_max_ns;
         out.held_count = core.ack.held_count();
         out.tracking_count = counters.tracking;
+        out.intent_bytes = intent_bytes.min(core.disk.capacity_bytes());
+        out.intent_late_count = counters.intent_late;
+        out.synced_bytes = counters.sync_bytes;
     }
 
     /// Whether the daemon has a session for the lane.

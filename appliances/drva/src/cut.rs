@@ -30,6 +30,7 @@ pub fn run(appliance: &Appliance, domain: &Arc<Domain>, every: Duration) {
     let mut taken = BTreeMap::new();
     while !domain.is_stopping() {
         let next = Instant::now() + every;
+        let mut is_void = false;
         if wanted(domain, &taken) {
             match take(appliance, domain) {
                 Ok(positions) => {
@@ -37,6 +38,7 @@ pub fn run(appliance: &Appliance, domain: &Arc<Domain>, every: Duration) {
                     domain.alarm("cut", None);
                 }
                 Err(why) => {
+                    is_void = true;
                     domain.cuts.lock().outstanding = None;
                     domain.cuts_changed.notify_all();
                     domain.figures.cuts_void.fetch_add(1, Ordering::Relaxed); // a figure
@@ -45,7 +47,9 @@ pub fn run(appliance: &Appliance, domain: &Arc<Domain>, every: Duration) {
             }
         }
         let mut cuts = domain.cuts.lock();
-        while cuts.wanted.is_empty() && Instant::now() < next && !domain.is_stopping() {
+        // Somebody who asks is answered at once, but not by one try after the other while a disk syncs.
+        while (is_void || cuts.wanted.is_empty()) && Instant::now() < next && !domain.is_stopping()
+        {
             domain.cuts_changed.wait_until(&mut cuts, next);
         }
     }
@@ -78,11 +82,11 @@ fn host_of(domain: &Domain) -> Result<[u8; 16], String> {
     }
 }
 
-/// Decides on the epoch of a new cut. From here on the upload feeds only what is stamped below it, and
-/// a disk that another host presents makes it void.
-fn begin(domain: &Domain) -> Result<([u8; 16], u32), String> {
+/// Decides on the epoch of a new cut, and on its name. From here on the upload feeds only what is
+/// stamped below it, and a disk that another host presents makes it void.
+fn begin(domain: &Domain) -> Result<([u8; 16], u32, Option<String>), String> {
     let host = host_of(domain)?;
-    let epoch = {
+    let (epoch, name) = {
         let mut cuts = domain.cuts.lock();
         cuts.last_epoch = cuts
             .last_epoch
@@ -93,13 +97,15 @@ fn begin(domain: &Domain) -> Result<([u8; 16], u32), String> {
             host,
             void: false,
         });
-        cuts.last_epoch
+        // A name that is asked for later is for the next cut: this one may lack what was written until
+        // then.
+        (cuts.last_epoch, cuts.wanted.front().cloned())
     };
     // Looked at again: who attached before there was a cut to make void is seen here.
     if host_of(domain)? != host {
         return Err(CloseError::Moved.to_string());
     }
-    Ok((host, epoch))
+    Ok((host, epoch, name))
 }
 
 fn take(appliance: &Appliance, domain: &Arc<Domain>) -> Result<BTreeMap<[u8; 16], u64>, String> {
@@ -109,16 +115,17 @@ fn take(appliance: &Appliance, domain: &Arc<Domain>) -> Result<BTreeMap<[u8; 16]
             return Err(format!("disk {}/{} is syncing", info.vm_name, info.name));
         }
     }
-    let (host, epoch) = begin(domain)?;
+    let (host, epoch, name) = begin(domain)?;
     let answers = appliance.expect_answers(&domain.name, host);
     let request = Message::CutRequest {
         epoch,
         domain: domain.name.clone(),
     };
+    // Before the request: what was completed by this time is in the cut.
+    let time_ns = now_ns();
     if !appliance.send_to_host(&host, &request) {
         return Err("the host's control connection is down".into());
     }
-    let time_ns = now_ns();
     let deadline = Instant::now() + LIMIT;
     let reported = loop {
         match answers.recv_deadline(deadline) {
@@ -166,13 +173,20 @@ fn take(appliance: &Appliance, domain: &Arc<Domain>) -> Result<BTreeMap<[u8; 16]
         }
         out.insert(Uuid::from_bytes(*id), *seq);
     }
-    let name = domain.cuts.lock().wanted.pop_front();
     let cut = ClosedCut {
         epoch,
         time_ns,
-        name,
+        name: name.clone(),
         positions: out,
     };
     domain.close_cut(cut).map_err(|e| e.to_string())?;
+    let mut cuts = domain.cuts.lock();
+    if let Some(at) = cuts
+        .wanted
+        .iter()
+        .position(|wanted| Some(wanted) == name.as_ref())
+    {
+        cuts.wanted.remove(at);
+    }
     Ok(positions)
 }
