@@ -348,7 +348,10 @@ pub struct jio_filter_status {
     pub deferred_ns_max: u64,
     pub held_count: u64,
     pub tracking_count: u64,
-    pub reserved: [u64; 6usize],
+    pub intent_bytes: u64,
+    pub intent_late_count: u64,
+    pub synced_bytes: u64,
+    pub reserved: [u64; 3usize],
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
@@ -368,7 +371,10 @@ const _: () = {
     ["Offset of field: jio_filter_status::deferred_ns_max"][::core::mem::offset_of!(jio_filter_status, deferred_ns_max) - 72usize];
     ["Offset of field: jio_filter_status::held_count"][::core::mem::offset_of!(jio_filter_status, held_count) - 80usize];
     ["Offset of field: jio_filter_status::tracking_count"][::core::mem::offset_of!(jio_filter_status, tracking_count) - 88usize];
-    ["Offset of field: jio_filter_status::reserved"][::core::mem::offset_of!(jio_filter_status, reserved) - 96usize];
+    ["Offset of field: jio_filter_status::intent_bytes"][::core::mem::offset_of!(jio_filter_status, intent_bytes) - 96usize];
+    ["Offset of field: jio_filter_status::intent_late_count"][::core::mem::offset_of!(jio_filter_status, intent_late_count) - 104usize];
+    ["Offset of field: jio_filter_status::synced_bytes"][::core::mem::offset_of!(jio_filter_status, synced_bytes) - 112usize];
+    ["Offset of field: jio_filter_status::reserved"][::core::mem::offset_of!(jio_filter_status, reserved) - 120usize];
 };
 pub type jio_filter_status_t = jio_filter_status;
 pub type jio_task_fn = ::core::option::Option<

@@ -310,7 +310,10 @@ typedef struct jio_filter_status {
     uint64_t deferred_ns_max;  /* the longest deferral since open */
     uint64_t held_count;       /* completions held since open */
     uint64_t tracking_count;   /* times it fell back to tracking since open */
-    uint64_t reserved[6];
+    uint64_t intent_bytes;     /* would be synced if the host crashed now */
+    uint64_t intent_late_count; /* changes that passed before that was written down, since open */
+    uint64_t synced_bytes;     /* read and captured by syncs since open */
+    uint64_t reserved[3];
 } jio_filter_status_t;
 
 /* Callbacks that the filter hands to the host: the userdata comes back first, untouched. */
@@ -620,6 +623,7 @@ JIO_ASSERT_AT(jio_requirements_t, defer_ns_max, 40);
 JIO_ASSERT_SIZE(jio_filter_status_t, 144);
 JIO_ASSERT_AT(jio_filter_status_t, epoch, 16);
 JIO_ASSERT_AT(jio_filter_status_t, tracking_count, 88);
+JIO_ASSERT_AT(jio_filter_status_t, synced_bytes, 112);
 
 JIO_ASSERT_SIZE(jio_host_t, 264);
 JIO_ASSERT_AT(jio_host_t, host_ctx, 8);

@@ -5,10 +5,11 @@
 //! whole over the present connection.
 
 use crate::connection::{LinkError, Sending};
+use crate::hashes::Questions;
 use crossbeam::channel::{Receiver, Sender, TryRecvError, unbounded};
 use filter_core::lane::consumer::{Consumer, LaneFault, Run};
 use filter_core::lane::layout::LaneState;
-use filter_core::lane::sync::Ordering::Relaxed;
+use filter_core::lane::sync::Ordering::{Acquire, Relaxed};
 use filter_core::mapping::MappedLane;
 use filter_core::position::Durable;
 use filter_core::session::{Resume, resume};
@@ -82,8 +83,10 @@ pub struct Lane {
     pub moving_to: Option<PortRole>,
     /// Faults found in it since the daemon knows it.
     pub faults: u64,
-    /// The epoch that was presented when its channel was opened.
-    presented_epoch: u32,
+    /// What the appliance was told last: the epoch that is presented, the capacity in bytes.
+    told: (u32, u64),
+    /// What the filter asks about blocks.
+    pub questions: Questions,
     asks: Receiver<CutAsk>,
     /// The highest seq that any daemon may have sent an appliance, so that one may acknowledge.
     may_be_there: u64,
@@ -102,15 +105,16 @@ impl Lane {
         let lane = Self {
             may_be_there: published.max(consumer.sent().0),
             mapped,
-            consumer,
             channel: 0,
             stage: Stage::Closed(None),
             moving_to: None,
             faults: 0,
-            presented_epoch: 0,
+            told: (0, 0),
+            questions: Questions::of(&consumer),
             asks,
             claimed: 0,
             refusal: None,
+            consumer,
         };
         (lane, sender)
     }
@@ -138,7 +142,8 @@ impl Lane {
     }
 
     fn attach_epoch(&self) -> u32 {
-        self.mapped.memory().producer().attach_epoch.load(Relaxed) // checked by the appliance
+        let memory = self.mapped.memory();
+        memory.producer().attach_epoch.load(Acquire) // pairs with the producer's Release: the id came before
     }
 
     /// Whether the appliance knows the lane's channel.
@@ -185,16 +190,32 @@ impl Lane {
         self.channel = channel;
         self.stage = Stage::Opening;
         self.claimed = 0;
-        self.presented_epoch = self.attach_epoch();
-        let id = self.mapped.identity();
+        self.describe()
+    }
+
+    /// OPEN_LANE on the channel that is open, if what the appliance was told last is no longer so: the
+    /// disk has grown, or a VM has attached that adopted the lane.
+    pub fn open_again(&mut self) -> Option<OpenLane> {
+        let changed = self.stage == Stage::Open && self.told != self.to_tell();
+        changed.then(|| self.describe())
+    }
+
+    fn to_tell(&self) -> (u32, u64) {
         let memory = self.mapped.memory();
-        let words = memory.producer();
+        let capacity_bytes = memory.producer().capacity_bytes.load(Relaxed); // told again if it is late
+        (self.attach_epoch(), capacity_bytes)
+    }
+
+    fn describe(&mut self) -> OpenLane {
+        self.told = self.to_tell();
+        let id = self.mapped.identity();
         OpenLane {
             disk_id: id.disk_id,
             vm_id: id.vm_id,
-            attach_epoch: self.presented_epoch,
+            attach_epoch: self.told.0,
+            attach_id: self.mapped.memory().producer().attach_id.load(Relaxed), // stored before the epoch
             durable_seq: self.consumer.durable().0,
-            capacity_bytes: words.capacity_bytes.load(Relaxed), // a figure
+            capacity_bytes: self.told.1,
             base: self.consumer.next_base(),
             domain: id.domain.clone(),
             vm_name: id.vm_name.clone(),
@@ -207,6 +228,7 @@ impl Lane {
     pub fn closed(&mut self, wait: Duration) {
         self.stage = Stage::Closed((!wait.is_zero()).then(|| Instant::now() + wait));
         self.may_be_there = self.may_be_there.max(self.consumer.sent().0);
+        self.questions.lost(&self.consumer);
         if let Err(fault) = self.consumer.rewind() {
             self.restart(&fault);
         }
@@ -317,6 +339,7 @@ impl Lane {
             return false;
         }
         let durable = self.claimed.min(self.gone(sending));
+        fault::point("daemon.before-release");
         let moved = self.consumer.release(Durable(durable)) && self.consumer.durable() > before;
         if moved {
             self.refusal = None;
@@ -329,11 +352,22 @@ impl Lane {
         self.consumer.sent().0 == self.consumer.durable().0
     }
 
-    /// A fenced lane whose epoch has changed since may try again.
+    /// Looks for questions about blocks. `connected`: there is a connection to ask them over.
+    pub fn find_questions(&mut self, connected: bool) {
+        let soon = matches!(
+            self.stage,
+            Stage::Open | Stage::Opening | Stage::Closed(None)
+        );
+        self.questions.find(&self.consumer, connected && soon);
+    }
+
+    /// A fenced lane whose epoch has changed since may try again. What lies in it from before is of an
+    /// epoch that is refused for ever: the stream starts anew.
     pub fn look_at_fence(&mut self) {
         if let Stage::Fenced(epoch) = self.stage
             && self.attach_epoch() != epoch
         {
+            self.consumer.request_restart(self.consumer.durable().0);
             self.stage = Stage::Closed(None);
         }
     }
@@ -369,8 +403,9 @@ impl Lane {
         self.closed(wait);
         if code == ErrorCode::Fenced {
             // By the epoch that was presented: a newer one of this lane is not what was refused.
-            self.stage = Stage::Fenced(self.presented_epoch);
+            self.stage = Stage::Fenced(self.told.0);
             self.consumer.set_fenced(u32::try_from(seq).unwrap_or(0));
+            fault::point("daemon.after-fenced");
         }
         Ok(())
     }

@@ -3,7 +3,7 @@
 //! The path of a record through it: [`pump`] takes it from its lane ([`lane`]) and hands it to the
 //! kernel straight from the ring ([`transport`], [`raw`]); the appliance's acknowledgement comes back
 //! through [`connection`] and frees the ring. [`dial`] makes connections, [`control`] finds lanes and
-//! takes cuts, [`status_socket`] tells how it all stands.
+//! takes cuts, [`hashes`] passes on what a sync asks, [`status_socket`] tells how it all stands.
 //!
 //! Invariant: space in a ring is freed only when the appliance holds the records durably; whatever
 //! happens to connections, everything else is sent again.
@@ -11,6 +11,7 @@
 pub mod connection;
 pub mod control;
 pub mod dial;
+pub mod hashes;
 pub mod lane;
 pub mod pump;
 pub mod raw;
@@ -51,6 +52,9 @@ pub struct Args {
     /// Unix socket that answers each connection with one JSON document.
     #[arg(long)]
     pub status_socket: Option<PathBuf>,
+    /// Print the points at which JETDR_FAULT can make this program die, wait or fail, and end.
+    #[arg(long)]
+    pub list_faults: bool,
 }
 
 /// A host's lasting identity.
@@ -88,6 +92,7 @@ fn host_id(run: &RunFolder) -> anyhow::Result<[u8; 16]> {
 
 /// Runs until SIGTERM or SIGINT.
 pub fn run(args: &Args) -> anyhow::Result<()> {
+    fault::arm()?;
     let mut signals = signal_hook::iterator::Signals::new([libc::SIGTERM, libc::SIGINT])?;
     let run = RunFolder::open(&args.run_dir)?;
     let Some(_lock) = run.lock_daemon()? else {

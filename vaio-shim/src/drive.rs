@@ -10,7 +10,7 @@ use crate::instance::{HOUSEKEEPING_NS, RETRY_NS, Replicated, SYNC_RETRY_NS};
 use core::ffi::c_void;
 use filter_core::disk::sync::{SyncStep, Ticket};
 use std::sync::Arc;
-use std::sync::atomic::Ordering::SeqCst;
+use std::sync::atomic::Ordering::{Relaxed, SeqCst};
 
 /// A task of the contract.
 pub type Task = unsafe extern "C" fn(*mut c_void);
@@ -102,6 +102,7 @@ impl Replicated {
 
     /// Ends everything that calls back. Control context: may wait.
     pub fn finish(self: &Arc<Self>) {
+        self.release_completions();
         let timers = {
             let mut outstanding = self.outstanding.lock();
             outstanding.closing = true;
@@ -130,25 +131,35 @@ impl Replicated {
             }
             let step = {
                 let stamps = self.stamps();
+                let now_ns = self.host.now_mono_ns();
                 let mut core = self.core.lock();
                 core.disk.tick();
+                core.disk.observe(now_ns, &self.latencies);
                 core.disk.sync_step(&stamps)
             };
+            // Only a sync has a use for the guest's latencies.
+            let syncs = !matches!(step, SyncStep::Idle | SyncStep::Finished { .. });
+            self.timing.store(syncs, Relaxed); // an I/O more or less makes no difference
             match step {
                 SyncStep::Idle => return,
-                SyncStep::Wait { wake } => {
+                SyncStep::Wait { wake, after_ns } => {
                     if wake {
                         self.wake();
                     }
-                    self.arm_sync(SYNC_RETRY_NS);
+                    self.arm_sync(if after_ns == 0 {
+                        SYNC_RETRY_NS
+                    } else {
+                        after_ns
+                    });
                     return;
                 }
                 SyncStep::Finished { wake } => {
                     if wake {
                         self.wake();
                     }
-                    self.host
-                        .log(Some(self.handle), Level::Info, "sync is complete");
+                    let figures = self.core.lock().disk.pace().figures();
+                    let text = format!("sync is complete; its pace at the end: {figures}");
+                    self.host.log(Some(self.handle), Level::Info, &text);
                     return;
                 }
                 SyncStep::Read {
@@ -280,12 +291,14 @@ pub unsafe extern "C" fn housekeeping_task(userdata: *mut c_void) {
     guard::disk(&this, "housekeeping", || {
         this.drive_sync();
         let now_ns = this.host.now_mono_ns();
-        let (sleeps, intent) = {
+        let (sleeps, intent, rest) = {
             let mut core = this.core.lock();
             core.disk.publish_figures();
             let intent = core.disk.intent_due(now_ns) || core.disk.is_fenced();
-            (core.disk.producer().consumer_sleeps(), intent)
+            let sleeps = core.disk.producer().consumer_sleeps();
+            (sleeps, intent, this.look_at_held(&mut core))
         };
+        this.after_look(rest);
         if intent {
             this.drive_intent();
         }

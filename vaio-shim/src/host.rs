@@ -134,10 +134,10 @@ impl Host {
         if (unsafe { (*self.table.as_ptr()).size } as usize) < at {
             return;
         }
-        let level = if level == Level::Error {
-            abi::JIO_LOG_ERROR
-        } else {
-            abi::JIO_LOG_WARN
+        let level = match level {
+            Level::Error => abi::JIO_LOG_ERROR,
+            Level::Warn => abi::JIO_LOG_WARN,
+            Level::Info => abi::JIO_LOG_INFO,
         };
         let (text, len) = (message.as_ptr().cast::<c_char>(), message.len() as u64);
         call!(self.event_post(self.context(), disk.0, level, code, text, len) else ());
@@ -164,6 +164,11 @@ impl Host {
     /// A deferred I/O goes on.
     pub fn io_continue(&self, disk: DiskHandle, io: *mut abi::jio_io) -> i32 {
         call!(self.io_continue(disk.0, io) else abi::JIO_E_NOT_SUPPORTED)
+    }
+
+    /// A held completion goes up.
+    pub fn io_release(&self, disk: DiskHandle, io: *mut abi::jio_io) -> i32 {
+        call!(self.io_release(disk.0, io) else abi::JIO_E_NOT_SUPPORTED)
     }
 
     /// Queues the filter's own I/O. The request must stay where it is until its `done` was called.

@@ -5,10 +5,12 @@
 //! the disk fails open: I/O passes, nothing is held, and the loss is written to the sidecar.
 
 use crate::abi;
-use crate::beside::Beside;
+use crate::beside::{self, Beside};
 use crate::host::{DiskHandle, Host, Level};
 use crate::open::{Attached, OpenError};
 use crate::vm::Stamps as VmStamps;
+use filter_core::disk::ack::Ack;
+use filter_core::disk::latency::Latencies;
 use filter_core::disk::{Change, Decision, Disk, Why};
 use filter_core::lane::inflight::Token;
 use filter_core::lane::layout::LaneState;
@@ -43,6 +45,9 @@ pub struct Core {
     pub disk: Disk,
     held: VecDeque<Held>,
     retry_armed: bool,
+    /// Completions that wait for the appliance's log.
+    pub(crate) ack: Ack<*mut abi::jio_io>,
+    pub(crate) ack_armed: bool,
 }
 
 // SAFETY: the I/Os that are held are the host's, and the contract lets them be answered from any
@@ -73,6 +78,9 @@ pub struct Replicated {
     pub(crate) failed: AtomicBool,
     /// A timer for the sync is armed: one is enough.
     pub(crate) sync_armed: AtomicBool,
+    /// The guest's I/Os are timed, since a sync runs.
+    pub(crate) timing: AtomicBool,
+    pub(crate) latencies: Latencies,
     /// Work for the region map is queued or runs: one is enough.
     pub(crate) intent_working: AtomicBool,
     /// The region map has come further; goes with `core`.
@@ -143,12 +151,15 @@ impl Replicated {
             stamps,
             beside,
             run,
+            ack,
             story: _,
         } = attached;
         let core = Core {
             disk,
             held: VecDeque::new(),
             retry_armed: false,
+            ack: Ack::new(ack),
+            ack_armed: false,
         };
         Arc::new(Self {
             host,
@@ -158,6 +169,8 @@ impl Replicated {
             ended: Condvar::new(),
             failed: AtomicBool::new(false),
             sync_armed: AtomicBool::new(false),
+            timing: AtomicBool::new(false),
+            latencies: Latencies::default(),
             intent_working: AtomicBool::new(false),
             intent_moved: Condvar::new(),
             lost_to_epoch: AtomicU32::new(0),
@@ -188,6 +201,9 @@ impl Replicated {
     /// An I/O on its way down.
     pub fn io_start(self: &Arc<Self>, io: &mut abi::jio_io) -> u32 {
         let io_handle: *mut abi::jio_io = io;
+        if self.timing.load(Relaxed) && io.kind != abi::JIO_IO_FLUSH {
+            io.filter_word[1] = self.host.now_mono_ns().max(1);
+        }
         let Some(kind) = kind_of(io) else {
             return abi::JIO_PASS;
         };
@@ -305,14 +321,24 @@ impl Replicated {
     }
 
     /// A completion on its way up.
-    pub fn io_done(self: &Arc<Self>, io: &abi::jio_io, status: i32) -> u32 {
-        if let Some(token) = Token::from_word(io.filter_word[0])
+    pub fn io_done(self: &Arc<Self>, io: *mut abi::jio_io, status: i32) -> u32 {
+        // SAFETY: the contract: the I/O lives until this has returned.
+        let [token, since_ns] = unsafe { (*io).filter_word };
+        if since_ns != 0 {
+            let took_ns = self.host.now_mono_ns().saturating_sub(since_ns);
+            self.latencies.add(took_ns);
+        }
+        let mut held = false;
+        if let Some(token) = Token::from_word(token)
             && !self.failed.load(SeqCst)
         {
-            let completed = {
+            let (completed, rest) = {
                 let mut core = self.core.lock();
-                core.disk.done(token, status >= 0, &self.stamps())
+                let completed = core.disk.done(token, status >= 0, &self.stamps());
+                held = status >= 0 && self.hold(&mut core, io, completed.seq);
+                (completed, self.look_at_held(&mut core))
             };
+            self.after_look(rest);
             if completed.wake {
                 self.wake();
             }
@@ -320,12 +346,16 @@ impl Replicated {
                 self.arm_sync(SYNC_RETRY_NS);
             }
         }
-        abi::JIO_PASS
+        // Perhaps it has been handed back meanwhile: an answer may overtake the verdict.
+        if held { abi::JIO_DEFER } else { abi::JIO_PASS }
     }
 
     /// The guest gives up on an I/O.
     pub fn io_abort(&self, io: *mut abi::jio_io) -> i32 {
         let mut core = self.core.lock();
+        if core.ack.forget(io) {
+            return abi::JIO_OK; // it goes up now
+        }
         let Some(at) = core.held.iter().position(|held| core::ptr::eq(held.io, io)) else {
             return abi::JIO_E_NOT_FOUND;
         };
@@ -347,6 +377,9 @@ impl Replicated {
         let held = {
             let mut core = self.core.lock();
             core.disk.enter_tracking();
+            core.ack.release_all(|io| {
+                self.host.io_release(self.handle, io);
+            });
             std::mem::take(&mut core.held)
         };
         for held in held {
@@ -372,7 +405,7 @@ impl Replicated {
             return abi::JIO_OK;
         }
         let mut beside = self.beside.lock();
-        match self.write_down_close(&mut beside, flushed) {
+        match self.write_down_close(&mut beside, how, flushed) {
             Ok(()) => abi::JIO_OK,
             Err(error) => {
                 self.host
@@ -382,7 +415,12 @@ impl Replicated {
         }
     }
 
-    fn write_down_close(&self, beside: &mut Beside, flushed: bool) -> Result<(), OpenError> {
+    fn write_down_close(
+        &self,
+        beside: &mut Beside,
+        how: u32,
+        flushed: bool,
+    ) -> Result<(), OpenError> {
         let mut core = self.core.lock();
         let in_order = core.disk.close();
         if self.failed.load(SeqCst) {
@@ -393,6 +431,11 @@ impl Replicated {
         }
         core.disk
             .intent_write_all(|offset, bytes| beside.write_block(offset, bytes))?;
+        if how == abi::JIO_CLOSE_HANDOFF
+            && let Some(Some(map)) = core.disk.handoff()
+        {
+            beside::leave(self.host, self.handle, beside.header(), &map)?;
+        }
         beside.save(beside.header().closed(in_order))
     }
 
@@ -413,6 +456,8 @@ impl Replicated {
         let sidecar = core.disk.intent().is_some_and(|map| map.is_failing());
         raise(sidecar, abi::JIO_ALARM_SIDECAR);
         raise(failed, abi::JIO_ALARM_INTERNAL);
+        let through = state == LaneState::Streaming && !failed && !core.ack.has_fallen_back();
+        raise(core.ack.is_on() && !through, abi::JIO_ALARM_ACK_FALLBACK);
         out.state = match state {
             _ if failed => abi::JIO_STATE_FAILED,
             LaneState::Tracking => abi::JIO_STATE_TRACKING,
@@ -421,6 +466,7 @@ impl Replicated {
         };
         let ring_bytes = memory.geometry().ring_bytes;
         let dirty_bytes = core.disk.dirty_bytes();
+        let intent_bytes = core.disk.intent().map_or(0, |map| map.wanted_bytes());
         let producer = core.disk.producer();
         out.alarms = alarms;
         out.epoch = u64::from(producer.attach_epoch());
@@ -431,7 +477,11 @@ impl Replicated {
         out.dirty_bytes = dirty_bytes;
         out.deferred_count = counters.deferred;
         out.deferred_ns_max = counters.deferred_max_ns;
+        out.held_count = core.ack.held_count();
         out.tracking_count = counters.tracking;
+        out.intent_bytes = intent_bytes.min(core.disk.capacity_bytes());
+        out.intent_late_count = counters.intent_late;
+        out.synced_bytes = counters.sync_bytes;
     }
 
     /// Whether the daemon has a session for the lane.

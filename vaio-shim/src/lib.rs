@@ -12,6 +12,8 @@
 //! | `beside` | the sidecar: header and region map |
 //! | `instance` | an open disk: I/O down and up |
 //! | `drive` | timers, work, the sync's reads |
+//! | `hold` | completions that wait for the appliance's log |
+//! | `events` | snapshot, clone, migration, growth |
 //! | `regions` | the region map at work, fencing |
 //! | `host` | the host's services, made callable without `unsafe` |
 //! | `vm` | what the disks of one VM share |
@@ -20,7 +22,9 @@
 mod abi;
 mod beside;
 mod drive;
+mod events;
 mod guard;
+mod hold;
 mod host;
 mod instance;
 mod open;
@@ -57,12 +61,12 @@ static TABLE: Table = Table(abi::jio_filter {
     io_start: Some(io_start),
     io_done: Some(io_done),
     io_abort: Some(io_abort),
-    stun: Some(stun),
-    unstun: Some(stun),
-    snapshot: Some(snapshot),
-    clone: None,
-    migrate: None,
-    grow: Some(grow),
+    stun: Some(events::stun),
+    unstun: Some(events::stun),
+    snapshot: Some(events::snapshot),
+    clone: Some(events::clone),
+    migrate: Some(events::migrate),
+    grow: Some(events::grow),
     property_set: None,
     property_get: None,
     property_list: Some(property_list),
@@ -185,13 +189,17 @@ unsafe extern "C" fn requirements(
             Ok(config) => config.unwrap_or_default(),
             Err(error) => return error.code(),
         };
+        let ack = match info.as_ref().map(open::ack_config).transpose() {
+            Ok(ack) => ack.unwrap_or_default(),
+            Err(error) => return error.code(),
+        };
         let capacity = info.as_ref().map_or(1 << 40, |info| info.capacity_bytes);
         let ring = filter_core::lane::layout::DEFAULT_RING_BYTES;
         let geometry = filter_core::lane::layout::Geometry::for_disk(capacity, ring);
         let mapped_bytes = geometry.map_or(0, |geometry| geometry.total_bytes());
         // SAFETY: zeros are valid for plain numbers.
         let mut all: abi::jio_requirements = unsafe { core::mem::zeroed() };
-        all.timers = 8;
+        all.timers = 9;
         all.work_items = 3;
         all.requests = config.sync_reads as u32 + 2;
         all.heap_bytes = 0;
@@ -199,7 +207,11 @@ unsafe extern "C" fn requirements(
         // With the smallest regions; the map of a usual disk takes a few blocks.
         let blocks = beside::region_blocks(capacity, *REGION_SHIFTS.start());
         all.sidecar_bytes = filter_core::sidecar::total_bytes(blocks);
-        all.defer_ns_max = config.defer_budget_ns + 2 * instance::RETRY_NS; // see `open::config`
+        // What `open::config` took off for late timers is the host's to count on.
+        all.defer_ns_max = config.defer_budget_ns + 2 * instance::RETRY_NS;
+        if ack.log {
+            all.defer_ns_max += ack.budget_ns + 2 * hold::ACK_POLL_NS;
+        }
         // SAFETY: `out` points to a struct whose maker set `size`.
         unsafe { fill(out.cast(), &all) };
         OK
@@ -294,6 +306,14 @@ unsafe fn instance_of<'a>(instance: *mut c_void) -> Option<&'a Instance> {
     unsafe { instance.cast::<Instance>().as_ref() }
 }
 
+/// A migration has drained already, and the guest waits.
+fn drain_for(how: u32) -> Duration {
+    match how {
+        abi::JIO_CLOSE_HANDOFF => Duration::ZERO,
+        _ => regions::CLOSE_LIMIT,
+    }
+}
+
 unsafe extern "C" fn close(instance: *mut c_void, how: u32) -> i32 {
     if instance.is_null() {
         return abi::JIO_E_INVALID;
@@ -304,7 +324,8 @@ unsafe extern "C" fn close(instance: *mut c_void, how: u32) -> i32 {
         match *instance {
             Instance::Passing => OK,
             Instance::Replicated(replicated) => {
-                let flushed = how != abi::JIO_CLOSE_LOST && replicated.prepare_close();
+                let flushed =
+                    how != abi::JIO_CLOSE_LOST && replicated.prepare_close(drain_for(how));
                 replicated.finish();
                 replicated.close(how, flushed)
             }
@@ -333,10 +354,9 @@ unsafe extern "C" fn io_done(instance: *mut c_void, io: *mut abi::jio_io, status
     let Some(Instance::Replicated(disk)) = (unsafe { instance_of(instance) }) else {
         return abi::JIO_PASS;
     };
-    // SAFETY: the contract: the I/O lives until this has returned.
-    let Some(io) = (unsafe { io.as_ref() }) else {
+    if io.is_null() {
         return abi::JIO_PASS;
-    };
+    }
     guard::disk(disk, "io_done", || disk.io_done(io, status)).unwrap_or(abi::JIO_PASS)
 }
 
@@ -366,48 +386,6 @@ unsafe fn with_disk(instance: *mut c_void, body: impl FnOnce(&Arc<Replicated>) -
     }
 }
 
-/// Stun and unstun: what is to be written down is written as it happens; nothing is left to do.
-unsafe extern "C" fn stun(instance: *mut c_void) -> i32 {
-    // SAFETY: the contract.
-    unsafe { with_disk(instance, |_| OK) }
-}
-
-unsafe extern "C" fn snapshot(instance: *mut c_void, info: *const abi::jio_snapshot) -> i32 {
-    // SAFETY: the contract: NULL or a struct.
-    let Some(info) = (unsafe { info.as_ref() }) else {
-        return abi::JIO_E_INVALID;
-    };
-    let reverts = info.event == abi::JIO_SNAPSHOT_REVERT && info.phase != abi::JIO_PHASE_CANCEL;
-    let body = |disk: &Arc<Replicated>| {
-        if !reverts {
-            return OK;
-        }
-        // Before the content changes the sidecar must say that all of it may differ; afterwards what
-        // was read meanwhile does not count.
-        disk.core.lock().disk.mark_all();
-        disk.drive_sync();
-        if info.phase == abi::JIO_PHASE_PRE && !disk.settle_intent() {
-            return abi::JIO_E_IO;
-        }
-        OK
-    };
-    // SAFETY: the contract.
-    unsafe { with_disk(instance, body) }
-}
-
-unsafe extern "C" fn grow(instance: *mut c_void, new_capacity_bytes: u64) -> i32 {
-    let body = |disk: &Arc<Replicated>| {
-        if !disk.core.lock().disk.grow(new_capacity_bytes) {
-            return abi::JIO_E_RANGE;
-        }
-        disk.drive_intent();
-        disk.drive_sync();
-        OK
-    };
-    // SAFETY: the contract.
-    unsafe { with_disk(instance, body) }
-}
-
 unsafe extern "C" fn property_list(
     _instance: *mut c_void,
     function: abi::jio_property_fn,
@@ -425,6 +403,22 @@ unsafe extern "C" fn property_list(
         (
             c"jetdr.defer-budget-us",
             c"longest deferral of a write, in microseconds",
+        ),
+        (
+            c"jetdr.ack",
+            c"a write is done when the disk has it (host), or the appliance's log too (log)",
+        ),
+        (
+            c"jetdr.ack-budget-us",
+            c"longest wait for the appliance's log, in microseconds",
+        ),
+        (
+            c"jetdr.sync-floor-bytes-s",
+            c"a sync is not slower than this for the guest's sake",
+        ),
+        (
+            c"jetdr.sync-max-bytes-s",
+            c"a sync is never faster than this",
         ),
         (
             c"jetdr.region-bytes",

@@ -7,6 +7,7 @@
 use crate::beside::{self, Beside, Found as FoundBeside, region_blocks};
 use crate::host::{DiskHandle, DiskInfo, Host, Level};
 use crate::{abi, vm};
+use filter_core::disk::ack::AckConfig;
 use filter_core::disk::intent::Intent;
 use filter_core::disk::{Config, Disk, Start};
 use filter_core::lane::attach::Sidecar as SidecarFound;
@@ -27,6 +28,14 @@ pub const PROPERTY_DOMAIN: &str = "jetdr.domain";
 pub const PROPERTY_RING_BYTES: &str = "jetdr.ring-bytes";
 /// How long a write may be deferred, in microseconds.
 pub const PROPERTY_DEFER_US: &str = "jetdr.defer-budget-us";
+/// When a write is done: `host`, or `log`.
+pub const PROPERTY_ACK: &str = "jetdr.ack";
+/// How long a completion may wait for the appliance's log, in microseconds.
+pub const PROPERTY_ACK_US: &str = "jetdr.ack-budget-us";
+/// A sync's lowest rate, in bytes per second.
+pub const PROPERTY_SYNC_FLOOR: &str = "jetdr.sync-floor-bytes-s";
+/// A sync's highest rate, in bytes per second.
+pub const PROPERTY_SYNC_MAX: &str = "jetdr.sync-max-bytes-s";
 
 /// Length of a region of the region map, in bytes.
 pub const PROPERTY_REGION_BYTES: &str = "jetdr.region-bytes";
@@ -94,6 +103,8 @@ pub struct Attached {
     pub beside: Beside,
     /// The run folder.
     pub run: RunFolder,
+    /// When a completion goes up.
+    pub ack: AckConfig,
     /// What was found and done, for the log.
     pub story: &'static str,
 }
@@ -161,6 +172,17 @@ pub fn config(info: &DiskInfo) -> Result<Config, OpenError> {
         }
         config.defer_budget_ns = us * 1000;
     }
+    for (key, place) in [
+        (PROPERTY_SYNC_FLOOR, &mut config.pace.floor_bytes_s),
+        (PROPERTY_SYNC_MAX, &mut config.pace.max_bytes_s),
+    ] {
+        if let Some(bytes_s) = number(info, key)? {
+            if bytes_s == 0 {
+                return Err(OpenError::Property(key, "0 would never end".into()));
+            }
+            *place = bytes_s;
+        }
+    }
     config.intent_strict = match info.property(PROPERTY_INTENT) {
         None | Some("budget") => false,
         Some("strict") => true,
@@ -173,6 +195,32 @@ pub fn config(info: &DiskInfo) -> Result<Config, OpenError> {
     let margin_ns = 2 * crate::instance::RETRY_NS;
     config.defer_budget_ns = config.defer_budget_ns.saturating_sub(margin_ns);
     Ok(config)
+}
+
+/// When completions go up, as the disk's properties ask for.
+pub fn ack_config(info: &DiskInfo) -> Result<AckConfig, OpenError> {
+    let log = match info.property(PROPERTY_ACK) {
+        None | Some("host") => false,
+        Some("log") => true,
+        Some(other) => {
+            let why = format!("`{other}` is neither `host` nor `log`");
+            return Err(OpenError::Property(PROPERTY_ACK, why));
+        }
+    };
+    let mut ack = AckConfig {
+        log,
+        ..AckConfig::default()
+    };
+    if let Some(us) = number(info, PROPERTY_ACK_US)? {
+        if !(1000..=10_000_000).contains(&us) {
+            let why = format!("{us} is not between 1000 and 10000000");
+            return Err(OpenError::Property(PROPERTY_ACK_US, why));
+        }
+        ack.budget_ns = us * 1000;
+    }
+    // As for held I/Os: the last look comes before the budget ends.
+    ack.budget_ns -= 2 * crate::hold::ACK_POLL_NS;
+    Ok(ack)
 }
 
 fn region_shift(info: &DiskInfo) -> Result<u32, OpenError> {
@@ -219,6 +267,7 @@ fn identity_of(
 /// Opens the lane of a disk by the decision table.
 pub fn attach(host: Host, handle: DiskHandle, info: &DiskInfo) -> Result<Attached, OpenError> {
     let config = config(info)?;
+    let ack = ack_config(info)?;
     let (shift, quiet_ns) = (region_shift(info)?, quiet_ns(info)?);
     let domain = info.property(PROPERTY_DOMAIN).unwrap_or_default();
     if !filter_core::mapping::domain_name_is_valid(domain) {
@@ -277,6 +326,7 @@ pub fn attach(host: Host, handle: DiskHandle, info: &DiskInfo) -> Result<Attache
         None => make_lane(&run, info, &header, geometry, boot_id, domain)?,
     };
     let stamps = vm::stamps(&info.vm_uuid, host.now_wall_ns().max(scan.last_stamp));
+    Producer::tell_attach_id(lane.memory(), attach_id(host)?);
     let mut producer = Producer::new(lane.memory(), next.attach_epoch, scan.tail, scan.next_seq);
     if row.action == Action::Restart {
         producer.restart();
@@ -291,6 +341,11 @@ pub fn attach(host: Host, handle: DiskHandle, info: &DiskInfo) -> Result<Attache
         // A ring that was just made has room for it.
         let _ = disk.begin_base(&stamps);
     }
+    let left = beside::left(host, handle, &header, info.capacity_bytes);
+    if let Some(map) = left.filter(|_| start == Start::Regions) {
+        disk.only_handed_over(&map);
+    }
+    beside::forget_left(host, handle);
     // Enlarged while it was closed: the new part was never seen.
     let known = if new_lane {
         header.capacity_bytes
@@ -307,6 +362,7 @@ pub fn attach(host: Host, handle: DiskHandle, info: &DiskInfo) -> Result<Attache
         stamps,
         beside,
         run,
+        ack,
         story,
     })
 }
@@ -338,6 +394,13 @@ fn open_map(
     };
     beside.write_map(&mut intent)?;
     Ok((beside, intent))
+}
+
+fn attach_id(host: Host) -> Result<u64, OpenError> {
+    let random = host.random_id().ok_or(OpenError::Random)?;
+    let (id, _) = random.as_chunks::<8>();
+    // Zero would be: not known.
+    Ok(id.first().map_or(1, |id| u64::from_le_bytes(*id) | 1))
 }
 
 fn make_lane(

@@ -7,9 +7,11 @@
 use crate::log::format::EntryKind;
 use crate::log::{DiskState, Durability, Log, LogError, Submission};
 use crate::session::Outbox;
+use crate::touched::Touched;
+use filter_core::lane::layout::DIRTY_BLOCK_BYTES;
 use filter_core::position::Received;
 use filter_core::record::{FLAG_SYNC_BEGIN, FLAG_SYNC_END, RecordIter};
-use filter_core::session::{Admit, Receiver, Refusal};
+use filter_core::session::{Admit, Attach, Receiver, Refusal};
 use filter_core::wire::{ErrorCode, Message};
 use parking_lot::{Mutex, RwLock};
 use recovery_store::DiskInfo;
@@ -79,6 +81,7 @@ impl Brackets {
 struct DiskStream {
     receiver: Receiver,
     brackets: Brackets,
+    touched: Touched,
 }
 
 /// What a frame of records led to.
@@ -127,14 +130,14 @@ impl Disk {
     }
 
     /// A disk as the log of a restarted appliance has it.
-    pub fn restored(info: DiskInfo, state: &DiskState, presented_epoch: u32) -> Self {
+    pub fn restored(info: DiskInfo, state: &DiskState, presented: Attach) -> Self {
         let receiver = Receiver::restored(
             Received(state.last_seq),
             state.attach_epoch,
             state.sync_begin != 0,
             state.full_base_seq,
         )
-        .with_presented(presented_epoch);
+        .with_presented(presented);
         let disk = Self::with(info, receiver, state.last_seq);
         if state.sync_begin != 0 {
             disk.stream.lock().brackets.begin(state.sync_begin);
@@ -145,6 +148,7 @@ impl Disk {
     fn with(info: DiskInfo, receiver: Receiver, durable: u64) -> Self {
         Self {
             stream: Mutex::new(DiskStream {
+                touched: Touched::above(receiver.received().0),
                 receiver,
                 brackets: Brackets::default(),
             }),
@@ -172,14 +176,29 @@ impl Disk {
         self.stream.lock().receiver.newest_epoch()
     }
 
-    /// Whether a lane of this epoch may be presented.
-    pub fn may_open(&self, attach_epoch: u32) -> Result<(), Refusal> {
-        self.stream.lock().receiver.may_open(attach_epoch)
+    /// Whether a lane of this opening may be presented.
+    pub fn may_open(&self, attach: Attach) -> Result<(), Refusal> {
+        self.stream.lock().receiver.may_open(attach)
     }
 
     /// Whether a cut may end at this seq.
     pub fn consistent_at(&self, seq: u64) -> bool {
         !self.stream.lock().brackets.open_at(seq)
+    }
+
+    /// A cut that ends here is in the store.
+    pub fn settle(&self, position: u64) {
+        self.stream.lock().touched.settle(position);
+    }
+
+    /// Which of the blocks from an offset on no record above `position` has touched, of those that were
+    /// admitted so far; `None`: that is not known.
+    pub fn untouched(&self, position: u64, offset_bytes: u64, blocks: usize) -> Option<Vec<bool>> {
+        let stream = self.stream.lock();
+        let first = offset_bytes / DIRTY_BLOCK_BYTES;
+        // A store that is ahead of the log holds what nobody here can vouch for.
+        let known = position <= stream.receiver.received().0;
+        known.then(|| stream.touched.untouched(position, first, blocks))?
     }
 
     /// Last durable seq.
@@ -200,11 +219,12 @@ impl Disk {
     /// A host presents the disk on a channel, which supersedes the one before; a host whose epoch is
     /// older is told that it has lost the disk. Answers the host, and gives what tells this channel
     /// from others.
-    pub fn attach(&self, attach_epoch: u32, host: [u8; 16], route: Route) -> Result<u64, Refusal> {
+    pub fn attach(&self, attach: Attach, host: [u8; 16], route: Route) -> Result<u64, Refusal> {
+        let attach_epoch = attach.epoch;
         let mut stream = self.stream.lock();
-        stream.receiver.open(attach_epoch)?;
+        stream.receiver.open(attach)?;
         let generation = self.generation.fetch_add(1, Ordering::AcqRel) + 1; // under the lock
-        *self.host.lock() = host;
+        let host_before = std::mem::replace(&mut *self.host.lock(), host);
         let mut present = self.route.lock();
         // What becomes durable from here on is acknowledged over the new route: `durable` stores the
         // position first and then takes this lock.
@@ -218,6 +238,8 @@ impl Disk {
             route,
             attach_epoch,
         });
+        // A host that has it still, in another lane or in the same, need not be told.
+        let before = before.filter(|_| host_before != host);
         if let Some(lost) = before.filter(|before| before.attach_epoch < attach_epoch) {
             let (current, found) = (attach_epoch, lost.attach_epoch);
             let message = Message::Error {
@@ -377,6 +399,7 @@ impl DiskStream {
                     return (run, Some((code, word, error.to_string())));
                 }
             }
+            self.touched.note(&header);
             self.brackets.jump(last, header.seq);
             if header.flags & FLAG_SYNC_BEGIN != 0 {
                 self.brackets.begin(header.seq);

@@ -137,6 +137,20 @@ fn a_base_that_relies_on_all_that_came_costs_only_its_own_sync() {
     assert_eq!(disk.received().0, 11);
 }
 
+/// A refusal for the epoch names the newest one: the host has to go above it, or to leave the disk.
+#[test]
+fn a_record_of_an_older_epoch_is_refused_with_the_newest_one() {
+    let disk = disk();
+    admit(&disk, &[(1, BASE), (2, FLAG_SYNC_END)]);
+    let mut newer = RecordHeader::decode(&record(3, FLAG_SYNC_BEGIN)).unwrap();
+    newer.attach_epoch = 7;
+    let bytes = [newer.encode().to_vec(), frame(&[(4, 0)])].concat();
+    let mut stream = disk.stream.lock();
+    let (run, refused) = stream.admit(&bytes, &mut Counted::default());
+    assert_eq!(run.map(|run| run.last_seq), Some(3));
+    assert_eq!(refused.map(|r| (r.0, r.1)), Some((ErrorCode::Fenced, 7)));
+}
+
 fn log(dir: &std::path::Path) -> Log {
     let options = LogOptions {
         segment_bytes: 64 << 10,
@@ -158,8 +172,8 @@ fn route() -> Route {
 fn a_superseded_channel_logs_nothing_and_its_end_is_not_the_end_of_the_next() {
     let dir = tempfile::tempdir().unwrap();
     let (disk, log) = (disk(), log(dir.path()));
-    let first = disk.attach(1, [1; 16], route()).unwrap();
-    let second = disk.attach(1, [1; 16], route()).unwrap();
+    let first = disk.attach(opening(1), [1; 16], route()).unwrap();
+    let second = disk.attach(opening(1), [1; 16], route()).unwrap();
     let bytes = frame(&[(1, BASE)]);
     let (outcome, _) = disk.take(&log, first, bytes.clone(), bytes.len());
     assert_eq!(outcome, Outcome::Superseded);
@@ -179,7 +193,7 @@ fn a_superseded_channel_logs_nothing_and_its_end_is_not_the_end_of_the_next() {
 fn waiting_for_room_holds_no_lock_and_ends_with_the_channel() {
     let dir = tempfile::tempdir().unwrap();
     let (disk, log) = (disk(), log(dir.path()));
-    let generation = disk.attach(1, [1; 16], route()).unwrap();
+    let generation = disk.attach(opening(1), [1; 16], route()).unwrap();
     let mut seq = 1;
     let mut flags = BASE;
     std::thread::scope(|scope| {
@@ -206,7 +220,11 @@ fn waiting_for_room_holds_no_lock_and_ends_with_the_channel() {
             seq: 1,
             time_ns: 0,
         });
-        disk.attach(1, [1; 16], route()).unwrap();
+        disk.attach(opening(1), [1; 16], route()).unwrap();
         assert_eq!(feeder.join().unwrap(), Outcome::Superseded);
     });
+}
+
+const fn opening(epoch: u32) -> Attach {
+    Attach { epoch, id: 0 }
 }

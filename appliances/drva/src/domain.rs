@@ -5,11 +5,13 @@
 
 use crate::disk::{Disk, Outcome, Route};
 use crate::documents::{cut_back, cut_out, describe, describe_back};
+use crate::hashes::{Ask, MAX_WAITING};
 use crate::identity;
 use crate::log::format::EntryKind;
 use crate::log::recover::Recovered;
 use crate::log::{Durability, Log, LogError, LogOptions, Submission};
-use filter_core::session::Refusal;
+use crossbeam::channel::{Receiver, Sender, bounded};
+use filter_core::session::{Attach, Refusal};
 use filter_core::wire::{ErrorCode, OpenLane};
 use hdrhistogram::Histogram;
 use parking_lot::{Condvar, Mutex, RwLock};
@@ -175,6 +177,10 @@ pub struct Domain {
     pub cuts_changed: Condvar,
     /// Bumped when a disk's description changes.
     pub described: AtomicU32,
+    /// Bumped when a cut is in the store.
+    pub commits: AtomicU64,
+    /// Questions about what disks hold, not yet answered.
+    pub asks: (Sender<Ask>, Receiver<Ask>),
     /// Figures.
     pub figures: Figures,
     /// Something an operator should know; the newest first.
@@ -234,6 +240,8 @@ impl Domain {
             cuts: Mutex::new(cuts),
             cuts_changed: Condvar::new(),
             described: AtomicU32::new(1),
+            commits: AtomicU64::new(0),
+            asks: bounded(MAX_WAITING),
             figures: Figures::default(),
             alarms: Mutex::default(),
             stopping: watch::Sender::new(false),
@@ -277,6 +285,10 @@ impl Domain {
             };
             (ErrorCode::Fenced, word, refusal.to_string())
         };
+        let attach = Attach {
+            epoch: lane.attach_epoch,
+            id: lane.attach_id,
+        };
         let info = DiskInfo {
             uuid: Uuid::from_bytes(lane.disk_id),
             vm_uuid: Uuid::from_bytes(lane.vm_id),
@@ -289,7 +301,7 @@ impl Domain {
             match disks.get(&lane.disk_id) {
                 Some(disk) => {
                     // Nor may it describe what is not its own.
-                    disk.may_open(lane.attach_epoch).map_err(fenced)?;
+                    disk.may_open(attach).map_err(fenced)?;
                     let mut known = disk.info.write();
                     let mut info = info;
                     info.capacity_bytes = info.capacity_bytes.max(known.capacity_bytes);
@@ -309,7 +321,7 @@ impl Domain {
             }
         };
         if changed || lane.attach_epoch > disk.newest_epoch() {
-            let content = describe(&disk.info.read(), lane.attach_epoch);
+            let content = describe(&disk.info.read(), attach);
             // The epoch alone is not worth a wait: records bring it, too.
             let logged = self.log_entry(EntryKind::Disk, lane.disk_id, 0, content, &|| !changed);
             match logged {
@@ -320,9 +332,7 @@ impl Domain {
         if changed {
             self.described.fetch_add(1, Ordering::AcqRel); // pairs with the upload's load
         }
-        let generation = disk
-            .attach(lane.attach_epoch, host, route)
-            .map_err(fenced)?;
+        let generation = disk.attach(attach, host, route).map_err(fenced)?;
         self.presented_by(host);
         Ok((disk, generation))
     }
@@ -352,6 +362,13 @@ impl Domain {
             .duplicates
             .fetch_add(counted.duplicates, Ordering::Relaxed);
         outcome
+    }
+
+    /// A host asks what a disk of its holds. Never waits: with too many questions nothing is known.
+    pub fn ask(&self, ask: Ask) {
+        if let Err(error) = self.asks.0.try_send(ask) {
+            error.into_inner().answer(Vec::new());
+        }
     }
 
     /// The log holds these positions durably: tells the hosts. Called by the log's writer.
@@ -431,7 +448,9 @@ impl Domain {
             }
             cuts.closed.push_back(cut);
         }
+        fault::point("drva.before-cut-logged");
         self.log_entry(EntryKind::Cut, [0; 16], epoch, content, &|| false)?;
+        fault::point("drva.after-cut-logged");
         self.cuts_changed.notify_all();
         Ok(())
     }

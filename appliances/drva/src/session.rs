@@ -7,6 +7,7 @@ use crate::appliance::Appliance;
 use crate::cut::Answer;
 use crate::disk::{Disk, Outcome, Route};
 use crate::domain::Domain;
+use crate::hashes::Ask;
 use filter_core::wire::{
     ErrorCode, FRAME_HEADER_BYTES, FrameHeader, FrameKind, Hello, Message, PROTOCOL_NEWEST,
     PROTOCOL_OLDEST, PeerRole, PortRole, WireError,
@@ -17,7 +18,7 @@ use std::io::{self, BufReader, Read, Write};
 use std::net::TcpStream;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// A peer that sends nothing for so long is given up.
 const SILENCE_LIMIT: Duration = Duration::from_secs(30);
@@ -270,6 +271,13 @@ impl Session<'_> {
                 }
                 Ok(())
             }
+            Message::HashRequest {
+                offset_bytes,
+                blocks,
+            } if self.role != PortRole::Control => {
+                self.hashes(channel, offset_bytes, blocks);
+                Ok(())
+            }
             Message::CutPositions {
                 epoch,
                 domain,
@@ -337,6 +345,28 @@ impl Session<'_> {
         }
     }
 
+    /// A question about a channel's disk. It is answered later, or at once if nobody can know.
+    fn hashes(&self, channel: u32, offset_bytes: u64, blocks: u32) {
+        let of = self.channels.get(&channel);
+        let Some(of) = of.filter(|of| !of.disk.is_superseded(of.generation)) else {
+            let hashes = Vec::new();
+            let message = Message::Hashes {
+                offset_bytes,
+                hashes,
+            };
+            self.outbox.send(&message, channel);
+            return;
+        };
+        of.domain.ask(Ask {
+            disk: of.disk.clone(),
+            offset_bytes,
+            blocks,
+            outbox: self.outbox.clone(),
+            channel,
+            came: Instant::now(),
+        });
+    }
+
     fn data(&mut self, header: &FrameHeader) -> Result<(), SessionError> {
         let len = header.body_len as usize;
         let Some(channel) = self.channels.get(&header.channel) else {
@@ -349,6 +379,7 @@ impl Session<'_> {
             .get_mut(..len)
             .ok_or_else(|| io::Error::from(io::ErrorKind::InvalidInput))?;
         self.reader.read_exact(body)?;
+        fault::point("drva.after-receive");
         match channel
             .domain
             .data(&channel.disk, channel.generation, content, len)

@@ -387,8 +387,10 @@ impl<'a> Attempt<'a> {
             name: cut.name.clone(),
             positions: cut.positions.clone(),
         };
+        fault::point("drva.before-commit");
         match self.of.wait(self.writer.commit(meta)) {
             Ok(done) => {
+                fault::point("drva.after-commit");
                 self.committed(&cut, done.cut);
                 self.settled();
             }
@@ -424,6 +426,15 @@ impl<'a> Attempt<'a> {
         let waited_us = crate::domain::now_ns().saturating_sub(cut.time_ns) / 1000;
         domain.figures.commit_us.lock().saturating_record(waited_us);
         domain.figures.cuts_closed.fetch_add(1, Ordering::Relaxed); // a figure
+        {
+            let disks = domain.disks.read();
+            for (uuid, position) in &cut.positions {
+                if let Some(disk) = disks.get(uuid.as_bytes()) {
+                    disk.settle(*position);
+                }
+            }
+        }
+        domain.commits.fetch_add(1, Ordering::AcqRel); // pairs with the load of whoever reads the store
         let mut cuts = domain.cuts.lock();
         cuts.committed(number, cut.name.clone(), cut.time_ns);
         drop(cuts);

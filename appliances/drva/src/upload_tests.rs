@@ -40,6 +40,7 @@ fn present(domain: &Domain, disk_id: [u8; 16], host: [u8; 16]) -> (Arc<crate::di
         disk_id,
         vm_id: [4; 16],
         attach_epoch: 1,
+        attach_id: 0,
         durable_seq: 0,
         capacity_bytes: 1 << 20,
         base: Some(0),
@@ -221,9 +222,11 @@ fn a_disk_without_a_position_waits_for_the_cut() {
     fixture.send(1, FLAG_STREAM_BASE | FLAG_SYNC_BEGIN, 1);
     fixture.send(2, FLAG_SYNC_END, 1);
     steps(&mut attempt);
-    fixture.close_cut(2, 2);
+    // The cut is not whole before the late disk's record is met.
+    fixture.close_cut(2, 3);
     let late = fixture.another_disk([8; 16]);
     fixture.send_to(&late, 1, FLAG_STREAM_BASE | FLAG_SYNC_BEGIN, 1);
+    fixture.send(3, 0, 1);
     steps(&mut attempt);
     assert_eq!(newest(&fixture), Some(1), "the cut is in the store");
     let fed = attempt.writer.fed_positions();

@@ -235,6 +235,8 @@ fn another_appliance_gets_all_of_it() {
     world.replica.fill(0);
     world.crash();
     world.disk.tick();
-    assert!(world.disk.dirty_bytes() >= world.primary.len() as u64);
+    let all = world.primary.len() as u64;
+    assert!(world.disk.dirty_bytes() >= all);
+    assert!(world.disk.intent().unwrap().wanted_bytes() >= all);
     world.settle();
 }

@@ -248,7 +248,10 @@ impl World {
                 Ok(Admit::Duplicate) => continue,
                 Err(_) => return false,
             }
-            let (at, end) = (header.offset_bytes as usize, header.end_bytes() as usize);
+            let (at, end) = match header.is_marker() {
+                true => (0, 0),
+                false => (header.offset_bytes as usize, header.end_bytes() as usize),
+            };
             if end > self.replica.len() {
                 self.replica.resize(end, 0);
             }

@@ -116,6 +116,7 @@ impl World {
             sync_read_bytes: numbers.between(1, 4) * DIRTY_BLOCK_BYTES,
             sync_reads: numbers.between(1, 4) as usize,
             intent_strict: numbers.chance(50),
+            ..Config::default()
         };
         let (beside, intent) = crash::Beside::new(&mut numbers, &noise[..capacity]);
         let mut disk = Disk::new(producer, capacity as u64, Start::Full, Some(intent), config);

@@ -9,13 +9,23 @@
 //! | file | holds |
 //! |---|---|
 //! | this one | the modes, writes and their completion |
+//! | [`ack`] | write-through: completions that wait for the appliance's log |
+//! | [`guard`] | the guards against a lost write, by name |
+//! | [`handoff`] | what goes along to another host |
 //! | [`intent`] | which regions the sidecar says may differ |
+//! | [`latency`] | how long the guest's I/Os take |
+//! | [`pace`] | how fast a sync may be, for the guest's sake |
 //! | [`sync`] | reading marked blocks and publishing them, never over newer data |
 //!
 //! The caller holds the disk's lock around every call, and carries out what is returned: passes or
 //! defers the I/O, wakes the daemon, reads a block below the filter.
 
+pub mod ack;
+pub mod guard;
+pub mod handoff;
 pub mod intent;
+pub mod latency;
+pub mod pace;
 pub mod sync;
 
 use crate::lane::dirty::DirtyMap;
@@ -24,7 +34,10 @@ use crate::lane::layout::{DIRTY_BLOCK_BYTES, LaneMemory, LaneState};
 use crate::lane::producer::{Draft, Producer, PublishError, PublishedGroup, Source, Stamps};
 use crate::lane::sync::Ordering::Relaxed;
 use crate::record::RecordKind;
+use guard::Guard;
 use intent::Intent;
+use latency::Latencies;
+use pace::{Pace, PaceConfig};
 use sync::Sync;
 
 /// Choices of a disk.
@@ -39,6 +52,11 @@ pub struct Config {
     /// A change waits for its regions' bits however long the sidecar takes. Otherwise it passes when
     /// the budget ends, and a crash of the host before the sidecar has taken the bits loses sight of it.
     pub intent_strict: bool,
+    /// How a sync yields to the guest.
+    pub pace: PaceConfig,
+    /// The model checker takes guards out.
+    #[cfg(loom)]
+    pub guards: guard::Guards,
 }
 
 impl Default for Config {
@@ -48,6 +66,9 @@ impl Default for Config {
             sync_read_bytes: 4 * DIRTY_BLOCK_BYTES,
             sync_reads: 2,
             intent_strict: false,
+            pace: PaceConfig::default(),
+            #[cfg(loom)]
+            guards: guard::Guards::ALL,
         }
     }
 }
@@ -97,6 +118,8 @@ pub struct Completed {
     pub wake: bool,
     /// A sync has become necessary, or may go on: call [`Disk::sync_step`] soon.
     pub sync: bool,
+    /// The last record that the write was published in; `None`: it was not.
+    pub seq: Option<u64>,
 }
 
 /// How a disk starts, from the attach decision.
@@ -155,6 +178,7 @@ pub struct Disk {
     deferred: usize,
     waiting_for_room: usize,
     sync: Sync,
+    pace: Pace,
     intent: Option<Intent>,
     counters: Counters,
 }
@@ -178,7 +202,7 @@ impl Disk {
         {
             intent.want_all();
         }
-        if start == Start::Marked {
+        if start == Start::Marked && config.keeps(Guard::Leftovers) {
             InFlight::leftovers(memory, dirty);
         }
         let inflight = InFlight::new(memory);
@@ -227,6 +251,7 @@ impl Disk {
             deferred: 0,
             waiting_for_room: 0,
             sync,
+            pace: Pace::new(config.pace),
             intent,
             counters,
         }
@@ -264,6 +289,19 @@ impl Disk {
     /// Bytes that are marked.
     pub fn dirty_bytes(&self) -> u64 {
         self.dirty.count() * DIRTY_BLOCK_BYTES
+    }
+
+    /// How the sync goes, for figures.
+    pub const fn pace(&self) -> &Pace {
+        &self.pace
+    }
+
+    /// Tells the sync what the guest's I/Os met, so that it yields; without this it goes as fast as
+    /// it can. Call it before [`Disk::sync_step`], with monotonic time.
+    pub fn observe(&mut self, now_ns: u64, latencies: &Latencies) {
+        if self.sync.active() {
+            self.pace.observe(now_ns, latencies);
+        }
     }
 
     /// Whether changes are held by the caller.
@@ -383,7 +421,8 @@ impl Disk {
             sources: change.sources,
         };
         match self.producer.publish(&draft, stamps) {
-            Ok(PublishedGroup { wake, .. }) => {
+            Ok(PublishedGroup { wake, last }) => {
+                self.inflight.published(token, last.seq());
                 self.touch(change.offset_bytes, change.len_bytes);
                 let wake = wake || begun;
                 Ok(Decision::Pass { token, wake })
@@ -404,7 +443,9 @@ impl Disk {
 
     /// A change touches this range: what is being read of it is stale, its regions are not quiet.
     fn touch(&mut self, offset_bytes: u64, len_bytes: u64) {
-        self.sync.touch(offset_bytes, len_bytes);
+        if self.config.keeps(Guard::Touch) {
+            self.sync.touch(offset_bytes, len_bytes);
+        }
         if let Some(intent) = &mut self.intent {
             intent.touch(offset_bytes, len_bytes);
         }
@@ -412,7 +453,9 @@ impl Disk {
 
     /// Marks a change instead of publishing it: the first of two marks.
     fn track(&mut self, change: &Change<'_>) -> Decision {
-        self.dirty.mark(change.offset_bytes, change.len_bytes);
+        if self.config.keeps(Guard::FirstMark) {
+            self.dirty.mark(change.offset_bytes, change.len_bytes);
+        }
         self.touch(change.offset_bytes, change.len_bytes);
         let token = self.enter(change, true);
         Decision::Pass { token, wake: false }
@@ -431,15 +474,21 @@ impl Disk {
 
     /// A change was completed by the layers below. Unknown tokens are ignored.
     pub fn done(&mut self, token: Token, ok: bool, stamps: &Stamps<'_>) -> Completed {
+        let seq = self.inflight.seq(token);
         let Some((offset_bytes, len_bytes, tracked)) = self.inflight.remove(token) else {
             return Completed::default();
         };
-        let mut completed = Completed::default();
+        let mut completed = Completed {
+            seq,
+            ..Completed::default()
+        };
         if tracked || !ok {
             // The second mark: a sync may have cleared the first and read the block before the
             // write landed.
-            self.dirty.mark(offset_bytes, len_bytes);
-            self.sync.touch(offset_bytes, len_bytes);
+            if !ok || self.config.keeps(Guard::SecondMark) {
+                self.dirty.mark(offset_bytes, len_bytes);
+            }
+            self.touch(offset_bytes, len_bytes);
             completed.sync = true;
         }
 
@@ -536,11 +585,11 @@ impl Disk {
         }
     }
 
-    /// Whether the appliance knows a newer epoch than this lane's: another host has attached, or disk
-    /// and sidecar were rolled back.
+    /// Whether the appliance knows of another opening with this lane's epoch or a newer one: another
+    /// host has attached, or disk and sidecar were rolled back.
     pub fn is_fenced(&self) -> bool {
         let fenced = self.memory().consumer().fenced_epoch.load(Relaxed); // looked at again and again
-        fenced > self.producer.attach_epoch()
+        fenced != 0 && fenced >= self.producer.attach_epoch()
     }
 
     /// The epoch was raised in the sidecar, since disk and sidecar had been rolled back: everything is

@@ -7,6 +7,7 @@
 //! The stream between SYNC_BEGIN and SYNC_END is not consistent; END is published only when nothing
 //! is marked, no read is under way and no unpublished write is in flight.
 
+use super::guard::Guard;
 use super::{Disk, Mode};
 use crate::lane::layout::{DIRTY_BLOCK_BYTES, LaneState};
 use crate::lane::producer::{Draft, PublishError, Source, Stamps};
@@ -26,6 +27,8 @@ pub enum SyncStep {
     Wait {
         /// Wake the daemon.
         wake: bool,
+        /// How long, in ns, for the guest's sake; 0: it is something else that is waited for.
+        after_ns: u64,
     },
     /// Read this range below the filter, then call [`Disk::sync_read`].
     Read {
@@ -43,6 +46,12 @@ pub enum SyncStep {
         /// Wake the daemon.
         wake: bool,
     },
+}
+
+impl SyncStep {
+    const fn waits(wake: bool) -> Self {
+        Self::Wait { wake, after_ns: 0 }
+    }
 }
 
 /// A read under way.
@@ -154,7 +163,7 @@ impl Disk {
     /// The next step of the sync.
     pub fn sync_step(&mut self, stamps: &Stamps<'_>) -> SyncStep {
         if self.mode == Mode::Tracking {
-            return SyncStep::Wait { wake: false };
+            return SyncStep::waits(false);
         }
         let mut wake = false;
         match self.sync.phase {
@@ -165,15 +174,20 @@ impl Disk {
                     self.sync.phase = Phase::Begun;
                     self.producer.set_state(LaneState::Syncing);
                 }
-                Err(_) => return SyncStep::Wait { wake },
+                Err(_) => return SyncStep::waits(wake),
             },
             Phase::Begun => {}
         }
         if self.sync.windows.len() >= self.config.sync_reads || !self.has_room_for_sync() {
-            return SyncStep::Wait { wake };
+            return SyncStep::waits(wake);
         }
+        let before = self.sync.cursor;
         match self.next_range() {
             Some((offset_bytes, len_bytes)) => {
+                if let Err(after_ns) = self.pace.take(len_bytes) {
+                    self.sync.cursor = before;
+                    return SyncStep::Wait { wake, after_ns };
+                }
                 let ticket = self.sync.next_ticket;
                 self.sync.next_ticket += 1;
                 let window = Window {
@@ -191,7 +205,7 @@ impl Disk {
                 }
             }
             None if self.dirty.next_set(0).is_none() => self.finish(stamps, wake),
-            None => SyncStep::Wait { wake },
+            None => SyncStep::waits(wake),
         }
     }
 
@@ -208,17 +222,18 @@ impl Disk {
 
     fn finish(&mut self, stamps: &Stamps<'_>, wake: bool) -> SyncStep {
         if !self.sync.windows.is_empty() || self.inflight.tracked() > 0 {
-            return SyncStep::Wait { wake };
+            return SyncStep::waits(wake);
         }
         match self.producer.publish_marker(false, stamps) {
             Ok(group) => {
                 self.sync.reset();
+                self.pace.stop();
                 self.producer.set_state(LaneState::Streaming);
                 SyncStep::Finished {
                     wake: wake || group.wake,
                 }
             }
-            Err(_) => SyncStep::Wait { wake },
+            Err(_) => SyncStep::waits(wake),
         }
     }
 
@@ -251,17 +266,23 @@ impl Disk {
             self.sync.cursor = block + count;
             let offset = block * DIRTY_BLOCK_BYTES;
             let len = (count * DIRTY_BLOCK_BYTES).min(self.capacity_bytes - offset);
-            if !self.sync.reading(offset, len) && !self.inflight.overlaps(offset, len) {
+            if !self.is_busy(offset, len) {
                 return Some((offset, len));
             }
             // A busy neighbour must not keep a quiet block waiting: try the first block alone.
             let first = DIRTY_BLOCK_BYTES.min(self.capacity_bytes - offset);
-            if !self.sync.reading(offset, first) && !self.inflight.overlaps(offset, first) {
+            if !self.is_busy(offset, first) {
                 self.sync.cursor = block + 1;
                 return Some((offset, first));
             }
         }
         None
+    }
+
+    /// Whether the range is being read, or written.
+    fn is_busy(&self, offset_bytes: u64, len_bytes: u64) -> bool {
+        self.sync.reading(offset_bytes, len_bytes)
+            || self.config.keeps(Guard::InFlight) && self.inflight.overlaps(offset_bytes, len_bytes)
     }
 
     /// A read has come back: `data` is the range's content, or `None` if the disk failed it. Returns

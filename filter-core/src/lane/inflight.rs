@@ -36,6 +36,8 @@ struct Entry {
     /// Not published: must be marked again at completion.
     tracked: bool,
     used: bool,
+    /// The last record that it was published in; 0: none.
+    seq: u64,
     /// Where it stands in the list of used entries.
     place: u32,
 }
@@ -100,6 +102,7 @@ impl InFlight {
                 len_bytes,
                 tracked,
                 used: true,
+                seq: 0,
                 place: self.used.len() as u32,
             };
         }
@@ -133,6 +136,19 @@ impl InFlight {
             self.spare.push(token.0);
         }
         Some((gone.offset_bytes, gone.len_bytes, gone.tracked))
+    }
+
+    /// The write was published, up to this record.
+    pub fn published(&mut self, token: Token, seq: u64) {
+        if let Some(entry) = self.entries.get_mut(token.0 as usize) {
+            entry.seq = seq;
+        }
+    }
+
+    /// The last record that a write in flight was published in, if it was.
+    pub fn seq(&self, token: Token) -> Option<u64> {
+        let entry = self.entries.get(token.0 as usize)?;
+        (entry.used && entry.seq != 0).then_some(entry.seq)
     }
 
     /// Whether any write in flight touches the range.

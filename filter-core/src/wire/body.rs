@@ -3,6 +3,7 @@
 //! Invariant: reading never goes past the body's end, and every value is checked against its limit.
 
 use super::{Hello, MAX_NAME_BYTES, MAX_TEXT_BYTES, OpenLane, PeerRole, WireError};
+use crate::lane::layout::DIRTY_BLOCK_BYTES;
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 
@@ -89,6 +90,14 @@ impl<'a> Cursor<'a> {
             Ok(seq)
         }
     }
+    pub(super) fn block_offset(&self, word: u64) -> Result<u64, WireError> {
+        let aligned = word.is_multiple_of(DIRTY_BLOCK_BYTES);
+        if aligned && word <= crate::record::MAX_DISK_BYTES {
+            Ok(word)
+        } else {
+            Err(self.bad("offset"))
+        }
+    }
     pub(super) fn epoch(&self, word: u64) -> Result<u32, WireError> {
         u32::try_from(word).map_err(|_| self.bad("cut epoch"))
     }
@@ -118,6 +127,7 @@ impl<'a> Cursor<'a> {
         let durable_seq = self.seq(durable_seq)?;
         let (disk_id, vm_id) = (self.id("disk id")?, self.id("vm id")?);
         let attach_epoch = self.u32("attach epoch")?;
+        let attach_id = self.u64("attach id")?;
         let capacity_bytes = self.u64("capacity")?;
         if capacity_bytes > crate::record::MAX_DISK_BYTES {
             return Err(self.bad("capacity"));
@@ -142,6 +152,7 @@ impl<'a> Cursor<'a> {
             disk_id,
             vm_id,
             attach_epoch,
+            attach_id,
             durable_seq,
             capacity_bytes,
             base,

@@ -4,30 +4,15 @@
 mod vm_process;
 
 use simhost::nbd::client::Op;
-use std::io::{BufRead, BufReader, Write};
-use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::Duration;
-use vm_process::{PATIENCE, Vm, start};
-
-fn command(vm: &Vm, command: &str) -> serde_json::Value {
-    let stream = UnixStream::connect(vm.folder.path().join("control.sock")).unwrap();
-    stream.set_read_timeout(Some(PATIENCE)).unwrap();
-    writeln!(&mut &stream, "{command}").unwrap();
-    let mut line = String::new();
-    BufReader::new(&stream).read_line(&mut line).unwrap();
-    serde_json::from_str(&line).unwrap()
-}
+use vm_process::{Vm, command, start};
 
 /// A VM with a control socket; the ring is as small as it may be, so that it is soon full.
 fn start_small(more: &[&str]) -> Vm {
     let library = conformance::filter_library().unwrap();
     let folder = tempfile::tempdir().unwrap();
-    let control = format!(
-        "--control-socket={}",
-        folder.path().join("control.sock").display()
-    );
-    let mut args = vec![control.as_str(), "--property=jetdr.ring-bytes=2097152"];
+    let mut args = vec!["--property=jetdr.ring-bytes=2097152"];
     args.extend(more);
     vm_process::start_in(folder, &library, &args)
 }
@@ -93,6 +78,58 @@ fn a_client_that_leaves_takes_its_held_writes_along() {
         true
     });
     assert!(seen, "no write was deferred");
+}
+
+/// Nobody takes what is captured: nothing waits for a log that is not there, and the alarm says so.
+#[test]
+fn write_through_without_a_daemon_falls_back_and_says_so() {
+    let mut vm = start_small(&["--property=jetdr.ack=log"]);
+    let mut client = vm.client();
+    for i in 0..8 {
+        client.call(&Op::Write(i * 4096, &[1; 4096]), true).unwrap();
+    }
+    let status = command(&vm, r#"{"cmd":"status"}"#);
+    let alarms = status["disks"][0]["alarms"].as_u64().unwrap();
+    assert_eq!(alarms & 0x20, 0x20, "{status}");
+    assert_eq!(status["contract_violations"], 0, "{status}");
+    client.disconnect();
+    let end = vm.stop();
+    assert_eq!(end.code, Some(0), "{}", end.log);
+}
+
+#[test]
+fn a_property_that_makes_no_sense_is_refused_by_name() {
+    for wrong in [
+        "jetdr.ack=maybe",
+        "jetdr.ack-budget-us=1",
+        "jetdr.sync-floor-bytes-s=0",
+    ] {
+        let folder = tempfile::tempdir().unwrap();
+        let disk = folder.path().join("disk0.img");
+        std::fs::File::create(&disk)
+            .unwrap()
+            .set_len(1 << 20)
+            .unwrap();
+        let output = std::process::Command::new(env!("CARGO_BIN_EXE_simhost"))
+            .args(["vm", "--name", "wrong"])
+            .arg(format!("--disk=disk0={}", disk.display()))
+            .arg(format!("--run-dir={}", folder.path().join("run").display()))
+            .arg(format!(
+                "--nbd-socket={}",
+                folder.path().join("n.sock").display()
+            ))
+            .arg(format!(
+                "--filter-lib={}",
+                conformance::filter_library().unwrap().display()
+            ))
+            .arg(format!("--property={wrong}"))
+            .output()
+            .unwrap();
+        assert!(!output.status.success());
+        let text = String::from_utf8_lossy(&output.stderr);
+        let (key, _) = wrong.split_once('=').unwrap();
+        assert!(text.contains(key), "{text}");
+    }
 }
 
 #[test]

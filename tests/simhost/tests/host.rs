@@ -1,103 +1,12 @@
 //! A host with VMs: started, killed, restarted, rebooted, stopped.
 #![allow(clippy::unwrap_used)]
 
+mod host_process;
+
+use host_process::Host;
 use serde_json::{Value, json};
-use simhost::nbd::client::{Client, Op};
-use std::io::{BufRead, BufReader, Write};
-use std::os::unix::net::UnixStream;
+use simhost::nbd::client::Op;
 use std::path::Path;
-use std::process::{Child, ChildStdout, Command, Stdio};
-use std::time::{Duration, Instant};
-
-const PATIENCE: Duration = Duration::from_secs(60);
-
-struct Host {
-    child: Child,
-    stdout: BufReader<ChildStdout>,
-    folder: tempfile::TempDir,
-}
-
-impl Host {
-    fn start() -> Self {
-        let folder = tempfile::tempdir().unwrap();
-        let at = |name: &str| folder.path().join(name);
-        let mut child = Command::new(env!("CARGO_BIN_EXE_simhost"))
-            .arg("host")
-            .arg("--run-dir")
-            .arg(at("run"))
-            .arg("--nbd-dir")
-            .arg(at("nbd"))
-            .arg("--control-socket")
-            .arg(at("host.sock"))
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let mut stdout = BufReader::new(child.stdout.take().unwrap());
-        let mut line = String::new();
-        stdout.read_line(&mut line).unwrap();
-        assert!(line.starts_with("READY "), "{line}");
-        Self {
-            child,
-            stdout,
-            folder,
-        }
-    }
-
-    fn obey(&self, command: &Value) -> Value {
-        let stream = UnixStream::connect(self.folder.path().join("host.sock")).unwrap();
-        stream.set_read_timeout(Some(2 * PATIENCE)).unwrap();
-        writeln!(&mut &stream, "{command}").unwrap();
-        let mut line = String::new();
-        BufReader::new(&stream).read_line(&mut line).unwrap();
-        serde_json::from_str(&line).unwrap()
-    }
-
-    fn start_vm(&self, name: &str, library: &Path, more: &[&str]) -> Value {
-        let disk = self.folder.path().join(format!("{name}.img"));
-        let file = std::fs::OpenOptions::new()
-            .append(true)
-            .create(true)
-            .open(&disk);
-        file.unwrap().set_len(1 << 20).unwrap();
-        let mut args = vec![
-            format!("--disk=disk0={}", disk.display()),
-            format!("--filter-lib={}", library.display()),
-        ];
-        args.extend(more.iter().map(|a| a.to_string()));
-        self.obey(&json!({"cmd": "start", "vm": name, "args": args}))
-    }
-
-    fn client(&self, vm: &str) -> Client {
-        let socket = self.folder.path().join("nbd").join(format!("{vm}.sock"));
-        Client::connect_unix(&socket, "disk0").unwrap()
-    }
-
-    fn next_event(&mut self) -> Value {
-        let mut line = String::new();
-        self.stdout.read_line(&mut line).unwrap();
-        serde_json::from_str(line.strip_prefix("EVENT ").unwrap()).unwrap()
-    }
-
-    fn stop(&mut self) -> Option<i32> {
-        let pid = self.child.id().to_string();
-        assert!(Command::new("kill").arg(&pid).status().unwrap().success());
-        let deadline = Instant::now() + PATIENCE;
-        loop {
-            if let Some(status) = self.child.try_wait().unwrap() {
-                return status.code();
-            }
-            assert!(Instant::now() < deadline, "the host does not stop");
-            std::thread::sleep(Duration::from_millis(5)); // poll
-        }
-    }
-}
-
-impl Drop for Host {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
 
 #[test]
 fn vms_are_processes_of_their_own() {
@@ -149,6 +58,43 @@ fn vms_are_processes_of_their_own() {
     );
     let after = host.obey(&json!({"cmd": "restart", "vm": "two"}));
     assert!(after["pid"].is_u64(), "{after}");
+    assert_eq!(host.stop(), Some(0));
+}
+
+#[test]
+fn a_power_cut_takes_what_no_flush_covered() {
+    let folder = tempfile::tempdir().unwrap();
+    let library = conformance::compile_filter("passfilter", folder.path()).unwrap();
+    let mut host = Host::start();
+    let run_dir = host.folder.path().join("run");
+    let boot = || std::fs::read_to_string(run_dir.join("boot-id")).unwrap();
+    let first_boot = boot();
+    host.start_vm("one", &library, &["--volatile-cache"]);
+    host.start_vm("two", &library, &[]);
+    std::fs::write(run_dir.join("lane"), "in memory").unwrap();
+    for vm in ["one", "two"] {
+        let mut client = host.client(vm);
+        client.call(&Op::Write(0, &[1; 4096]), false).unwrap();
+        client.call(&Op::Flush, false).unwrap();
+        client.call(&Op::Write(512, &[2; 512]), false).unwrap();
+        client.call(&Op::Zero(1024, 512), false).unwrap();
+    }
+    // A killed process is no power cut: what it wrote is there.
+    host.obey(&json!({"cmd": "restart", "vm": "one"}));
+    let read = |vm: &str, at| host.client(vm).call(&Op::Read(at, 512), false).unwrap()[0];
+    assert_eq!((read("one", 512), read("one", 1024)), (2, 0));
+    let cut = host.obey(&json!({"cmd": "power-cut"}));
+    assert_eq!(cut["lost"][0]["writes"], 2, "{cut}");
+    assert_eq!(cut["lost"][1], Value::Null, "{cut}");
+    assert_ne!(boot(), first_boot);
+    assert!(!run_dir.join("lane").exists(), "the run folder is emptied");
+    for vm in ["one", "two"] {
+        host.obey(&json!({"cmd": "restart", "vm": vm}));
+    }
+    assert_eq!((read("one", 512), read("one", 1024)), (1, 1));
+    assert_eq!((read("two", 512), read("two", 1024)), (2, 0), "no cache");
+    let wrong = host.obey(&json!({"cmd": "power-cut", "keep": 2}));
+    assert!(wrong["error"].as_str().unwrap().contains("keep"), "{wrong}");
     assert_eq!(host.stop(), Some(0));
 }
 

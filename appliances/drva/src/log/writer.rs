@@ -134,6 +134,7 @@ impl Writer {
         if !self.insist("write to", write) {
             return false;
         }
+        fault::point("drva.log.after-write");
         self.note_segment(batch);
         let mut durable: Vec<Durability> = Vec::new();
         for submission in batch.iter().filter(|s| s.kind == EntryKind::Run) {
@@ -258,6 +259,7 @@ impl Writer {
         }
         let first = self.next_batch;
         let segment = SegmentWriter::create(&shared.dir, first, need)?;
+        fault::point("drva.log.segment-made");
         if shared.batches.load(Ordering::Relaxed) == 0 && !segment.is_direct() {
             tracing::info!(
                 "{}: no direct I/O here, fdatasync is used",
@@ -337,6 +339,7 @@ impl Writer {
         head.copy_from_slice(&raw);
         let padding = self.end - BATCH_HEADER_BYTES..span - BATCH_HEADER_BYTES;
         rest.get_mut(padding).ok_or(too_long)?.fill(0);
+        fault::check("drva.log.before-write")?;
         segment.write(&mut self.buffer, span, *at)?;
         *at += span as u64;
         self.next_batch += 1;

@@ -35,6 +35,8 @@ pub struct Site {
     pub more: Vec<String>,
     /// Instead of a folder.
     pub other_store: Option<OsString>,
+    /// Faults that the appliance is to have: see JETDR_FAULT.
+    pub fault: Option<String>,
 }
 
 /// A running appliance; killed when dropped.
@@ -50,6 +52,7 @@ impl Site {
             dir: tempfile::tempdir().unwrap(),
             more: more.iter().map(|text| text.to_string()).collect(),
             other_store: None,
+            fault: None,
         }
     }
 
@@ -81,6 +84,7 @@ impl Site {
             .arg(&socket)
             .args(["--port-base", "0"])
             .args(&self.more)
+            .env("JETDR_FAULT", self.fault.clone().unwrap_or_default())
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(errors)
@@ -270,6 +274,33 @@ impl Link {
         }
     }
 
+    /// Asks what the appliance holds of a channel's disk.
+    pub fn ask_hashes(&mut self, channel: u32, offset_bytes: u64, blocks: u32) -> Vec<[u8; 16]> {
+        let question = Message::HashRequest {
+            offset_bytes,
+            blocks,
+        };
+        self.send(&question, channel);
+        self.wait_hashes(channel, offset_bytes)
+    }
+
+    /// The answer to the first question that is not answered yet.
+    pub fn wait_hashes(&mut self, channel: u32, offset_bytes: u64) -> Vec<[u8; 16]> {
+        loop {
+            if let (
+                of,
+                Message::Hashes {
+                    offset_bytes: at,
+                    hashes,
+                },
+            ) = self.next()
+            {
+                assert_eq!((of, at), (channel, offset_bytes));
+                return hashes;
+            }
+        }
+    }
+
     /// In frames of a few records.
     pub fn records(&mut self, channel: u32, records: &[Rec]) {
         records.chunks(8).for_each(|part| self.frame(channel, part));
@@ -335,6 +366,7 @@ impl Disk {
                 disk_id: uuid.into_bytes(),
                 vm_id: [0x20; 16],
                 attach_epoch: 1,
+                attach_id: 0,
                 durable_seq: 0,
                 capacity_bytes: CAPACITY_BYTES,
                 base: Some(0),
@@ -382,6 +414,12 @@ impl Disk {
         let mut base = store::stream_base(1);
         base.header.offset_bytes = relies_on;
         vec![self.push(base), self.push(store::sync_end(1))]
+    }
+
+    /// The disk is larger from now on.
+    pub fn grow(&mut self, capacity_bytes: u64) {
+        self.open.capacity_bytes = capacity_bytes;
+        self.model.bytes.resize(capacity_bytes as usize, 0);
     }
 
     pub fn write(&mut self, offset_bytes: u64, len: u32, fill: u8) -> Rec {

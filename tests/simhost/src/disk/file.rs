@@ -212,11 +212,6 @@ impl FlatFile {
         Ok(())
     }
 
-    /// Gives space back; the range reads as zeros afterwards.
-    pub fn discard(&self, offset: u64, len: u64) -> Result<(), DiskError> {
-        self.write_zeroes(offset, len, true)
-    }
-
     /// Everything written before is durable when it returns.
     pub fn flush(&self) -> Result<(), DiskError> {
         self.file
@@ -237,6 +232,14 @@ impl FlatFile {
         grown.map_err(|e| self.error("grow", old, capacity_bytes, e))?;
         self.capacity_bytes.store(capacity_bytes, Ordering::Release); // pairs with `capacity_bytes`
         Ok(())
+    }
+
+    /// Takes a growth back of which nobody was told.
+    pub(crate) fn take_back_growth(&self, capacity_bytes: u64) -> Result<(), DiskError> {
+        self.capacity_bytes.store(capacity_bytes, Ordering::Release); // pairs with `capacity_bytes`
+        self.file
+            .set_len(capacity_bytes)
+            .map_err(self.whole("make smaller again"))
     }
 
     fn seek(&self, offset: u64, whence: libc::c_int) -> io::Result<Option<u64>> {

@@ -13,7 +13,7 @@ use std::fs::{File, Metadata};
 use std::io::Write;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// What the contract tells of an open disk; zeros: not known.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -162,6 +162,17 @@ fn raw_opened(path: &Path, file: &FlatFile) -> Result<Identity, DiskError> {
 fn write_record(record: &Path, content_id: u64, closed: Option<Looks>) -> Result<(), DiskError> {
     let bytes = serde_json::to_vec(&Record { content_id, closed }).unwrap_or_default();
     replace(record, &bytes).map_err(io_error("write", record))
+}
+
+/// A raw disk was brought back to when its record was written: makes it look like that.
+pub fn as_recorded(path: &Path, file: &FlatFile) -> Result<(), DiskError> {
+    let found = std::fs::read(record_path(path)).ok();
+    let found = found.and_then(|bytes| serde_json::from_slice::<Record>(&bytes).ok());
+    let Some(looks) = found.and_then(|record| record.closed) else {
+        return Ok(());
+    };
+    let since = Duration::new(looks.modified_s as u64, looks.modified_ns as u32);
+    file.set_modified(UNIX_EPOCH + since)
 }
 
 /// Notes how a raw disk looks at an orderly close.

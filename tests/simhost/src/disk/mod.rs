@@ -6,6 +6,7 @@
 
 mod file;
 pub mod identity;
+pub mod undo;
 pub mod vmdk;
 
 pub use file::{Extent, FlatFile};
@@ -56,6 +57,42 @@ impl Format {
             Some(e) if e.eq_ignore_ascii_case("vmdk") => Self::Vmdk,
             _ => Self::Raw,
         }
+    }
+}
+
+/// What I/O is carried out on.
+pub trait Storage {
+    /// Fills `buffer` from `offset`.
+    fn read_at(&self, buffer: &mut [u8], offset: u64) -> Result<(), DiskError>;
+    /// Writes `buffer` at `offset`.
+    fn write_at(&self, buffer: &[u8], offset: u64) -> Result<(), DiskError>;
+    /// The range reads as zeros afterwards; `may_punch`: its space may be given back.
+    fn write_zeroes(&self, offset: u64, len: u64, may_punch: bool) -> Result<(), DiskError>;
+    /// The same, or an error where it could only be done by writing.
+    fn write_zeroes_fast(&self, offset: u64, len: u64, may_punch: bool) -> Result<(), DiskError>;
+    /// Everything written before is durable when it returns.
+    fn flush(&self) -> Result<(), DiskError>;
+}
+
+impl Storage for OpenDisk {
+    fn read_at(&self, buffer: &mut [u8], offset: u64) -> Result<(), DiskError> {
+        self.file.read_at(buffer, offset)
+    }
+
+    fn write_at(&self, buffer: &[u8], offset: u64) -> Result<(), DiskError> {
+        self.file.write_at(buffer, offset)
+    }
+
+    fn write_zeroes(&self, offset: u64, len: u64, may_punch: bool) -> Result<(), DiskError> {
+        self.file.write_zeroes(offset, len, may_punch)
+    }
+
+    fn write_zeroes_fast(&self, offset: u64, len: u64, may_punch: bool) -> Result<(), DiskError> {
+        self.file.write_zeroes_fast(offset, len, may_punch)
+    }
+
+    fn flush(&self) -> Result<(), DiskError> {
+        self.file.flush()
     }
 }
 
@@ -118,18 +155,35 @@ impl OpenDisk {
     }
 }
 
-fn open_file(path: &Path, format: Format) -> Result<FlatFile, DiskError> {
+/// A disk's data, without an opening of the disk: no lock, no id.
+pub(crate) fn open_file(path: &Path, format: Format) -> Result<FlatFile, DiskError> {
     match format {
         Format::Raw => FlatFile::open(path),
         Format::Vmdk => vmdk::open(path),
     }
 }
 
-/// Opens a disk for writing; `format` `None` goes by the name.
+/// Opens a disk for writing; `format` `None` goes by the name. A volatile cache is written back first.
 pub fn open(path: &Path, format: Option<Format>) -> Result<OpenDisk, DiskError> {
+    let disk = open_cached(path, format)?;
+    undo::settle(path, &disk)?;
+    Ok(disk)
+}
+
+/// The same with the volatile cache that it may have.
+pub fn open_cached(path: &Path, format: Option<Format>) -> Result<OpenDisk, DiskError> {
     let format = format.unwrap_or(Format::of(path));
     let file = open_file(path, format)?;
     file.lock()?;
+    let files = crate::snapshot::DiskFiles {
+        path,
+        format,
+        data: &file,
+    };
+    crate::snapshot::finish_revert(files).map_err(|error| DiskError::Descriptor {
+        path: path.to_owned(),
+        why: format!("a revert was cut off and cannot be finished: {error:#}"),
+    })?;
     let identity = identity::opened(path, format, &file)?;
     Ok(OpenDisk {
         file,

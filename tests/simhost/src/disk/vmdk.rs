@@ -181,6 +181,23 @@ pub fn set_ids(path: &Path, cid: u32, uuid: Option<[u8; 16]>) -> Result<(), Disk
     rewrite(path, &lines)
 }
 
+/// The disk has grown: its extent line says so. Durable when it returns.
+pub fn set_capacity(path: &Path, capacity_bytes: u64) -> Result<(), DiskError> {
+    let text = std::fs::read_to_string(path).map_err(io("read", path))?;
+    let sectors = capacity_bytes / SECTOR_BYTES;
+    let lines: Vec<String> = text
+        .lines()
+        .map(|line| {
+            let mut words = line.splitn(3, ' ');
+            match (words.next(), words.next(), words.next()) {
+                (Some("RW"), Some(_), Some(rest)) => format!("RW {sectors} {rest}"),
+                _ => line.to_string(),
+            }
+        })
+        .collect();
+    rewrite(path, &lines)
+}
+
 fn rewrite(path: &Path, lines: &[String]) -> Result<(), DiskError> {
     let text = lines.join("\n") + "\n";
     super::identity::replace(path, text.as_bytes()).map_err(io("rewrite", path))

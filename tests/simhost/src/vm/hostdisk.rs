@@ -3,15 +3,19 @@
 //! Invariant: between open and close, and only there, I/O is passed to the filter; at close none is
 //! under way, and afterwards nothing of the filter's is left.
 
+use super::below::Below;
+use super::events::agreed;
 use super::faults::Faults;
 use super::load::Filter;
 use super::pipeline::Pipeline;
+use super::points::Point;
 use super::tasks::Tasks;
 use crate::abi;
 use crate::contract::Contract;
 use crate::contract::ledger::Ledger;
-use crate::disk::{self, Format, OpenDisk};
-use anyhow::bail;
+use crate::disk::undo::Undo;
+use crate::disk::{self, Format};
+use anyhow::{Context, bail};
 use parking_lot::Mutex;
 use std::collections::HashMap;
 use std::ffi::{CString, c_void};
@@ -22,7 +26,7 @@ use std::sync::atomic::{AtomicBool, AtomicPtr, Ordering};
 use std::time::{Duration, Instant};
 
 /// What a VM process knows of a disk before it is opened.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct DiskSetup {
     /// Short name, and name of the export.
     pub label: String,
@@ -38,8 +42,12 @@ pub struct DiskSetup {
     pub run_dir: PathBuf,
     /// For the filter.
     pub properties: Vec<(String, String)>,
+    /// Completed writes that no flush covered are lost at a power cut.
+    pub volatile_cache: bool,
+    /// Opened as the destination of a migration.
+    pub migrated: bool,
     /// What is to go wrong.
-    pub faults: Faults,
+    pub faults: Arc<Faults>,
 }
 
 /// Every I/O's offset and length are multiples of this.
@@ -53,7 +61,7 @@ pub struct HostDisk {
     /// Its setup.
     pub setup: DiskSetup,
     /// The file.
-    pub disk: OpenDisk,
+    pub disk: Below,
     /// The filter.
     pub filter: Filter,
     /// The host's threads.
@@ -121,7 +129,13 @@ impl HostDisk {
         contract: Arc<Contract>,
         setup: DiskSetup,
     ) -> anyhow::Result<Arc<Self>> {
-        let disk = disk::open(&setup.path, Some(setup.format))?;
+        let (disk, cache) = if setup.volatile_cache {
+            let disk = disk::open_cached(&setup.path, Some(setup.format))?;
+            (disk, Some(Undo::open(&setup.path)?))
+        } else {
+            (disk::open(&setup.path, Some(setup.format))?, None)
+        };
+        let disk = Below::new(disk, &setup.label, setup.faults.clone(), cache);
         let this = Arc::new(Self {
             setup,
             disk,
@@ -138,8 +152,23 @@ impl HostDisk {
             serving: AtomicBool::new(false),
             instance: AtomicPtr::new(null_mut()),
         });
+        this.begin(this.setup.migrated)?;
+        Ok(this)
+    }
+
+    /// Opens it again, where it was closed for a migration that did not happen.
+    pub fn open_again(self: &Arc<Self>) -> anyhow::Result<()> {
+        self.disk.open_again()?;
+        self.open.store(true, Ordering::Release); // pairs with the services' looks
+        self.begin(true)
+    }
+
+    /// The filter's open.
+    fn begin(self: &Arc<Self>, migrated: bool) -> anyhow::Result<()> {
+        let this = self;
         let handle = this.handle();
-        let (instance, status) = this.with_info(|info| {
+        this.pass(Point::Opening);
+        let (instance, status) = this.with_info(migrated, |info| {
             let (mut instance, status) = this.filter.open(handle, info);
             let mut status = status;
             if status == abi::JIO_E_NOT_FOUND {
@@ -161,11 +190,16 @@ impl HostDisk {
             bail!("the filter refuses to open {path} (code {status}){why}; its log says more");
         }
         this.instance.store(instance, Ordering::Relaxed); // published by the next line
+        this.pass(Point::Opened);
         this.serving.store(true, Ordering::Release); // pairs with the loads in the I/O path
-        Ok(this)
+        Ok(())
     }
 
-    fn with_info<R>(&self, act: impl FnOnce(&abi::jio_disk_info) -> R) -> anyhow::Result<R> {
+    fn with_info<R>(
+        &self,
+        migrated: bool,
+        act: impl FnOnce(&abi::jio_disk_info) -> R,
+    ) -> anyhow::Result<R> {
         let setup = &self.setup;
         let boot_id = std::fs::read_to_string(setup.run_dir.join("boot-id")).unwrap_or_default();
         let path = setup.path.to_string_lossy();
@@ -195,7 +229,7 @@ impl HostDisk {
         let info = abi::jio_disk_info {
             size: size_of::<abi::jio_disk_info>() as u32,
             purpose: abi::JIO_PURPOSE_VM,
-            flags: 0,
+            flags: if migrated { abi::JIO_DISK_MIGRATED } else { 0 },
             block_bytes: BLOCK_BYTES as u32,
             capacity_bytes: self.disk.capacity_bytes(),
             disk_uuid: identity.disk_uuid,
@@ -221,13 +255,18 @@ impl HostDisk {
             .then(|| self.instance.load(Ordering::Relaxed)) // published by `serving`
     }
 
+    /// The process passes a point at which it may be killed.
+    pub fn pass(&self, point: Point) {
+        self.setup.faults.pass(point, &self.setup.label);
+    }
+
     /// Notes a violation of the contract.
     pub fn violated(&self, what: &str) {
         self.contract.violated(&self.setup.label, what);
     }
 
-    /// Closes the disk.
-    pub fn close(self: &Arc<Self>) {
+    /// Closes the disk; `how` is the contract's.
+    pub fn close(self: &Arc<Self>, how: u32) {
         let Some(instance) = self.instance() else {
             return;
         };
@@ -240,7 +279,9 @@ impl HostDisk {
             std::thread::sleep(Duration::from_millis(1));
         }
         self.serving.store(false, Ordering::Release); // pairs with the loads in the I/O path
-        let status = self.filter.close(instance, abi::JIO_CLOSE_CLEAN);
+        self.pass(Point::Closing);
+        let status = self.filter.close(instance, how);
+        self.pass(Point::Closed);
         self.open.store(false, Ordering::Release); // pairs with the services' looks
         if status < 0 {
             tracing::warn!(
@@ -272,12 +313,17 @@ impl HostDisk {
         self.filter.drain(instance, timeout.as_nanos() as u64)
     }
 
-    /// Enlarges the disk and tells the filter.
-    pub fn grow(&self, capacity_bytes: u64) -> anyhow::Result<i32> {
-        let Some(instance) = self.instance() else {
-            return Ok(abi::JIO_E_CLOSED);
-        };
-        self.disk.grow(capacity_bytes)?;
-        Ok(self.filter.grow(instance, capacity_bytes))
+    /// The filter's stun: the guest is stopped, its I/O has ended.
+    pub fn stun(&self) -> anyhow::Result<()> {
+        let instance = self.instance().context("the disk is closed")?;
+        agreed(&self.setup.label, "stun", self.filter.stun(instance), true)
+    }
+
+    /// The filter's unstun.
+    pub fn unstun(&self) {
+        let code = self.instance().map(|instance| self.filter.unstun(instance));
+        if let Some(Err(error)) = code.map(|c| agreed(&self.setup.label, "unstun", c, true)) {
+            tracing::warn!("{error}");
+        }
     }
 }
