@@ -6,12 +6,56 @@
 use crate::abi;
 use crate::host::{DiskHandle, Host, OpenSidecar};
 use crate::open::OpenError;
+use filter_core::disk::handoff::Handoff;
 use filter_core::disk::intent::Intent;
 use filter_core::sidecar::regions::{self, RegionBlock};
 use filter_core::sidecar::{HEADERS_BYTES, MAX_REGION_BLOCKS, Sidecar, SidecarError, total_bytes};
 
 /// The filter's own number of its sidecar.
 pub const SIDECAR_KEY: u64 = 0x6a65_7464_7200_0001;
+
+/// The filter's own number of the dirty map that goes along to another host.
+const HANDOFF_KEY: u64 = SIDECAR_KEY + 1;
+
+/// Leaves a dirty map for the next host; durable on success.
+pub fn leave(
+    host: Host,
+    handle: DiskHandle,
+    header: &Sidecar,
+    map: &Handoff,
+) -> Result<(), OpenError> {
+    host.sidecar_delete(handle, HANDOFF_KEY);
+    let raw = map.encode(&header.disk_id, header.attach_epoch);
+    let file = host
+        .sidecar_create(handle, HANDOFF_KEY, raw.len() as u64)
+        .map_err(|status| OpenError::SidecarIo("create", status))?;
+    let written = write(&file, 0, &raw);
+    drop(file);
+    if written.is_err() {
+        host.sidecar_delete(handle, HANDOFF_KEY);
+    }
+    written
+}
+
+/// The dirty map that the attach before this one left, if there is one and it is whole. `header`: what
+/// that attach wrote last.
+pub fn left(
+    host: Host,
+    handle: DiskHandle,
+    header: &Sidecar,
+    capacity_bytes: u64,
+) -> Option<Handoff> {
+    let (file, len_bytes) = host.sidecar_open(handle, HANDOFF_KEY).ok()?;
+    // A disk that has grown since is longer than its map.
+    let mut raw = vec![0; usize::try_from(len_bytes.min(256 << 20)).ok()?];
+    file.read(0, &mut raw).ok()?;
+    Handoff::decode(&raw, &header.disk_id, header.attach_epoch, capacity_bytes)
+}
+
+/// The dirty map has served, or is of no use.
+pub fn forget_left(host: Host, handle: DiskHandle) {
+    host.sidecar_delete(handle, HANDOFF_KEY);
+}
 
 /// Blocks of the region map of a disk of this capacity: with room to grow to twice that, and for a
 /// terabyte at least.

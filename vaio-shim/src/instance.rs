@@ -5,7 +5,7 @@
 //! the disk fails open: I/O passes, nothing is held, and the loss is written to the sidecar.
 
 use crate::abi;
-use crate::beside::Beside;
+use crate::beside::{self, Beside};
 use crate::host::{DiskHandle, Host, Level};
 use crate::open::{Attached, OpenError};
 use crate::vm::Stamps as VmStamps;
@@ -405,7 +405,7 @@ impl Replicated {
             return abi::JIO_OK;
         }
         let mut beside = self.beside.lock();
-        match self.write_down_close(&mut beside, flushed) {
+        match self.write_down_close(&mut beside, how, flushed) {
             Ok(()) => abi::JIO_OK,
             Err(error) => {
                 self.host
@@ -415,7 +415,12 @@ impl Replicated {
         }
     }
 
-    fn write_down_close(&self, beside: &mut Beside, flushed: bool) -> Result<(), OpenError> {
+    fn write_down_close(
+        &self,
+        beside: &mut Beside,
+        how: u32,
+        flushed: bool,
+    ) -> Result<(), OpenError> {
         let mut core = self.core.lock();
         let in_order = core.disk.close();
         if self.failed.load(SeqCst) {
@@ -426,6 +431,11 @@ impl Replicated {
         }
         core.disk
             .intent_write_all(|offset, bytes| beside.write_block(offset, bytes))?;
+        if how == abi::JIO_CLOSE_HANDOFF
+            && let Some(Some(map)) = core.disk.handoff()
+        {
+            beside::leave(self.host, self.handle, beside.header(), &map)?;
+        }
         beside.save(beside.header().closed(in_order))
     }
 

@@ -11,7 +11,7 @@ use crate::touched::Touched;
 use filter_core::lane::layout::DIRTY_BLOCK_BYTES;
 use filter_core::position::Received;
 use filter_core::record::{FLAG_SYNC_BEGIN, FLAG_SYNC_END, RecordIter};
-use filter_core::session::{Admit, Receiver, Refusal};
+use filter_core::session::{Admit, Attach, Receiver, Refusal};
 use filter_core::wire::{ErrorCode, Message};
 use parking_lot::{Mutex, RwLock};
 use recovery_store::DiskInfo;
@@ -130,14 +130,14 @@ impl Disk {
     }
 
     /// A disk as the log of a restarted appliance has it.
-    pub fn restored(info: DiskInfo, state: &DiskState, presented_epoch: u32) -> Self {
+    pub fn restored(info: DiskInfo, state: &DiskState, presented: Attach) -> Self {
         let receiver = Receiver::restored(
             Received(state.last_seq),
             state.attach_epoch,
             state.sync_begin != 0,
             state.full_base_seq,
         )
-        .with_presented(presented_epoch);
+        .with_presented(presented);
         let disk = Self::with(info, receiver, state.last_seq);
         if state.sync_begin != 0 {
             disk.stream.lock().brackets.begin(state.sync_begin);
@@ -176,9 +176,9 @@ impl Disk {
         self.stream.lock().receiver.newest_epoch()
     }
 
-    /// Whether a lane of this epoch may be presented.
-    pub fn may_open(&self, attach_epoch: u32) -> Result<(), Refusal> {
-        self.stream.lock().receiver.may_open(attach_epoch)
+    /// Whether a lane of this opening may be presented.
+    pub fn may_open(&self, attach: Attach) -> Result<(), Refusal> {
+        self.stream.lock().receiver.may_open(attach)
     }
 
     /// Whether a cut may end at this seq.
@@ -219,9 +219,10 @@ impl Disk {
     /// A host presents the disk on a channel, which supersedes the one before; a host whose epoch is
     /// older is told that it has lost the disk. Answers the host, and gives what tells this channel
     /// from others.
-    pub fn attach(&self, attach_epoch: u32, host: [u8; 16], route: Route) -> Result<u64, Refusal> {
+    pub fn attach(&self, attach: Attach, host: [u8; 16], route: Route) -> Result<u64, Refusal> {
+        let attach_epoch = attach.epoch;
         let mut stream = self.stream.lock();
-        stream.receiver.open(attach_epoch)?;
+        stream.receiver.open(attach)?;
         let generation = self.generation.fetch_add(1, Ordering::AcqRel) + 1; // under the lock
         let host_before = std::mem::replace(&mut *self.host.lock(), host);
         let mut present = self.route.lock();
@@ -237,7 +238,7 @@ impl Disk {
             route,
             attach_epoch,
         });
-        // A host that has it still, in another lane or in the same, need not be told.
+        // A host that has it still, in another lane or in one that a VM has adopted, need not be told.
         let before = before.filter(|_| host_before != host);
         if let Some(lost) = before.filter(|before| before.attach_epoch < attach_epoch) {
             let (current, found) = (attach_epoch, lost.attach_epoch);

@@ -11,6 +11,7 @@
 //! | this one | the modes, writes and their completion |
 //! | [`ack`] | write-through: completions that wait for the appliance's log |
 //! | [`guard`] | the guards against a lost write, by name |
+//! | [`handoff`] | what goes along to another host |
 //! | [`intent`] | which regions the sidecar says may differ |
 //! | [`latency`] | how long the guest's I/Os take |
 //! | [`pace`] | how fast a sync may be, for the guest's sake |
@@ -21,6 +22,7 @@
 
 pub mod ack;
 pub mod guard;
+pub mod handoff;
 pub mod intent;
 pub mod latency;
 pub mod pace;
@@ -583,11 +585,11 @@ impl Disk {
         }
     }
 
-    /// Whether the appliance knows a newer epoch than this lane's: another host has attached, or disk
-    /// and sidecar were rolled back.
+    /// Whether the appliance knows of another opening with this lane's epoch or a newer one: another
+    /// host has attached, or disk and sidecar were rolled back.
     pub fn is_fenced(&self) -> bool {
         let fenced = self.memory().consumer().fenced_epoch.load(Relaxed); // looked at again and again
-        fenced > self.producer.attach_epoch()
+        fenced != 0 && fenced >= self.producer.attach_epoch()
     }
 
     /// The epoch was raised in the sidecar, since disk and sidecar had been rolled back: everything is
