@@ -133,6 +133,8 @@ impl Site {
             format!("--domain={DOMAIN}"),
             format!("--property=jetdr.region-bytes={REGION}"),
             "--property=jetdr.region-quiet-ms=100".into(),
+            // However busy this machine is.
+            "--property=jetdr.handoff-drain-ms=20000".into(),
         ];
         let started = self.hosts[host].obey(&json!({"cmd": "start", "vm": "vm", "args": args}));
         assert!(started["pid"].is_u64(), "{started}");
