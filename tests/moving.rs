@@ -127,14 +127,17 @@ impl Site {
     }
 
     fn start_vm(&self, host: usize) {
+        self.start_vm_that_drains(host, 200);
+    }
+
+    fn start_vm_that_drains(&self, host: usize, handoff_ms: u64) {
         let disk = self.shared.path().join("disk0.raw");
         let args = [
             format!("--disk=disk0={}", disk.display()),
             format!("--domain={DOMAIN}"),
             format!("--property=jetdr.region-bytes={REGION}"),
             "--property=jetdr.region-quiet-ms=100".into(),
-            // However busy this machine is.
-            "--property=jetdr.handoff-drain-ms=20000".into(),
+            format!("--property=jetdr.handoff-drain-ms={handoff_ms}"),
         ];
         let started = self.hosts[host].obey(&json!({"cmd": "start", "vm": "vm", "args": args}));
         assert!(started["pid"].is_u64(), "{started}");
@@ -242,7 +245,8 @@ impl Drop for Fio {
 #[test]
 fn a_running_vm_migrates_without_a_sync() {
     let site = Site::new();
-    site.start_vm(0);
+    // It is drained however busy this machine is.
+    site.start_vm_that_drains(0, 20_000);
     site.settle(0);
     let mut fio = Fio::start(&site, 6);
     let (mut at, mut stuns) = (0, Vec::new());
