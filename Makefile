@@ -10,6 +10,9 @@ CARGO ?= cargo
 # Long runs, in seconds.
 TORTURE_SECONDS ?= 600
 FUZZ_SECONDS ?= 60
+ROUNDS ?= 1
+# Empty: the commit's own number.
+SEED ?=
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 # A host finds the filter library under this name; cargo allows no hyphen in a library's name.
 LIBRARY := libvmiof-disk-jetdr.so
@@ -86,6 +89,14 @@ no-std: ## Build the core for a target that has no operating system
 torture: test-setup build-all ## Kill both sides of lanes for TORTURE_SECONDS (600) under load
 	JETDR_TORTURE_SECONDS=$(TORTURE_SECONDS) $(CARGO) nextest run --locked --release --workspace \
 		--profile long --no-capture -E 'test(/torture/)'
+
+.PHONY: chaos
+chaos: test-setup build-all ## The whole kill matrix, ROUNDS (1) times from SEED, with a table at the end
+	@rm -f $(TARGET)/chaos.txt
+	status=0; env JETDR_CHAOS_ROUNDS=$(ROUNDS) $(if $(SEED),JETDR_SEED=$(SEED)) JETDR_CHAOS_TABLE=$(abspath $(TARGET))/chaos.txt \
+		$(CARGO) nextest run --locked -p jetdr --test chaos --profile long || status=$$?; \
+		printf '\n%s\n' 'victim     while        writes  defer[ms] allow[ms] write[ms] took[s]'; \
+		sort $(TARGET)/chaos.txt; exit $$status
 
 .PHONY: fuzz
 fuzz: test-setup build-all ## Run each fuzz target for FUZZ_SECONDS (60) on random input

@@ -7,11 +7,6 @@ use crate::instance::Replicated;
 use crate::{OK, abi, with_disk};
 use core::ffi::c_void;
 use std::sync::Arc;
-use std::time::Duration;
-
-/// How long a migration waits, the guest stunned, for the appliance to hold everything. What it does
-/// not hold by then goes along as marks.
-const HANDOFF_LIMIT: Duration = Duration::from_millis(500);
 
 /// Stun and unstun: what is to be written down is written as it happens; the host has waited for what
 /// is held.
@@ -83,7 +78,7 @@ pub unsafe extern "C" fn migrate(instance: *mut c_void, info: *const abi::jio_mi
             abi::JIO_E_NOT_SUPPORTED
         }
         abi::JIO_MIGRATE_HANDOFF => {
-            disk.drain_for(HANDOFF_LIMIT);
+            disk.drain_for(disk.handoff_limit);
             OK
         }
         _ => OK,
