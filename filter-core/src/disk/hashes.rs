@@ -4,7 +4,9 @@
 //! Invariant: a block's mark is cleared unsent only if its content, read with no write of it in flight
 //! and none begun since, has the hash that the replica's block had at some moment after the sync began.
 //! That is sound whatever was published meanwhile: replica and disk get the same writes from here on,
-//! and a write that both have already changes neither.
+//! and a write that both have already changes neither. It is not once the disk has got a change that was
+//! not published (tracked, failed, a revert): that may have brought a block back to what the replica
+//! held before a record that is still on its way. Then no hash counts any more.
 //!
 //! Without answers (no daemon, an appliance that does not know) everything is sent.
 
@@ -43,7 +45,8 @@ impl Hashes {
         self.wanted = true;
     }
 
-    /// The sync has ended, or the replica is known to hold nothing.
+    /// The sync has ended, the replica is known to hold nothing, or the disk has got a change that the
+    /// replica does not get.
     pub(super) fn forget(&mut self) {
         *self = Self::default();
     }
