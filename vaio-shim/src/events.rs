@@ -7,11 +7,6 @@ use crate::instance::Replicated;
 use crate::{OK, abi, with_disk};
 use core::ffi::c_void;
 use std::sync::Arc;
-use std::time::Duration;
-
-/// How long a migration waits, the guest stunned, for the appliance to hold everything. What it does
-/// not hold by then goes along as marks.
-const HANDOFF_LIMIT: Duration = Duration::from_millis(500);
 
 /// Stun and unstun: what is to be written down is written as it happens; the host has waited for what
 /// is held.
@@ -82,8 +77,13 @@ pub unsafe extern "C" fn migrate(instance: *mut c_void, info: *const abi::jio_mi
         abi::JIO_MIGRATE_PREPARE if info.what & abi::JIO_MIGRATE_STORAGE != 0 => {
             abi::JIO_E_NOT_SUPPORTED
         }
+        abi::JIO_MIGRATE_PREPARE => {
+            // While the guest runs: a lane that is young, or far behind, would be drained in vain.
+            disk.come_close(disk.handoff_limit);
+            OK
+        }
         abi::JIO_MIGRATE_HANDOFF => {
-            disk.drain_for(HANDOFF_LIMIT);
+            disk.drain_for(disk.handoff_limit);
             OK
         }
         _ => OK,

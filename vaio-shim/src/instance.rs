@@ -88,6 +88,8 @@ pub struct Replicated {
     /// The epoch that this host was found to have lost the disk to; 0: none.
     pub(crate) lost_to_epoch: AtomicU32,
     pub(crate) beside: Mutex<Beside>,
+    /// How long a migration drains the lane.
+    pub(crate) handoff_limit: std::time::Duration,
     wake: Mutex<WakeSender>,
     stamps: Arc<VmStamps>,
     cut: CutPage,
@@ -150,6 +152,7 @@ impl Replicated {
             cut,
             stamps,
             beside,
+            handoff_limit,
             run,
             ack,
             story: _,
@@ -175,6 +178,7 @@ impl Replicated {
             intent_moved: Condvar::new(),
             lost_to_epoch: AtomicU32::new(0),
             beside: Mutex::new(beside),
+            handoff_limit,
             wake: Mutex::new(WakeSender::new(run)),
             stamps,
             cut,
@@ -482,6 +486,7 @@ impl Replicated {
         out.intent_bytes = intent_bytes.min(core.disk.capacity_bytes());
         out.intent_late_count = counters.intent_late;
         out.synced_bytes = counters.sync_bytes;
+        out.held_bytes = counters.sync_held_bytes;
     }
 
     /// Whether the daemon has a session for the lane.

@@ -238,7 +238,7 @@ impl Disk {
             route,
             attach_epoch,
         });
-        // A host that has it still, in another lane or in the same, need not be told.
+        // A host that has it still, in another lane or in one that a VM has adopted, need not be told.
         let before = before.filter(|_| host_before != host);
         if let Some(lost) = before.filter(|before| before.attach_epoch < attach_epoch) {
             let (current, found) = (attach_epoch, lost.attach_epoch);

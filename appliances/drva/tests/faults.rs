@@ -114,7 +114,7 @@ fn a_log_whose_volume_is_full_waits_and_goes_on() {
 /// What comes while the store is being read counts as well: the answer is as fresh as can be.
 #[test]
 fn a_block_that_is_touched_while_it_is_read_is_not_known() {
-    let site = site("drva.hashes-read=delay:3000");
+    let site = site("trace,drva.hashes-read=delay:3000");
     let drva = site.start();
     let mut control = drva.connect(PortRole::Control);
     let (mut link, disk) = begin(&drva);
@@ -126,6 +126,11 @@ fn a_block_that_is_touched_while_it_is_read_is_not_known() {
         blocks: 3,
     };
     link.send(&question, 1);
+    let deadline = Instant::now() + scripted::LIMIT;
+    while !site.said().contains("passed: drva.hashes-read") {
+        assert!(Instant::now() < deadline, "the blocks are never read");
+        std::thread::yield_now();
+    }
     let record = disks[0].write(65536, 4096, 7);
     link.records(1, &[record]);
     link.wait_durable(1, disks[0].seq);

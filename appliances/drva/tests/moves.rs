@@ -89,25 +89,6 @@ fn the_host_that_lost_the_disk_does_not_get_it_by_coming_later() {
     assert_eq!(status["disks"][0]["label"], "disk1", "{status:#}");
 }
 
-/// A VM that adopts its lane after a crash of its process: the same channel goes on in a new epoch.
-#[test]
-fn a_host_that_goes_on_in_a_newer_epoch_is_not_told_that_it_lost_the_disk() {
-    let site = Site::new(&[]);
-    let drva = site.start();
-    let (mut a, mut b) = (drva.connect(DATA), drva.connect_as(OTHER_HOST, DATA));
-    let mut disk = in_epoch(1);
-    a.open(1, &disk).unwrap();
-    a.records(1, &disk.begin());
-    a.wait_durable(1, 2);
-    let left = disk.write(0, 4096, 1);
-    disk.open.attach_epoch = 3;
-    assert_eq!(a.open(1, &disk), Ok(2));
-    // What the lane still held of the epoch before comes first.
-    a.records(1, &[left, disk.write(4096, 4096, 2)]);
-    a.wait_durable(1, 4);
-    assert_eq!(fenced_by(&b.open(7, &in_epoch(2)).unwrap_err()), 3);
-}
-
 /// The appliance remembers who presented what, too: the log has it once anything later is durable.
 #[test]
 fn a_restart_of_the_appliance_gives_the_disk_back_to_nobody() {
