@@ -180,6 +180,12 @@ fn half_open_holds_back_one_direction_and_closes_nothing() {
     let mut late = Vec::new();
     (&host).read_to_end(&mut late).unwrap();
     assert_eq!(late, b"down", "what was held back goes on");
+    let (host, appliance) = net.connect(1);
+    net.obey(json!({"cmd": "half-open"}));
+    drop(appliance);
+    assert!(is_silent(&host), "an end came through");
+    net.obey(json!({"cmd": "heal"}));
+    assert!(is_ended(&host));
     net.obey(json!({"cmd": "half-open"}));
     let host = TcpStream::connect(("127.0.0.1", net.base)).unwrap();
     (&host).write_all(b"up").unwrap();
