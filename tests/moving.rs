@@ -94,6 +94,11 @@ impl Host {
     fn figure(&self, name: &str) -> u64 {
         self.disk()[name].as_u64().unwrap()
     }
+
+    /// What was read by syncs: sent, or found to be in the replica.
+    fn compared_bytes(&self) -> u64 {
+        self.figure("synced_bytes") + self.figure("held_bytes")
+    }
 }
 
 struct Site {
@@ -127,14 +132,17 @@ impl Site {
     }
 
     fn start_vm(&self, host: usize) {
+        self.start_vm_that_drains(host, 200);
+    }
+
+    fn start_vm_that_drains(&self, host: usize, handoff_ms: u64) {
         let disk = self.shared.path().join("disk0.raw");
         let args = [
             format!("--disk=disk0={}", disk.display()),
             format!("--domain={DOMAIN}"),
             format!("--property=jetdr.region-bytes={REGION}"),
             "--property=jetdr.region-quiet-ms=100".into(),
-            // However busy this machine is.
-            "--property=jetdr.handoff-drain-ms=20000".into(),
+            format!("--property=jetdr.handoff-drain-ms={handoff_ms}"),
         ];
         let started = self.hosts[host].obey(&json!({"cmd": "start", "vm": "vm", "args": args}));
         assert!(started["pid"].is_u64(), "{started}");
@@ -242,7 +250,8 @@ impl Drop for Fio {
 #[test]
 fn a_running_vm_migrates_without_a_sync() {
     let site = Site::new();
-    site.start_vm(0);
+    // It is drained however busy this machine is.
+    site.start_vm_that_drains(0, 20_000);
     site.settle(0);
     let mut fio = Fio::start(&site, 6);
     let (mut at, mut stuns) = (0, Vec::new());
@@ -277,7 +286,7 @@ fn a_vm_that_migrates_while_the_link_is_down_takes_its_marks_along() {
     }
     site.migrate(0);
     site.settle(1);
-    assert_eq!(site.hosts[1].figure("synced_bytes"), 20 * 65_536);
+    assert_eq!(site.hosts[1].compared_bytes(), 20 * 65_536);
     site.compare(1, "marks");
     let left = std::fs::read_dir(site.shared.path()).unwrap().flatten();
     let sidecars = left.filter(|e| e.file_name().to_string_lossy().ends_with(".vmfd"));
@@ -298,7 +307,7 @@ fn a_vm_whose_host_died_goes_on_elsewhere_with_its_regions_only() {
     site.hosts[0].vms.as_mut().unwrap().kill();
     site.start_vm(1);
     site.settle(1);
-    assert_eq!(site.hosts[1].figure("synced_bytes"), 2 * REGION);
+    assert_eq!(site.hosts[1].compared_bytes(), 2 * REGION);
     // The dead host comes back, with a lane that holds what was never sent.
     let port_base = site.port_base;
     site.hosts[0].start_daemon(port_base);

@@ -486,6 +486,7 @@ impl Replicated {
         out.intent_bytes = intent_bytes.min(core.disk.capacity_bytes());
         out.intent_late_count = counters.intent_late;
         out.synced_bytes = counters.sync_bytes;
+        out.held_bytes = counters.sync_held_bytes;
     }
 
     /// Whether the daemon has a session for the lane.

@@ -433,6 +433,10 @@ unsafe extern "C" fn property_list(
             c"longest wait of a migration for the appliance to hold everything, in ms",
         ),
         (
+            c"jetdr.sync-hashes",
+            c"on or off: a sync after a crash asks what the replica holds already",
+        ),
+        (
             c"jetdr.region-intent",
             c"budget: a write waits for its region's bit within the budget; strict: however long",
         ),

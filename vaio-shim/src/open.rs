@@ -44,6 +44,8 @@ pub const PROPERTY_REGION_BYTES: &str = "jetdr.region-bytes";
 pub const PROPERTY_QUIET_MS: &str = "jetdr.region-quiet-ms";
 /// `budget` or `strict`: whether a change passes when the budget ends before the sidecar has its bit.
 pub const PROPERTY_INTENT: &str = "jetdr.region-intent";
+/// `on` or `off`: whether a sync after a crash asks what the replica holds already.
+pub const PROPERTY_SYNC_HASHES: &str = "jetdr.sync-hashes";
 /// How long a migration waits, the guest stunned, for the appliance to hold everything, in ms. What it
 /// does not hold by then goes along as marks.
 pub const PROPERTY_HANDOFF_MS: &str = "jetdr.handoff-drain-ms";
@@ -190,6 +192,14 @@ pub fn config(info: &DiskInfo) -> Result<Config, OpenError> {
             *place = bytes_s;
         }
     }
+    config.sync_hashes = match info.property(PROPERTY_SYNC_HASHES) {
+        None | Some("on") => true,
+        Some("off") => false,
+        Some(other) => {
+            let why = format!("`{other}` is neither `on` nor `off`");
+            return Err(OpenError::Property(PROPERTY_SYNC_HASHES, why));
+        }
+    };
     config.intent_strict = match info.property(PROPERTY_INTENT) {
         None | Some("budget") => false,
         Some("strict") => true,

@@ -15,6 +15,8 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::{Relaxed, SeqCst};
 use std::time::{Duration, Instant};
 
+/// Records that are drained in no time.
+const CLOSE_RECORDS: u64 = 64;
 /// How long a control call waits for the sidecar.
 const CONTROL_LIMIT: Duration = Duration::from_secs(10);
 /// How long a close waits for the appliance to hold everything, and the disk to be flushed.
@@ -121,6 +123,19 @@ impl Replicated {
             }
             // The acknowledgement comes from another process, which wakes nobody.
             std::thread::sleep(Duration::from_micros(200));
+        }
+    }
+
+    /// Waits until the appliance is not far behind, or cannot come closer. Control context.
+    pub(crate) fn come_close(&self, limit: Duration) {
+        let deadline = Instant::now() + limit;
+        loop {
+            let (published, durable, streaming) = self.positions();
+            let close = self.lane_linked() && published.saturating_sub(durable) < CLOSE_RECORDS;
+            if close || !streaming || Instant::now() >= deadline {
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(1)); // as in `drain_for`
         }
     }
 
