@@ -98,6 +98,11 @@ chaos: test-setup build-all ## The whole kill matrix, ROUNDS (1) times from SEED
 		printf '\n%s\n' 'victim     while        writes  defer[ms] allow[ms] write[ms] took[s]'; \
 		sort $(TARGET)/chaos.txt; exit $$status
 
+.PHONY: figures
+figures: test-setup build-all ## Measure the recovery from a long link cut and from a host crash
+	JETDR_FIGURES=1 $(CARGO) nextest run --locked -p jetdr --test figures \
+		--profile long --no-capture
+
 .PHONY: fuzz
 fuzz: test-setup build-all ## Run each fuzz target for FUZZ_SECONDS (60) on random input
 	scripts/fuzz.sh $(FUZZ_SECONDS)

@@ -71,21 +71,7 @@ fn rest(stack: &Stack) {
 fn crash(stack: &mut Stack) {
     stack.vm.as_mut().unwrap().kill();
     stack.daemon.as_mut().unwrap().kill();
-    boot(stack);
-}
-
-fn boot(stack: &Stack) {
-    for entry in std::fs::read_dir(stack.run.path()).unwrap().flatten() {
-        if entry.file_name() == "drva.sock" {
-            continue; // of another machine
-        }
-        let path = entry.path();
-        let gone = match path.is_dir() {
-            true => std::fs::remove_dir_all(&path),
-            false => std::fs::remove_file(&path),
-        };
-        gone.unwrap();
-    }
+    stack.empty_run_folder();
 }
 
 /// The host is up again; what it has sent anew when the disk streams, in bytes.
@@ -122,7 +108,7 @@ fn a_boot_after_an_orderly_stop_costs_nothing() {
         guest_writes(&stack, MIB, MIB);
         stack.vm.as_mut().unwrap().stop();
         stack.daemon.as_mut().unwrap().kill();
-        boot(&stack);
+        stack.empty_run_folder();
         assert_eq!(come_back(&mut stack), 0, "{disk}");
         guest_writes(&stack, 2 * MIB, MIB);
         stack.recover_and_compare("after-boot");
@@ -237,7 +223,7 @@ fn a_disk_that_was_rolled_back_with_its_sidecar_is_synced_in_full() {
         }
         if booted {
             stack.daemon.as_mut().unwrap().kill();
-            boot(&stack);
+            stack.empty_run_folder();
             stack.start_daemon();
         }
         stack.start_vm();

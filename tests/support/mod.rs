@@ -274,6 +274,13 @@ impl Stack {
         for part in [&mut self.vm, &mut self.daemon] {
             part.take().unwrap().kill();
         }
+        self.empty_run_folder();
+        let boot_id = format!("{:032x}\n", guest::now_ns());
+        std::fs::write(self.run.path().join("boot-id"), boot_id).unwrap();
+    }
+
+    /// What a host that was switched off has forgotten.
+    pub fn empty_run_folder(&self) {
         for entry in std::fs::read_dir(self.run.path()).unwrap().flatten() {
             // The appliance is on another machine.
             if entry.path().is_dir() {
@@ -282,8 +289,6 @@ impl Stack {
                 std::fs::remove_file(entry.path()).unwrap();
             }
         }
-        let boot_id = format!("{:032x}\n", guest::now_ns());
-        std::fs::write(self.run.path().join("boot-id"), boot_id).unwrap();
     }
 
     pub fn nbd_socket(&self) -> PathBuf {
