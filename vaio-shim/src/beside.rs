@@ -67,7 +67,8 @@ pub fn region_blocks(capacity_bytes: u64, shift: u32) -> u32 {
 
 /// An open sidecar.
 pub struct Beside {
-    file: OpenSidecar,
+    /// `None`: the disk is closed.
+    file: Option<OpenSidecar>,
     header: Sidecar,
 }
 
@@ -144,7 +145,7 @@ impl Found {
 
     /// Goes on with this sidecar; `header` is what it holds.
     pub fn keep(self, header: Sidecar) -> Beside {
-        let file = self.file;
+        let file = Some(self.file);
         Beside { file, header }
     }
 
@@ -167,6 +168,7 @@ impl Found {
         let (file, _) = host
             .sidecar_open(handle, SIDECAR_KEY)
             .map_err(|status| OpenError::SidecarIo("open", status))?;
+        let file = Some(file);
         Ok(Beside { file, header })
     }
 }
@@ -177,16 +179,26 @@ impl Beside {
         &self.header
     }
 
+    fn file(&self) -> Result<&OpenSidecar, OpenError> {
+        let closed = OpenError::SidecarIo("use", abi::JIO_E_CLOSED);
+        self.file.as_ref().ok_or(closed)
+    }
+
+    /// The disk is being closed: the host takes the file back. Control context.
+    pub fn shut(&mut self) {
+        self.file = None;
+    }
+
     /// Writes a header; it is durable on success.
     pub fn save(&mut self, next: Sidecar) -> Result<(), OpenError> {
-        write(&self.file, next.offset_bytes(), &next.encode())?;
+        write(self.file()?, next.offset_bytes(), &next.encode())?;
         self.header = next;
         Ok(())
     }
 
     /// Writes a block of the region map; it is durable on success.
     pub fn write_block(&self, offset: u64, bytes: &[u8]) -> Result<(), OpenError> {
-        write(&self.file, offset, bytes)
+        write(self.file()?, offset, bytes)
     }
 
     /// Writes what waits of a map.
@@ -197,7 +209,7 @@ impl Beside {
     /// Reads the header anew: whether nobody has attached since.
     pub fn is_ours(&self) -> Result<bool, OpenError> {
         let mut raw = [0u8; HEADERS_BYTES];
-        self.file
+        self.file()?
             .read(0, &mut raw)
             .map_err(|status| OpenError::SidecarIo("read", status))?;
         let found = Sidecar::decode(&raw)?;

@@ -405,11 +405,14 @@ impl Replicated {
     /// The last call; nothing is in flight and nothing will call back. `flushed`: all that the guest
     /// wrote is on stable storage.
     pub fn close(&self, how: u32, flushed: bool) -> i32 {
-        if how == abi::JIO_CLOSE_LOST {
-            return abi::JIO_OK;
-        }
         let mut beside = self.beside.lock();
-        match self.write_down_close(&mut beside, how, flushed) {
+        let written = match how {
+            abi::JIO_CLOSE_LOST => Ok(()),
+            _ => self.write_down_close(&mut beside, how, flushed),
+        };
+        // Now, and not when the last timer lets go of this.
+        beside.shut();
+        match written {
             Ok(()) => abi::JIO_OK,
             Err(error) => {
                 self.host
@@ -426,7 +429,7 @@ impl Replicated {
         flushed: bool,
     ) -> Result<(), OpenError> {
         let mut core = self.core.lock();
-        let in_order = core.disk.close();
+        let in_order = core.disk.is_settled();
         if self.failed.load(SeqCst) {
             return beside.save(beside.header().failed());
         }
@@ -440,7 +443,11 @@ impl Replicated {
         {
             beside::leave(self.host, self.handle, beside.header(), &map)?;
         }
-        beside.save(beside.header().closed(in_order))
+        beside.save(beside.header().closed(in_order))?;
+        // After the sidecar: a lane that says so beside a sidecar that does not is how a disk is found out
+        // that was rolled back with its sidecar.
+        core.disk.close();
+        Ok(())
     }
 
     /// Fills a status.

@@ -522,6 +522,10 @@ fn look(
     if trusted && sidecar.matches_lane(lane_epoch, boot_id) {
         found.sidecar = SidecarFound::Matches;
     }
+    // Closed in order here, and the sidecar does not know of it: it is from before.
+    if state == Some(LaneState::Closed) && lane_epoch == sidecar.attach_epoch && !sidecar.closed {
+        found.sidecar = SidecarFound::Doubtful;
+    }
     found.was = match state {
         Some(LaneState::Closed) => WasDoing::Closed,
         Some(LaneState::Streaming | LaneState::Syncing) => WasDoing::Publishing,

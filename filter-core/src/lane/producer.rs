@@ -194,7 +194,9 @@ impl Producer {
 
     /// Tells the state to whoever looks at the lane.
     pub fn set_state(&self, state: LaneState) {
-        self.memory.producer().state.store(state as u32, Relaxed); // read by people and after a kill
+        let words = self.memory.producer();
+        let release = super::sync::Ordering::Release; // pairs with the daemon's Acquire: a base came before
+        words.state.store(state as u32, release);
     }
 
     /// Publishes a write (in fragments), zero, unmap, void or sync range as one group.
