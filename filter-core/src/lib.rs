@@ -17,6 +17,7 @@ pub mod disk;
 pub mod lane;
 #[cfg(all(feature = "mapping", not(loom)))]
 pub mod mapping;
+pub mod mutant;
 pub mod position;
 pub mod record;
 pub mod session;

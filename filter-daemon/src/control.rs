@@ -197,7 +197,7 @@ impl Control {
             id.domain
         );
         let mapped = Arc::new(mapped);
-        let role = Lane::home(&mapped);
+        let role = Lane::home(&*mapped);
         let (lane, asks) = Lane::new(mapped.clone());
         let known = Known {
             inode,

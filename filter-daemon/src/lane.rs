@@ -7,7 +7,7 @@
 use crate::connection::{LinkError, Sending};
 use crossbeam::channel::{Receiver, Sender, TryRecvError, unbounded};
 use filter_core::lane::consumer::{Consumer, LaneFault, Run};
-use filter_core::lane::layout::LaneState;
+use filter_core::lane::layout::{LaneHome, LaneState};
 use filter_core::lane::sync::Ordering::Relaxed;
 use filter_core::mapping::MappedLane;
 use filter_core::position::Durable;
@@ -69,9 +69,9 @@ struct Refusal {
 }
 
 /// A lane that this daemon serves.
-pub struct Lane {
+pub struct Lane<H: LaneHome = MappedLane> {
     /// Keeps it mapped.
-    pub mapped: Arc<MappedLane>,
+    pub mapped: Arc<H>,
     /// The consumer's side.
     pub consumer: Consumer,
     /// Its channel on the present connection.
@@ -90,9 +90,9 @@ pub struct Lane {
     refusal: Option<Refusal>,
 }
 
-impl Lane {
+impl<H: LaneHome> Lane<H> {
     /// Takes over a lane that was found. It lasts as long as the other end of its questions is held.
-    pub fn new(mapped: Arc<MappedLane>) -> (Self, Sender<CutAsk>) {
+    pub fn new(mapped: Arc<H>) -> (Self, Sender<CutAsk>) {
         let consumer = Consumer::attach(mapped.memory());
         let (sender, asks) = unbounded();
         // A daemon before this one may have sent all that is there.
@@ -124,7 +124,7 @@ impl Lane {
     }
 
     /// The port that a lane found in this state belongs to.
-    pub fn home(mapped: &MappedLane) -> PortRole {
+    pub fn home(mapped: &H) -> PortRole {
         let state = mapped.memory().producer().state.load(Relaxed); // routing only
         match LaneState::from_word(state) {
             Some(LaneState::Streaming | LaneState::Closed) => {
@@ -200,8 +200,8 @@ impl Lane {
 
     /// The connection is gone, or the channel: everything not durable will be sent again. A lane that
     /// was about to move still moves: the marker that said so may be durable, and never come again.
-    pub fn closed(&mut self, wait: Duration) {
-        self.stage = Stage::Closed((!wait.is_zero()).then(|| Instant::now() + wait));
+    pub fn closed(&mut self, wait: Duration, now: Instant) {
+        self.stage = Stage::Closed((!wait.is_zero()).then(|| now + wait));
         self.may_be_there = self.may_be_there.max(self.consumer.sent().0);
         if let Err(fault) = self.consumer.rewind() {
             self.restart(&fault);
@@ -329,7 +329,13 @@ impl Lane {
     }
 
     /// The appliance refuses the lane, or record `seq` of it. An error ends the connection.
-    pub fn refused(&mut self, code: ErrorCode, seq: u64, text: &str) -> Result<(), LinkError> {
+    pub fn refused(
+        &mut self,
+        code: ErrorCode,
+        seq: u64,
+        text: &str,
+        now: Instant,
+    ) -> Result<(), LinkError> {
         let opening = self.stage == Stage::Opening;
         if code == ErrorCode::Corrupt {
             // Looked at before the lane is rewound: where the damage is decides what follows.
@@ -338,7 +344,7 @@ impl Lane {
                 Ok(()) => Err(LinkError::Damaged { lane, seq }),
                 Err(fault) => {
                     self.restart(&fault);
-                    self.closed(Duration::ZERO);
+                    self.closed(Duration::ZERO, now);
                     Ok(())
                 }
             };
@@ -355,7 +361,7 @@ impl Lane {
             opening,
             wait,
         });
-        self.closed(wait);
+        self.closed(wait, now);
         if code == ErrorCode::Fenced {
             self.stage = Stage::Fenced(self.attach_epoch());
         }

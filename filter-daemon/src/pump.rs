@@ -149,7 +149,7 @@ impl Pump {
         let slot = self.slot();
         for lane in &mut self.lanes {
             if lane.has_channel() {
-                lane.closed(Duration::ZERO);
+                lane.closed(Duration::ZERO, Instant::now());
             }
             lane.consumer.set_link(slot, false);
         }
@@ -421,7 +421,7 @@ fn handle(
             Some(lane),
         ) => lane.acknowledged(durable_seq, uploaded_seq, sending),
         (Message::Error { code, seq, text }, Some(lane)) => {
-            lane.refused(code, seq, &text)?;
+            lane.refused(code, seq, &text, Instant::now())?;
             if lane.stage != Stage::Open {
                 lane.consumer.set_link(slot, false);
             }

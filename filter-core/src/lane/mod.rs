@@ -26,6 +26,8 @@ pub mod consumer;
 pub mod copy;
 #[cfg(not(loom))]
 pub mod dirty;
+#[cfg(all(any(test, feature = "sim"), not(loom)))]
+pub mod heap;
 #[cfg(not(loom))]
 pub mod inflight;
 #[cfg(not(loom))]
