@@ -12,23 +12,32 @@ use crate::record::{FLAG_STREAM_BASE, FLAG_SYNC_BEGIN, FLAG_SYNC_END, RecordHead
 pub enum Resume {
     /// The lane holds what comes next: release up to here, then send from the record after it.
     After(Durable),
-    /// The lane's next record begins the stream anew: send from there, whatever the appliance holds.
+    /// The lane's next record begins the stream anew, and the appliance holds what it relies on: send
+    /// from there.
     AtBase,
-    /// The appliance does not hold what the lane has already freed (another log, a lost log), or
-    /// holds more than the lane ever published: the stream must start anew, above this seq.
+    /// The appliance does not hold what the lane has already freed or relies on (another log, a lost
+    /// log), or holds more than the lane ever published: the stream must start anew, above this seq.
     Restart {
         /// The new stream's first seq must be greater than this.
         above_seq: u64,
     },
 }
 
-/// Decides from what the lane knows (`lane_durable`, `last_published`, whether its next record is a
-/// base) and what the appliance answered.
+/// Whether a receiver that holds `held` and whose last base that relied on nothing is `full_base_seq`
+/// can take a base that relies on `relies_on`: it must hold everything up to there, and no full sync
+/// may have begun above it, since that one may lack what the regions of this base do not cover.
+const fn base_stands(relies_on: u64, full_base_seq: u64, held: u64) -> bool {
+    relies_on == 0 || (full_base_seq <= relies_on && relies_on <= held)
+}
+
+/// Decides from what the lane knows (`lane_durable`, `last_published`, and what its next record relies
+/// on if that is a base) and what the appliance answered.
 pub fn resume(
     lane_durable: Durable,
     last_published: u64,
-    next_is_base: bool,
+    next_base: Option<u64>,
     appliance_durable: u64,
+    full_base_seq: u64,
 ) -> Resume {
     let restart = Resume::Restart {
         above_seq: appliance_durable.max(last_published),
@@ -36,18 +45,25 @@ pub fn resume(
     if appliance_durable > last_published {
         return restart;
     }
-    if appliance_durable >= lane_durable.seq() {
-        // Also right for a base: what is durable of it is skipped, the rest follows in order.
-        return if next_is_base && appliance_durable == lane_durable.seq() {
+    match next_base {
+        // The appliance has the base already: what is durable of it is skipped, the rest follows.
+        Some(relies_on) if appliance_durable > lane_durable.seq() => {
+            // If it is the lane's base that it has, and not a stream of somebody else.
+            let ours = lane_durable.seq() + 1;
+            let known = relies_on > 0 || full_base_seq == ours;
+            if known && full_base_seq <= ours {
+                Resume::After(Durable(appliance_durable))
+            } else {
+                restart
+            }
+        }
+        Some(relies_on) if base_stands(relies_on, full_base_seq, appliance_durable) => {
             Resume::AtBase
-        } else {
+        }
+        None if appliance_durable >= lane_durable.seq() => {
             Resume::After(Durable(appliance_durable))
-        };
-    }
-    if next_is_base {
-        Resume::AtBase
-    } else {
-        restart
+        }
+        _ => restart,
     }
 }
 
@@ -80,6 +96,20 @@ pub enum Refusal {
         /// Epoch of the record.
         found: u32,
     },
+    /// The stream begins anew and relies on records that are not held here.
+    #[error(
+        "the stream that begins anew at record {seq} relies on record {relies_on}; held are those up to {last}, after a full sync that began at {full_base}"
+    )]
+    Base {
+        /// Seq of the base.
+        seq: u64,
+        /// The seq that it relies on.
+        relies_on: u64,
+        /// Seq of the last base that relied on nothing.
+        full_base: u64,
+        /// Last seq received.
+        last: u64,
+    },
 }
 
 /// What an appliance knows of one disk's stream.
@@ -89,6 +119,7 @@ pub struct Receiver {
     attach_epoch: u32,
     syncing: bool,
     seen_base: bool,
+    full_base_seq: u64,
 }
 
 impl Receiver {
@@ -99,16 +130,23 @@ impl Receiver {
             attach_epoch: 0,
             syncing: true,
             seen_base: false,
+            full_base_seq: 0,
         }
     }
 
     /// A disk as a restarted appliance finds it in its log or its store.
-    pub const fn restored(received: Received, attach_epoch: u32, syncing: bool) -> Self {
+    pub const fn restored(
+        received: Received,
+        attach_epoch: u32,
+        syncing: bool,
+        full_base_seq: u64,
+    ) -> Self {
         Self {
             received,
             attach_epoch,
             syncing,
             seen_base: received.0 > 0,
+            full_base_seq,
         }
     }
 
@@ -120,6 +158,11 @@ impl Receiver {
     /// Newest attach epoch seen.
     pub const fn attach_epoch(&self) -> u32 {
         self.attach_epoch
+    }
+
+    /// Seq of the last base that relied on nothing; 0 before the first.
+    pub const fn full_base_seq(&self) -> u64 {
+        self.full_base_seq
     }
 
     /// Whether the stream is between SYNC_BEGIN and SYNC_END (or has not begun): no cut may close.
@@ -156,6 +199,21 @@ impl Receiver {
                 last: self.received.0,
                 found: header.seq,
             });
+        }
+        if base {
+            let (relies_on, full_base) = (header.offset_bytes, self.full_base_seq);
+            if !base_stands(relies_on, full_base, self.received.0) {
+                let (seq, last) = (header.seq, self.received.0);
+                return Err(Refusal::Base {
+                    seq,
+                    relies_on,
+                    full_base,
+                    last,
+                });
+            }
+            if relies_on == 0 {
+                self.full_base_seq = header.seq;
+            }
         }
         self.received = Received(header.seq);
         self.attach_epoch = header.attach_epoch;

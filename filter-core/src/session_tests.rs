@@ -57,7 +57,7 @@ fn a_stream_begins_at_a_base_only() {
 
 #[test]
 fn an_older_epoch_is_fenced() {
-    let mut receiver = Receiver::restored(Received(5), 3, false);
+    let mut receiver = Receiver::restored(Received(5), 3, false, 1);
     assert_eq!(receiver.admit(&record(6, 4, 0)), Ok(Admit::Append));
     assert_eq!(
         receiver.admit(&record(7, 3, 0)),
@@ -77,26 +77,84 @@ fn an_older_epoch_is_fenced() {
     assert_eq!(receiver.admit(&record(5, 3, 0)), Ok(Admit::Duplicate));
 }
 
+fn base(seq: u64, relies_on: u64) -> RecordHeader {
+    RecordHeader {
+        offset_bytes: relies_on,
+        ..record(seq, 1, BASE)
+    }
+}
+
+#[test]
+fn a_base_is_taken_only_if_what_it_relies_on_is_here() {
+    // (received, full base before, base's seq, relies on) -> whether it is taken
+    let rows = [
+        ((0, 0, 1, 0), true),
+        ((0, 0, 9, 3), false), // a disk never seen, or a lost log
+        ((50, 10, 60, 0), true),
+        ((50, 10, 60, 50), true),
+        ((50, 10, 60, 10), true),
+        ((50, 10, 60, 9), false), // relies on what a full sync was to replace
+        ((50, 10, 60, 51), false), // some of it never came
+        ((50, 10, 51, 50), true),
+    ];
+    for ((received, full_base, seq, relies_on), taken) in rows {
+        let mut receiver = Receiver::restored(Received(received), 1, false, full_base);
+        let before = receiver;
+        let refused = Err(Refusal::Base {
+            seq,
+            relies_on,
+            full_base,
+            last: received,
+        });
+        let expected = if taken { Ok(Admit::Append) } else { refused };
+        let got = receiver.admit(&base(seq, relies_on));
+        assert_eq!(got, expected, "{received} {full_base} {seq} {relies_on}");
+        if taken {
+            let full = if relies_on == 0 { seq } else { full_base };
+            assert_eq!(receiver.full_base_seq(), full);
+            assert!(receiver.syncing());
+        } else {
+            assert_eq!(receiver, before, "a refusal changes nothing");
+        }
+    }
+}
+
 #[test]
 fn resume_table() {
     use Resume::*;
     let d = Durable;
-    // (lane durable, last published, next is base, appliance durable) -> what follows
+    let restart = |above_seq| Restart { above_seq };
+    // (lane durable, last published, what the next record relies on if it is a base,
+    //  appliance durable, its full base) -> what follows
     let rows = [
-        ((d(0), 0, false, 0), After(d(0))),
-        ((d(0), 9, true, 0), AtBase),
-        ((d(5), 9, false, 5), After(d(5))),
-        ((d(5), 9, false, 7), After(d(7))),
-        ((d(5), 9, true, 7), After(d(7))),
-        ((d(5), 9, false, 9), After(d(9))),
-        ((d(5), 9, false, 3), Restart { above_seq: 9 }),
-        ((d(5), 9, true, 3), AtBase),
-        ((d(5), 9, false, 12), Restart { above_seq: 12 }),
-        ((d(5), 9, true, 12), Restart { above_seq: 12 }),
+        ((d(0), 0, None, 0, 0), After(d(0))),
+        ((d(0), 9, Some(0), 0, 0), AtBase),
+        ((d(5), 9, None, 5, 1), After(d(5))),
+        ((d(5), 9, None, 7, 1), After(d(7))),
+        ((d(5), 9, None, 9, 1), After(d(9))),
+        ((d(5), 9, None, 3, 1), restart(9)),
+        ((d(5), 9, None, 12, 1), restart(12)),
+        // A base that relies on nothing.
+        ((d(5), 9, Some(0), 3, 1), AtBase),
+        ((d(5), 9, Some(0), 5, 1), AtBase),
+        ((d(5), 9, Some(0), 7, 6), After(d(7))), // the appliance has it already
+        ((d(5), 9, Some(0), 7, 1), restart(9)),  // what it has there is another stream's
+        ((d(5), 9, Some(0), 7, 7), restart(9)),  // as above
+        ((d(5), 9, Some(0), 12, 1), restart(12)),
+        // A base that relies on record 4.
+        ((d(5), 9, Some(4), 4, 1), AtBase),
+        ((d(5), 9, Some(4), 5, 4), AtBase),
+        ((d(5), 9, Some(4), 3, 1), restart(9)), // the appliance lost some of it
+        ((d(5), 9, Some(4), 0, 0), restart(9)), // or all
+        ((d(5), 9, Some(4), 5, 5), restart(9)), // a full sync has begun above it
+        ((d(5), 9, Some(4), 7, 1), After(d(7))),
+        ((d(5), 9, Some(4), 7, 7), restart(9)),
+        ((d(5), 9, Some(4), 12, 1), restart(12)),
     ];
-    for ((durable, published, base, appliance), expected) in rows {
-        let got = resume(durable, published, base, appliance);
-        assert_eq!(got, expected, "{durable:?} {published} {base} {appliance}");
+    for ((durable, published, base, appliance, full_base), expected) in rows {
+        let got = resume(durable, published, base, appliance, full_base);
+        let row = (durable, published, base, appliance, full_base);
+        assert_eq!(got, expected, "{row:?}");
     }
 }
 

@@ -12,7 +12,7 @@ use crate::status::Shared;
 use crossbeam::channel::{RecvTimeoutError, Sender};
 use filter_core::lane::layout::LaneState;
 use filter_core::lane::ring::{self, Sound};
-use filter_core::lane::sync::Ordering::Relaxed;
+use filter_core::lane::sync::Ordering::{Acquire, Relaxed};
 use filter_core::mapping::{MappedLane, RunFolder};
 use filter_core::wire::{ErrorCode, Message, PortRole};
 use std::collections::HashMap;
@@ -74,6 +74,12 @@ impl Doing {
         let whole = self.restarts.0 == self.restarts.1;
         whole && matches!(state, Some(LaneState::Streaming | LaneState::Closed))
     }
+}
+
+/// Whether a lane was made, and its producer has not yet begun.
+fn is_fresh(lane: &MappedLane) -> bool {
+    let state = lane.memory().producer().state.load(Acquire); // follows the base in the producer's order
+    LaneState::from_word(state) == Some(LaneState::Fresh)
 }
 
 impl Control {
@@ -172,6 +178,8 @@ impl Control {
                 self.forget(&path);
             }
             match MappedLane::open(&path) {
+                // Its stream's base, which decides how it is opened, is not published yet.
+                Ok(mapped) if is_fresh(&mapped) => {}
                 Ok(mapped) => self.found(path, inode, mapped),
                 Err(error) => {
                     tracing::error!("{error}; the filter makes it anew when the disk is opened");

@@ -191,7 +191,7 @@ impl<H: LaneHome> Lane<H> {
             attach_epoch: self.attach_epoch(),
             durable_seq: self.consumer.durable().0,
             capacity_bytes: words.capacity_bytes.load(Relaxed), // a figure
-            starts_at_base: self.consumer.next_is_base(),
+            base: self.consumer.next_base(),
             domain: id.domain.clone(),
             vm_name: id.vm_name.clone(),
             disk_label: id.disk_label.clone(),
@@ -219,15 +219,20 @@ impl<H: LaneHome> Lane<H> {
     }
 
     /// The appliance has answered OPEN_LANE.
-    pub fn opened(&mut self, appliance_durable: u64) {
+    pub fn opened(&mut self, appliance_durable: u64, full_base_seq: u64) {
         self.stage = Stage::Open;
         if self.refusal.as_ref().is_some_and(|last| last.opening) {
             self.refusal = None;
         }
         let published = self.mapped.memory().producer().last_seq.load(Relaxed); // told before the tail
         let published = published.max(self.consumer.durable().0);
-        let base = self.consumer.next_is_base();
-        let decision = resume(self.consumer.durable(), published, base, appliance_durable);
+        let decision = resume(
+            self.consumer.durable(),
+            published,
+            self.consumer.next_base(),
+            appliance_durable,
+            full_base_seq,
+        );
         match decision {
             Resume::After(durable) => {
                 if let Err(fault) = self.consumer.resume_after(durable) {
@@ -241,8 +246,8 @@ impl<H: LaneHome> Lane<H> {
                 let enough = appliance_durable <= published.max(self.consumer.restart_above());
                 if !(self.consumer.restarting() && enough) {
                     tracing::warn!(
-                        "lane {}: the appliance stands at {appliance_durable}, the lane begins after \
-                         {}: the disk is to be synced anew",
+                        "lane {}: the appliance stands at {appliance_durable} (full sync from \
+                         {full_base_seq}), the lane begins after {}: the disk is to be synced anew",
                         self.label(),
                         self.consumer.durable().0
                     );

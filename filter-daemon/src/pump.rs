@@ -408,8 +408,15 @@ fn handle(
     message: Message,
 ) -> Result<bool, LinkError> {
     match (message, lane) {
-        (Message::LaneOpened { durable_seq, .. }, Some(lane)) if lane.stage == Stage::Opening => {
-            lane.opened(durable_seq);
+        (
+            Message::LaneOpened {
+                durable_seq,
+                full_base_seq,
+                ..
+            },
+            Some(lane),
+        ) if lane.stage == Stage::Opening => {
+            lane.opened(durable_seq, full_base_seq);
             lane.consumer.set_link(slot, true);
             Ok(false)
         }

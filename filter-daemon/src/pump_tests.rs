@@ -52,6 +52,7 @@ impl Write for Swallow {
             2 => Message::LaneOpened {
                 durable_seq,
                 attach_epoch,
+                full_base_seq: 0,
             }
             .encode(1),
             _ => Vec::new(),

@@ -5,7 +5,7 @@
 //! the log is held before it is taken.
 
 use crate::log::format::EntryKind;
-use crate::log::{Durability, Log, LogError, Submission};
+use crate::log::{DiskState, Durability, Log, LogError, Submission};
 use crate::session::Outbox;
 use filter_core::position::Received;
 use filter_core::record::{FLAG_SYNC_BEGIN, FLAG_SYNC_END, RecordIter};
@@ -121,11 +121,16 @@ impl Disk {
     }
 
     /// A disk as the log of a restarted appliance has it.
-    pub fn restored(info: DiskInfo, last_seq: u64, attach_epoch: u32, sync_begin: u64) -> Self {
-        let receiver = Receiver::restored(Received(last_seq), attach_epoch, sync_begin != 0);
-        let disk = Self::with(info, receiver, last_seq);
-        if sync_begin != 0 {
-            disk.stream.lock().brackets.begin(sync_begin);
+    pub fn restored(info: DiskInfo, state: &DiskState) -> Self {
+        let receiver = Receiver::restored(
+            Received(state.last_seq),
+            state.attach_epoch,
+            state.sync_begin != 0,
+            state.full_base_seq,
+        );
+        let disk = Self::with(info, receiver, state.last_seq);
+        if state.sync_begin != 0 {
+            disk.stream.lock().brackets.begin(state.sync_begin);
         }
         disk
     }
@@ -188,6 +193,7 @@ impl Disk {
         let opened = Message::LaneOpened {
             durable_seq: self.durable.load(Ordering::Acquire), // pairs with `durable`
             attach_epoch: stream.receiver.attach_epoch(),
+            full_base_seq: stream.receiver.full_base_seq(),
         };
         route.outbox.send(&opened, route.channel);
         *present = Some(route);
@@ -335,7 +341,7 @@ impl DiskStream {
                 Ok(Admit::Append) => {}
                 Err(error) => {
                     let code = match error {
-                        Refusal::Gap { .. } => ErrorCode::Gap,
+                        Refusal::Gap { .. } | Refusal::Base { .. } => ErrorCode::Gap,
                         Refusal::Fenced { .. } => ErrorCode::Fenced,
                     };
                     return (run, Some((code, header.seq, error.to_string())));

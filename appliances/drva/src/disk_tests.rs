@@ -108,6 +108,35 @@ fn no_cut_ends_in_a_sync_or_where_records_were_lost() {
     assert_eq!(consistent, [3, 4, 10]);
 }
 
+/// A stream that goes on in a new lane, with nothing lost between, costs the cuts of its sync and no
+/// others: neither the one before, nor any after.
+#[test]
+fn a_base_that_relies_on_all_that_came_costs_only_its_own_sync() {
+    let disk = disk();
+    admit(&disk, &[(1, BASE), (2, FLAG_SYNC_END), (3, 0), (4, 0)]);
+    let mut base = RecordHeader::decode(&record(9, BASE)).unwrap();
+    base.offset_bytes = 4;
+    let bytes = [
+        base.encode().to_vec(),
+        frame(&[(10, FLAG_SYNC_END), (11, 0)]),
+    ]
+    .concat();
+    let (run, refused) = disk.stream.lock().admit(&bytes, &mut Counted::default());
+    assert!(refused.is_none() && run.is_some());
+    let consistent: Vec<u64> = (1..=11).filter(|seq| disk.consistent_at(*seq)).collect();
+    assert_eq!(consistent, [2, 3, 4, 10, 11]);
+    // One that relies on what a full sync was to replace is refused, and changes nothing.
+    let mut stale = base;
+    (stale.seq, stale.offset_bytes) = (20, 12);
+    let (run, refused) = disk
+        .stream
+        .lock()
+        .admit(&stale.encode(), &mut Counted::default());
+    assert!(run.is_none());
+    assert_eq!(refused.map(|r| (r.0, r.1)), Some((ErrorCode::Gap, 20)));
+    assert_eq!(disk.received().0, 11);
+}
+
 fn log(dir: &std::path::Path) -> Log {
     let options = LogOptions {
         segment_bytes: 64 << 10,

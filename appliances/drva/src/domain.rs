@@ -190,8 +190,7 @@ impl Domain {
                 tracing::error!("domain {name}: the description of a disk in the log is malformed");
                 continue;
             };
-            let (seq, epoch) = (state.last_seq, state.attach_epoch);
-            let disk = Disk::restored(info, seq, epoch, state.sync_begin);
+            let disk = Disk::restored(info, state);
             disks.insert(*disk_id, Arc::new(disk));
         }
         let closed = recovered

@@ -54,7 +54,7 @@ impl Fixture {
             attach_epoch: 1,
             durable_seq: 0,
             capacity_bytes: 1 << 20,
-            starts_at_base: true,
+            base: Some(0),
             domain: "d".into(),
             vm_name: "vm".into(),
             disk_label: "disk".into(),

@@ -122,7 +122,12 @@ impl<'a> Cursor<'a> {
         if capacity_bytes > crate::record::MAX_DISK_BYTES {
             return Err(self.bad("capacity"));
         }
-        let starts_at_base = self.u8("starts at base")? != 0;
+        let (flag, relies_on) = (self.u8("base")?, self.u64("base")?);
+        let base = match flag {
+            0 if relies_on == 0 => None,
+            1 => Some(self.seq(relies_on)?),
+            _ => return Err(self.bad("base")),
+        };
         let mut name = |field| {
             let name = self.text(field)?;
             if name.is_empty() || name.len() > MAX_NAME_BYTES {
@@ -139,7 +144,7 @@ impl<'a> Cursor<'a> {
             attach_epoch,
             durable_seq,
             capacity_bytes,
-            starts_at_base,
+            base,
             domain,
             vm_name,
             disk_label,

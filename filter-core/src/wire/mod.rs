@@ -345,8 +345,8 @@ pub struct OpenLane {
     pub durable_seq: u64,
     /// Capacity in bytes.
     pub capacity_bytes: u64,
-    /// The next record begins the stream anew (STREAM_BASE).
-    pub starts_at_base: bool,
+    /// The next record begins the stream anew (STREAM_BASE), relying on this seq; 0: on nothing.
+    pub base: Option<u64>,
     /// The protected domain.
     pub domain: String,
     /// The VM's name.
@@ -407,6 +407,9 @@ pub enum Message {
         durable_seq: u64,
         /// Newest attach epoch seen.
         attach_epoch: u32,
+        /// Seq of the last base that relied on nothing; 0 for a disk never seen. No later base may
+        /// rely on less.
+        full_base_seq: u64,
     },
     /// Everything up to `durable_seq` is durable, up to `uploaded_seq` in the object store.
     Ack {
@@ -473,7 +476,8 @@ impl Message {
                 body.0.extend_from_slice(&lane.vm_id);
                 body.u32(lane.attach_epoch);
                 body.u64(lane.capacity_bytes);
-                body.u8(lane.starts_at_base.into());
+                body.u8(lane.base.is_some().into());
+                body.u64(lane.base.unwrap_or(0));
                 body.text(&lane.domain);
                 body.text(&lane.vm_name);
                 body.text(&lane.disk_label);
@@ -482,8 +486,10 @@ impl Message {
             Self::LaneOpened {
                 durable_seq,
                 attach_epoch,
+                full_base_seq,
             } => {
                 body.u32(*attach_epoch);
+                body.u64(*full_base_seq);
                 (FrameKind::LaneOpened, *durable_seq)
             }
             Self::Ack {
@@ -549,6 +555,7 @@ impl Message {
             FrameKind::LaneOpened => Self::LaneOpened {
                 durable_seq: cursor.seq(word)?,
                 attach_epoch: cursor.u32("attach epoch")?,
+                full_base_seq: cursor.u64("full base seq")?,
             },
             FrameKind::Ack => Self::Ack {
                 durable_seq: cursor.seq(word)?,

@@ -94,7 +94,7 @@ fn messages() -> Vec<Message> {
             attach_epoch: 3,
             durable_seq: 4,
             capacity_bytes: 5 << 30,
-            starts_at_base: true,
+            base: Some(6),
             domain: "d".into(),
             vm_name: "v".into(),
             disk_label: "l".into(),
@@ -102,6 +102,7 @@ fn messages() -> Vec<Message> {
         Message::LaneOpened {
             durable_seq: 9,
             attach_epoch: 2,
+            full_base_seq: 8,
         },
         Message::Ack {
             durable_seq: 10,

@@ -139,6 +139,7 @@ impl Peer {
             &Message::LaneOpened {
                 durable_seq,
                 attach_epoch,
+                full_base_seq: 0,
             },
             channel,
         );
@@ -192,6 +193,8 @@ pub struct Seen {
 pub struct Disk {
     pub log: Vec<Seen>,
     pub durable: u64,
+    /// Seq of the last base that relied on nothing.
+    pub full_base: u64,
     generation: u64,
 }
 
@@ -411,12 +414,14 @@ impl Session {
         disk.generation += 1;
         self.channels
             .insert(channel, (lane.disk_id, disk.generation));
-        let (durable_seq, attach_epoch) = (disk.durable, lane.attach_epoch);
+        let (durable_seq, full_base_seq) = (disk.durable, disk.full_base);
+        let attach_epoch = lane.attach_epoch;
         drop(state);
         self.peer.send(
             &Message::LaneOpened {
                 durable_seq,
                 attach_epoch,
+                full_base_seq,
             },
             channel,
         );
@@ -443,6 +448,16 @@ impl Session {
             if header.seq != disk.last() + 1 && !base {
                 let wrong = format!("record {} follows {}", header.seq, disk.last());
                 state.wrongs.push(wrong);
+            }
+            if base {
+                let (relies_on, last) = (header.offset_bytes, disk.last());
+                if relies_on != 0 && !(disk.full_base..=last).contains(&relies_on) {
+                    let wrong = format!("base {} relies on {relies_on}, held: {last}", header.seq);
+                    state.wrongs.push(wrong);
+                }
+                if relies_on == 0 {
+                    disk.full_base = header.seq;
+                }
             }
             let right = payload(&disk_id, header.seq, record.payload.len().max(8));
             if header.kind == RecordKind::Write && record.payload != right {

@@ -158,6 +158,7 @@ fn what_an_earlier_connection_brought_may_be_acknowledged_early() {
     let opened = Message::LaneOpened {
         durable_seq: 1,
         attach_epoch,
+        full_base_seq: 0,
     };
     peer.send(&opened, channel);
     assert_eq!(peer.data(), [2, 3]);
@@ -215,6 +216,7 @@ fn a_lane_moves_although_its_connection_ended_before_it_could() {
     let opened = Message::LaneOpened {
         durable_seq: 0,
         attach_epoch,
+        full_base_seq: 0,
     };
     peer.send(&opened, channel);
     assert_eq!(peer.data(), [1, begin, last]);

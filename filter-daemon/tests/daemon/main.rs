@@ -5,6 +5,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod appliance;
+mod bases;
 mod cuts;
 mod delivery;
 mod hostile;

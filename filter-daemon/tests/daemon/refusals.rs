@@ -57,6 +57,7 @@ fn a_gap_that_is_always_found_does_not_become_a_tight_loop() {
                     let opened = Message::LaneOpened {
                         durable_seq: 0,
                         attach_epoch: 1,
+                        full_base_seq: 0,
                     };
                     peer.send(&opened, channel);
                 }

@@ -59,6 +59,19 @@ pub fn payload(disk: &[u8; 16], seq: u64, len: usize) -> Vec<u8> {
     bytes
 }
 
+fn identity(run: &RunFolder, disk: [u8; 16], base_seq: u64, ring_bytes: u64) -> Identity {
+    Identity {
+        geometry: Geometry::for_disk(1 << 30, ring_bytes).unwrap(),
+        disk_id: disk,
+        vm_id: [9; 16],
+        boot_id: run.boot_id().unwrap(),
+        base_seq,
+        domain: DOMAIN.into(),
+        vm_name: "vm".into(),
+        disk_label: format!("disk{}", disk[0]),
+    }
+}
+
 pub struct Vm {
     pub lane: MappedLane,
     pub producer: Producer,
@@ -82,19 +95,24 @@ impl Vm {
         ring_bytes: u64,
     ) -> Self {
         let lock = run.lock_disk(&disk).unwrap().expect("the disk is free");
-        let identity = Identity {
-            geometry: Geometry::for_disk(1 << 30, ring_bytes).unwrap(),
-            disk_id: disk,
-            vm_id: [9; 16],
-            boot_id: run.boot_id().unwrap(),
-            base_seq,
-            domain: DOMAIN.into(),
-            vm_name: "vm".into(),
-            disk_label: format!("disk{}", disk[0]),
-        };
+        let identity = identity(run, disk, base_seq, ring_bytes);
         let lane = MappedLane::create(run, &identity, 1 << 30).unwrap();
         let producer = Producer::new(lane.memory(), epoch, 0, base_seq);
         producer.set_state(LaneState::Streaming);
+        Self::of(run, lane, producer, lock)
+    }
+
+    /// A lane that is made and not yet begun: whoever begins it publishes its base first.
+    pub fn fresh(run: &RunFolder, disk: [u8; 16], epoch: u32, base_seq: u64) -> Self {
+        let lock = run.lock_disk(&disk).unwrap().expect("the disk is free");
+        let identity = identity(run, disk, base_seq, MIN_RING_BYTES);
+        let lane = MappedLane::create(run, &identity, 1 << 30).unwrap();
+        let producer = Producer::new(lane.memory(), epoch, 0, base_seq);
+        Self::of(run, lane, producer, lock)
+    }
+
+    fn of(run: &RunFolder, lane: MappedLane, producer: Producer, lock: Lock) -> Self {
+        let disk = lane.identity().disk_id;
         Self {
             lane,
             producer,
@@ -159,6 +177,16 @@ impl Vm {
         if base {
             self.producer.start_base(0);
         }
+        self.publish_marker(begin)
+    }
+
+    /// The stream begins anew, relying on the appliance's holding everything up to a seq.
+    pub fn begin_relying_on(&mut self, seq: u64) -> u64 {
+        self.producer.start_base(seq);
+        self.publish_marker(true)
+    }
+
+    fn publish_marker(&mut self, begin: bool) -> u64 {
         let stamps = Stamps {
             stamp: &self.stamp,
             cut_epoch: self.page.epoch(),

@@ -20,7 +20,8 @@
 //!
 //! The body is entries, each a header of 48 bytes and its content: kind (1), 3 zero bytes, content
 //! length (4), disk id (16), first seq (8), last seq (8), epoch (4), 4 zero bytes. Kinds: RUN holds
-//! whole records as they came; DISK and CUT hold JSON documents; STATE tells where a disk stands.
+//! whole records as they came; DISK and CUT hold JSON documents; STATE tells where a disk stands, its
+//! content is the seq (8) of the disk's last base that relied on nothing.
 
 use crc32c::crc32c;
 

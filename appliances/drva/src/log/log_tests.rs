@@ -1,7 +1,7 @@
 #![allow(clippy::unwrap_used)]
 use super::reader::Reader;
 use super::*;
-use filter_core::record::{RecordHeader, RecordKind};
+use filter_core::record::{FLAG_STREAM_BASE, FLAG_SYNC_BEGIN, RecordHeader, RecordKind};
 use std::sync::mpsc;
 
 const DOMAIN: [u8; 16] = [9; 16];
@@ -45,6 +45,32 @@ fn run(seq: u64, count: u64) -> Submission {
         time_ns,
         content,
         len,
+    }
+}
+
+/// The stream begins anew here, relying on an earlier seq or (0) on nothing.
+fn base(seq: u64, relies_on: u64) -> Submission {
+    let header = RecordHeader {
+        kind: RecordKind::Sync,
+        flags: FLAG_STREAM_BASE | FLAG_SYNC_BEGIN,
+        payload_len: 0,
+        payload_crc: 0,
+        seq,
+        stamp: seq,
+        offset_bytes: relies_on,
+        attach_epoch: 1,
+        cut_epoch: 1,
+        time_ns: 0,
+        range_len: 0,
+    };
+    let content = header.encode().to_vec();
+    let len = content.len();
+    Submission {
+        content,
+        len,
+        first_seq: seq,
+        last_seq: seq,
+        ..run(seq, 1)
     }
 }
 
@@ -223,6 +249,48 @@ fn the_state_of_a_disk_survives_the_release_of_its_segments() {
 }
 
 /// A read that the storage refuses says nothing of what is there: it must not end the log.
+/// What a base may rely on must be known for as long as the log is: from the record while it is there,
+/// and from the states of later segments after that.
+#[test]
+fn the_last_full_base_of_a_disk_survives_restarts_and_released_segments() {
+    let dir = tempfile::tempdir().unwrap();
+    let full_base = |recovered: &Recovered| recovered.disks.get(&DISK).unwrap().full_base_seq;
+    let (log, _, told) = open(dir.path());
+    put(&log, base(40, 0));
+    put(&log, run(41, 10));
+    put(&log, base(60, 50));
+    wait_for(&told, 60);
+    drop(log);
+    let (log, recovered, told) = open(dir.path());
+    assert_eq!(full_base(&recovered), 40, "60 relies on what came before");
+    for i in 0..100 {
+        put(&log, run(61 + i * 3, 3));
+    }
+    wait_for(&told, 360);
+    log.release(&|_| 300, 1);
+    let first = log.segments().first().copied().unwrap();
+    assert!(first > 3, "the bases are gone with their segment");
+    drop(log);
+    let (_log, recovered, _told) = open(dir.path());
+    assert_eq!(full_base(&recovered), 40);
+}
+
+/// A log that was written before bases could rely on anything has states that say nothing of it.
+#[test]
+fn a_state_without_a_full_base_lets_nothing_be_relied_on_but_all_of_it() {
+    let mut state = DiskState::default();
+    let entry = Entry {
+        kind: EntryKind::State,
+        disk_id: DISK,
+        first_seq: 0,
+        last_seq: 77,
+        epoch: 1,
+        content: &[],
+    };
+    recover::note_run(&mut state, &entry);
+    assert_eq!(state.full_base_seq, 77);
+}
+
 #[test]
 fn a_read_error_is_not_the_end_of_the_log() {
     let dir = tempfile::tempdir().unwrap();

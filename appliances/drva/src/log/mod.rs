@@ -137,6 +137,8 @@ pub struct DiskState {
     pub attach_epoch: u32,
     /// The seq of the open SYNC_BEGIN, or 0.
     pub sync_begin: u64,
+    /// The seq of the last base that relied on nothing, or 0.
+    pub full_base_seq: u64,
 }
 
 /// Room in the queue, held for a submission; given back if none is made.

@@ -10,7 +10,7 @@ use super::format::{BATCH_ALIGN, BatchError, BatchHeader, Entries, Entry, EntryK
 use super::reader::{ReadError, read_body, read_header};
 use super::volume::{Readable, Volume};
 use super::{DiskState, io_error};
-use filter_core::record::{FLAG_SYNC_BEGIN, FLAG_SYNC_END, RecordHeader};
+use filter_core::record::{FLAG_STREAM_BASE, FLAG_SYNC_BEGIN, FLAG_SYNC_END, RecordHeader};
 use std::collections::{BTreeMap, HashMap};
 use std::io;
 
@@ -71,12 +71,19 @@ pub fn note_run(state: &mut DiskState, entry: &Entry<'_>) -> u32 {
                 if header.flags & FLAG_SYNC_END != 0 {
                     state.sync_begin = 0;
                 }
+                if header.flags & FLAG_STREAM_BASE != 0 && header.offset_bytes == 0 {
+                    state.full_base_seq = header.seq;
+                }
             }
         }
         EntryKind::State => {
             state.last_seq = state.last_seq.max(entry.last_seq);
             state.attach_epoch = state.attach_epoch.max(entry.epoch);
             state.sync_begin = entry.first_seq;
+            // Without it every base counts as full: then only one that relies on all of it stands.
+            let full_base = entry.content.first_chunk().copied();
+            let full_base = full_base.map_or(entry.last_seq, u64::from_le_bytes);
+            state.full_base_seq = state.full_base_seq.max(full_base);
         }
         EntryKind::Disk => state.description = entry.content.to_vec(),
         EntryKind::Cut => {}

@@ -346,7 +346,8 @@ impl Batcher {
         self.append(&entry)?;
         entry.kind = EntryKind::State;
         (entry.first_seq, entry.last_seq) = (state.sync_begin, state.last_seq);
-        (entry.epoch, entry.content) = (state.attach_epoch, &[]);
+        let full_base = state.full_base_seq.to_le_bytes();
+        (entry.epoch, entry.content) = (state.attach_epoch, &full_base);
         self.append(&entry)
     }
 

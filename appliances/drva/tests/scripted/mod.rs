@@ -328,7 +328,7 @@ impl Disk {
                 attach_epoch: 1,
                 durable_seq: 0,
                 capacity_bytes: CAPACITY_BYTES,
-                starts_at_base: true,
+                base: Some(0),
                 domain: DOMAIN.into(),
                 vm_name: "vm".into(),
                 disk_label: format!("disk{number}"),
