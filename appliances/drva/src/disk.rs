@@ -232,15 +232,26 @@ impl Disk {
         content: Vec<u8>,
         len: usize,
     ) -> (Outcome, Counted) {
-        let mut counted = Counted::default();
         let permit = match log.reserve(len, &|| self.is_superseded(generation)) {
             Ok(permit) => permit,
-            Err(LogError::GivenUp) => return (Outcome::Superseded, counted),
+            Err(LogError::GivenUp) => return (Outcome::Superseded, Counted::default()),
             Err(error) => {
                 let refused = Outcome::Refused(ErrorCode::Log, 0, error.to_string());
-                return (refused, counted);
+                return (refused, Counted::default());
             }
         };
+        self.admit(generation, content, len, |entry| log.submit(permit, entry))
+    }
+
+    /// The same, with room in the log held already; `submit` queues what is new, and must not wait.
+    pub fn admit(
+        &self,
+        generation: u64,
+        content: Vec<u8>,
+        len: usize,
+        submit: impl FnOnce(Submission) -> Result<(), LogError>,
+    ) -> (Outcome, Counted) {
+        let mut counted = Counted::default();
         let mut stream = self.stream.lock();
         if self.is_superseded(generation) {
             return (Outcome::Superseded, counted);
@@ -268,7 +279,7 @@ impl Disk {
                 len: run.end - run.start,
             };
             // Still under the lock: what comes over another connection must queue behind.
-            if let Err(error) = log.submit(permit, entry) {
+            if let Err(error) = submit(entry) {
                 outcome = Outcome::Refused(ErrorCode::Log, run.first_seq, error.to_string());
             }
         }
