@@ -1,7 +1,7 @@
 //! The guards of the product, by name, so that the simulator can show that each one is needed.
 //!
 //! Invariant: in a product every guard holds: [`holds`] is constant, and nothing can change that. Only
-//! a build with `--cfg jetdr_mutants` can take one out, for the whole process.
+//! the simulator, built with its feature `mutants`, can take one out, for the whole process.
 
 /// A guard: a check or an order of steps without which something would be lost.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -25,10 +25,24 @@ pub enum Guard {
     SyncEndWaits,
     /// A failed write's range is marked.
     FailedWriteMark,
-    /// A restarted stream begins above every seq used so far.
+    /// A revert voids the sync's reads under way.
+    RevertTouches,
+    /// Growing voids the sync's read of the last block.
+    GrowTouches,
+    /// After a restart nothing is published before the stream's new beginning.
+    BaseFirst,
+    /// A restarted stream begins above every seq that the appliance holds.
     BaseAboveAll,
+    /// A new lane begins above every seq of the lanes before it.
+    FloorRaised,
     /// A lane from before another attach is not adopted.
     LaneOfThisAttach,
+    /// After a reconnect everything that is not durable is sent again.
+    RewindOnClose,
+    /// Space in the lane is freed only up to what the appliance holds durably.
+    ReleaseDurable,
+    /// A cut is void when a disk tracked or synced while it was taken.
+    CutVoidWhileSyncing,
     /// The appliance drops what it has.
     DuplicateDrop,
     /// The appliance refuses a record that does not follow.
@@ -43,83 +57,147 @@ pub enum Guard {
     AckAfterDurable,
     /// A torn end of the log is cut off at a restart.
     TornEnd,
-    /// Space in the lane is freed only up to what the appliance holds durably.
-    ReleaseDurable,
-    /// A cut is void when a disk tracked or synced while it was taken.
-    CutVoidWhileSyncing,
-    /// A cut waits for whoever was stamping at the bump.
-    StampingWait,
     /// A cut closes only when every disk is durable up to its position.
     CutWaitsForDurable,
+    /// A cut closes only where no disk is within a sync.
+    ConsistentAt,
     /// Records of the next cut wait until the one before is settled.
     UploadHolds,
     /// The upload goes back to the records that had to wait.
     UploadRewinds,
-    /// A cut's commit is its last object.
-    CommitLast,
-    /// A part follows only when the one before it is in the store.
-    PartsInOrder,
+    /// A cut counts as committed only when the store has its last object.
+    CommitAwaited,
     /// A segment of the log goes only when all of its records are in the store.
     ReleaseUploaded,
-    /// A cut is taken into the list of those that wait before the log has it.
-    CutListedFirst,
-    /// A region's bit is durable before the first write to it passes.
-    IntentFirst,
-    /// A region's bit is cleared only after everything in it is durable downstream.
-    IntentClearDurable,
-    /// A region's bit is cleared only after the disk was flushed.
-    IntentClearFlush,
-    /// A disk that changed behind the filter is synced in full.
-    FullWhenChanged,
 }
 
-/// All guards.
-pub const ALL: [Guard; 32] = {
-    use Guard::*;
-    [
-        FirstMark,
-        SecondMark,
-        InFlightCheck,
-        TouchCheck,
-        ClearAfterPublish,
-        Leftovers,
-        DeferBudget,
-        SyncEndWaits,
-        FailedWriteMark,
-        BaseAboveAll,
-        LaneOfThisAttach,
-        DuplicateDrop,
-        GapCheck,
-        FenceAtAdmit,
-        FenceAtOpen,
-        SupersededChannel,
-        AckAfterDurable,
-        TornEnd,
-        ReleaseDurable,
-        CutVoidWhileSyncing,
-        StampingWait,
-        CutWaitsForDurable,
-        UploadHolds,
-        UploadRewinds,
-        CommitLast,
-        PartsInOrder,
-        ReleaseUploaded,
-        CutListedFirst,
-        IntentFirst,
-        IntentClearDurable,
-        IntentClearFlush,
-        FullWhenChanged,
-    ]
-};
+/// All guards, each with what it does.
+pub const ALL: &[(Guard, &str)] = &[
+    (
+        Guard::FirstMark,
+        "A write that is not published is marked before it is passed down.",
+    ),
+    (Guard::SecondMark, "It is marked again at its completion."),
+    (
+        Guard::InFlightCheck,
+        "A sync reads nothing that a write in flight overlaps.",
+    ),
+    (
+        Guard::TouchCheck,
+        "What a write touched since the sync's read began is not published.",
+    ),
+    (
+        Guard::ClearAfterPublish,
+        "A block's mark is cleared only after its content was published.",
+    ),
+    (
+        Guard::Leftovers,
+        "What was in flight when a producer died is marked when the disk is opened again.",
+    ),
+    (
+        Guard::DeferBudget,
+        "A write is held for at most the budget; then the disk tracks.",
+    ),
+    (
+        Guard::SyncEndWaits,
+        "A sync ends only when no unpublished write is in flight.",
+    ),
+    (Guard::FailedWriteMark, "A failed write's range is marked."),
+    (
+        Guard::RevertTouches,
+        "A revert voids the sync's reads under way.",
+    ),
+    (
+        Guard::GrowTouches,
+        "Growing voids the sync's read of the last block.",
+    ),
+    (
+        Guard::BaseFirst,
+        "After a restart nothing is published before the stream's new beginning.",
+    ),
+    (
+        Guard::BaseAboveAll,
+        "A restarted stream begins above every seq that the appliance holds.",
+    ),
+    (
+        Guard::FloorRaised,
+        "A new lane begins above every seq of the lanes before it.",
+    ),
+    (
+        Guard::LaneOfThisAttach,
+        "A lane from before another attach is not adopted.",
+    ),
+    (
+        Guard::RewindOnClose,
+        "After a reconnect everything that is not durable is sent again.",
+    ),
+    (
+        Guard::ReleaseDurable,
+        "Space in the lane is freed only up to what the appliance holds durably.",
+    ),
+    (
+        Guard::CutVoidWhileSyncing,
+        "A cut is void when a disk tracked or synced while it was taken.",
+    ),
+    (Guard::DuplicateDrop, "The appliance drops what it has."),
+    (
+        Guard::GapCheck,
+        "The appliance refuses a record that does not follow.",
+    ),
+    (
+        Guard::FenceAtAdmit,
+        "The appliance refuses records of an older epoch.",
+    ),
+    (
+        Guard::FenceAtOpen,
+        "The appliance refuses a lane of an older epoch.",
+    ),
+    (
+        Guard::SupersededChannel,
+        "Records that come over a channel that was superseded are not taken.",
+    ),
+    (
+        Guard::AckAfterDurable,
+        "An acknowledgement goes out only after the log's write is durable.",
+    ),
+    (
+        Guard::TornEnd,
+        "A torn end of the log is cut off at a restart.",
+    ),
+    (
+        Guard::CutWaitsForDurable,
+        "A cut closes only when every disk is durable up to its position.",
+    ),
+    (
+        Guard::ConsistentAt,
+        "A cut closes only where no disk is within a sync.",
+    ),
+    (
+        Guard::UploadHolds,
+        "Records of the next cut wait until the one before is settled.",
+    ),
+    (
+        Guard::UploadRewinds,
+        "The upload goes back to the records that had to wait.",
+    ),
+    (
+        Guard::CommitAwaited,
+        "A cut counts as committed only when the store has its last object.",
+    ),
+    (
+        Guard::ReleaseUploaded,
+        "A segment of the log goes only when all of its records are in the store.",
+    ),
+];
 
 /// Whether the guard is in place: always.
-#[cfg(not(jetdr_mutants))]
+#[cfg(not(feature = "mutants"))]
 #[inline(always)]
 pub const fn holds(_guard: Guard) -> bool {
     true
 }
 
-#[cfg(jetdr_mutants)]
+#[cfg(feature = "mutants")]
 mod out {
     use super::Guard;
     use core::sync::atomic::{AtomicU32, Ordering::Relaxed};
@@ -136,5 +214,5 @@ mod out {
         OUT.store(guard.map_or(0, |guard| guard as u32), Relaxed); // as above
     }
 }
-#[cfg(jetdr_mutants)]
+#[cfg(feature = "mutants")]
 pub use out::{holds, take_out};

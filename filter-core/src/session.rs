@@ -4,6 +4,7 @@
 //! Invariant: delivery is idempotent by (disk, epoch, seq): whatever is sent again, the receiver
 //! appends each seq once, in order, and never one of an older epoch once it has seen a newer.
 
+use crate::mutant::{Guard, holds};
 use crate::position::{Durable, Received};
 use crate::record::{FLAG_STREAM_BASE, FLAG_SYNC_BEGIN, FLAG_SYNC_END, RecordHeader};
 
@@ -174,7 +175,7 @@ impl Receiver {
     /// epoch is not raised here: an adopted lane still holds records of the epochs before it, and
     /// they come first; the fence falls with the first record of the new epoch.
     pub fn open(&self, attach_epoch: u32) -> Result<(), Refusal> {
-        if attach_epoch < self.attach_epoch {
+        if attach_epoch < self.attach_epoch && holds(Guard::FenceAtOpen) {
             return Err(Refusal::Fenced {
                 current: self.attach_epoch,
                 found: attach_epoch,
@@ -185,16 +186,16 @@ impl Receiver {
 
     /// Decides about one record and, if it is to be appended, takes it in.
     pub fn admit(&mut self, header: &RecordHeader) -> Result<Admit, Refusal> {
-        if header.seq <= self.received.0 {
+        if header.seq <= self.received.0 && holds(Guard::DuplicateDrop) {
             return Ok(Admit::Duplicate);
         }
-        if header.attach_epoch < self.attach_epoch {
+        if header.attach_epoch < self.attach_epoch && holds(Guard::FenceAtAdmit) {
             let (current, found) = (self.attach_epoch, header.attach_epoch);
             return Err(Refusal::Fenced { current, found });
         }
         let base = header.flags & FLAG_STREAM_BASE != 0;
         let follows = header.seq == self.received.0 + 1 && self.seen_base;
-        if !follows && !base {
+        if !follows && !base && holds(Guard::GapCheck) {
             return Err(Refusal::Gap {
                 last: self.received.0,
                 found: header.seq,

@@ -19,6 +19,7 @@
 //! | 72 | 4 | CRC32C of the 72 bytes before |
 
 use crate::crc::crc32c;
+use crate::mutant::{Guard, holds};
 use crate::record::{le_u32, le_u64};
 
 /// Bytes of one copy.
@@ -85,7 +86,7 @@ impl Sidecar {
             .attach_epoch
             .checked_add(1)
             .ok_or(SidecarError::Exhausted)?;
-        let seq_floor = if new_lane {
+        let seq_floor = if new_lane && holds(Guard::FloorRaised) {
             self.seq_floor + SEQ_STRIDE
         } else {
             self.seq_floor
@@ -130,7 +131,8 @@ impl Sidecar {
     pub fn matches_lane(&self, lane_epoch: u32, boot_id: &[u8; 16]) -> bool {
         let same = lane_epoch == self.attach_epoch;
         let died_between = lane_epoch.checked_add(1) == Some(self.attach_epoch);
-        !self.failed && self.boot_id == *boot_id && (same || died_between)
+        let ours = same || died_between || !holds(Guard::LaneOfThisAttach);
+        !self.failed && self.boot_id == *boot_id && ours
     }
 
     /// Where in the sidecar this generation is written, in bytes.

@@ -10,6 +10,7 @@ use filter_core::lane::consumer::{Consumer, LaneFault, Run};
 use filter_core::lane::layout::{LaneHome, LaneState};
 use filter_core::lane::sync::Ordering::Relaxed;
 use filter_core::mapping::MappedLane;
+use filter_core::mutant::{Guard, holds};
 use filter_core::position::Durable;
 use filter_core::session::{Resume, resume};
 use filter_core::wire::{ErrorCode, OpenLane, PortRole};
@@ -203,7 +204,9 @@ impl<H: LaneHome> Lane<H> {
     pub fn closed(&mut self, wait: Duration, now: Instant) {
         self.stage = Stage::Closed((!wait.is_zero()).then(|| now + wait));
         self.may_be_there = self.may_be_there.max(self.consumer.sent().0);
-        if let Err(fault) = self.consumer.rewind() {
+        if holds(Guard::RewindOnClose)
+            && let Err(fault) = self.consumer.rewind()
+        {
             self.restart(&fault);
         }
     }
@@ -263,7 +266,12 @@ impl<H: LaneHome> Lane<H> {
             return None;
         }
         match self.consumer.take(max_bytes) {
-            Ok(run) => run,
+            Ok(run) => {
+                if let Some(run) = run.filter(|_| !holds(Guard::ReleaseDurable)) {
+                    self.consumer.release(Durable(run.last_seq));
+                }
+                run
+            }
             Err(fault) => {
                 self.restart(&fault);
                 None

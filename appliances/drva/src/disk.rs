@@ -7,6 +7,7 @@
 use crate::log::format::EntryKind;
 use crate::log::{DiskState, Durability, Log, LogError, Submission};
 use crate::session::Outbox;
+use filter_core::mutant::{Guard, holds};
 use filter_core::position::Received;
 use filter_core::record::{FLAG_SYNC_BEGIN, FLAG_SYNC_END, RecordIter};
 use filter_core::session::{Admit, Receiver, Refusal};
@@ -162,7 +163,7 @@ impl Disk {
 
     /// Whether a cut may end at this seq.
     pub fn consistent_at(&self, seq: u64) -> bool {
-        !self.stream.lock().brackets.open_at(seq)
+        !self.stream.lock().brackets.open_at(seq) || !holds(Guard::ConsistentAt)
     }
 
     /// Last durable seq.
@@ -220,7 +221,8 @@ impl Disk {
 
     /// Whether the channel of this generation is no longer the disk's.
     pub fn is_superseded(&self, generation: u64) -> bool {
-        self.generation.load(Ordering::Acquire) != generation // pairs with `attach`, `end_channel`
+        let present = self.generation.load(Ordering::Acquire); // pairs with `attach`, `end_channel`
+        present != generation && holds(Guard::SupersededChannel)
     }
 
     /// Records have come over a channel: those that are new and in order go to the log. Waits while

@@ -19,6 +19,7 @@ use crate::lane::inflight::{InFlight, Token};
 use crate::lane::layout::{DIRTY_BLOCK_BYTES, LaneMemory, LaneState};
 use crate::lane::producer::{Draft, Producer, PublishError, PublishedGroup, Source, Stamps};
 use crate::lane::sync::Ordering::Relaxed;
+use crate::mutant::{Guard, holds};
 use crate::record::RecordKind;
 use sync::Sync;
 
@@ -137,7 +138,7 @@ impl Disk {
     pub fn new(mut producer: Producer, capacity_bytes: u64, start: Start, config: Config) -> Self {
         let memory = producer.memory();
         let dirty = DirtyMap::new(memory);
-        if start == Start::Marked {
+        if start == Start::Marked && holds(Guard::Leftovers) {
             InFlight::leftovers(memory, dirty);
         }
         let inflight = InFlight::new(memory);
@@ -230,7 +231,9 @@ impl Disk {
     pub fn retry(&mut self, change: &Change<'_>, stamps: &Stamps<'_>, waited_ns: u64) -> Decision {
         let decision = match self.try_publish(change, stamps) {
             Ok(decision) => decision,
-            Err(()) if waited_ns < self.config.defer_budget_ns => return Decision::Defer,
+            Err(()) if waited_ns < self.config.defer_budget_ns || !holds(Guard::DeferBudget) => {
+                return Decision::Defer;
+            }
             Err(()) => {
                 self.enter_tracking();
                 self.track(change)
@@ -290,7 +293,9 @@ impl Disk {
 
     /// Marks a change instead of publishing it: the first of two marks.
     fn track(&mut self, change: &Change<'_>) -> Decision {
-        self.dirty.mark(change.offset_bytes, change.len_bytes);
+        if holds(Guard::FirstMark) {
+            self.dirty.mark(change.offset_bytes, change.len_bytes);
+        }
         self.sync.touch(change.offset_bytes, change.len_bytes);
         let token = self.enter(change, true);
         Decision::Pass { token, wake: false }
@@ -316,8 +321,15 @@ impl Disk {
         if tracked || !ok {
             // The second mark: a sync may have cleared the first and read the block before the
             // write landed.
-            self.dirty.mark(offset_bytes, len_bytes);
-            self.sync.touch(offset_bytes, len_bytes);
+            let guard = if ok {
+                Guard::SecondMark
+            } else {
+                Guard::FailedWriteMark
+            };
+            if holds(guard) {
+                self.dirty.mark(offset_bytes, len_bytes);
+                self.sync.touch(offset_bytes, len_bytes);
+            }
             completed.sync = true;
         }
         if !ok {
@@ -376,7 +388,9 @@ impl Disk {
             // A read of the last block under way ends at the old end: publishing it would clear the
             // mark of a block that has become longer.
             let last_block = self.capacity_bytes - self.capacity_bytes % DIRTY_BLOCK_BYTES;
-            self.sync.touch(last_block, DIRTY_BLOCK_BYTES);
+            if holds(Guard::GrowTouches) {
+                self.sync.touch(last_block, DIRTY_BLOCK_BYTES);
+            }
             self.capacity_bytes = capacity_bytes;
             self.memory()
                 .producer()
@@ -406,7 +420,9 @@ impl Disk {
     pub fn mark_all(&mut self) {
         self.dirty.mark(0, self.capacity_bytes);
         // What is being read may be the content of before.
-        self.sync.touch(0, self.capacity_bytes);
+        if holds(Guard::RevertTouches) {
+            self.sync.touch(0, self.capacity_bytes);
+        }
         self.want_sync();
     }
 

@@ -10,6 +10,7 @@
 use super::{Disk, Mode};
 use crate::lane::layout::{DIRTY_BLOCK_BYTES, LaneState};
 use crate::lane::producer::{Draft, PublishError, Source, Stamps};
+use crate::mutant::{Guard, holds};
 use crate::record::RecordKind;
 use alloc::vec::Vec;
 
@@ -180,6 +181,9 @@ impl Disk {
                     touched: false,
                 };
                 self.sync.windows.push(window);
+                if !holds(Guard::ClearAfterPublish) {
+                    self.clear(&window);
+                }
                 SyncStep::Read {
                     ticket: Ticket(ticket),
                     offset_bytes,
@@ -194,7 +198,7 @@ impl Disk {
 
     /// If the stream starts anew, publishes its beginning; returns whether to wake the daemon.
     pub(super) fn begin_base(&mut self, stamps: &Stamps<'_>) -> Result<bool, PublishError> {
-        if !self.producer.base_pending() {
+        if !self.producer.base_pending() || !holds(Guard::BaseFirst) {
             return Ok(false);
         }
         let group = self.producer.publish_marker(true, stamps)?;
@@ -204,7 +208,8 @@ impl Disk {
     }
 
     fn finish(&mut self, stamps: &Stamps<'_>, wake: bool) -> SyncStep {
-        if !self.sync.windows.is_empty() || self.inflight.tracked() > 0 {
+        let unpublished = self.inflight.tracked() > 0 && holds(Guard::SyncEndWaits);
+        if !self.sync.windows.is_empty() || unpublished {
             return SyncStep::Wait { wake };
         }
         match self.producer.publish_marker(false, stamps) {
@@ -248,12 +253,13 @@ impl Disk {
             self.sync.cursor = block + count;
             let offset = block * DIRTY_BLOCK_BYTES;
             let len = (count * DIRTY_BLOCK_BYTES).min(self.capacity_bytes - offset);
-            if !self.sync.reading(offset, len) && !self.inflight.overlaps(offset, len) {
+            let busy = |at, len| self.inflight.overlaps(at, len) && holds(Guard::InFlightCheck);
+            if !self.sync.reading(offset, len) && !busy(offset, len) {
                 return Some((offset, len));
             }
             // A busy neighbour must not keep a quiet block waiting: try the first block alone.
             let first = DIRTY_BLOCK_BYTES.min(self.capacity_bytes - offset);
-            if !self.sync.reading(offset, first) && !self.inflight.overlaps(offset, first) {
+            if !self.sync.reading(offset, first) && !busy(offset, first) {
                 self.sync.cursor = block + 1;
                 return Some((offset, first));
             }
@@ -275,7 +281,8 @@ impl Disk {
             self.counters.sync_read_errors += 1;
             return false;
         };
-        if window.touched || self.mode == Mode::Tracking || self.sync.phase != Phase::Begun {
+        let touched = window.touched && holds(Guard::TouchCheck);
+        if touched || self.mode == Mode::Tracking || self.sync.phase != Phase::Begun {
             self.counters.sync_touched += 1;
             return false;
         }
@@ -295,11 +302,15 @@ impl Disk {
             return false;
         };
         self.counters.sync_bytes += window.len_bytes;
+        self.clear(&window);
+        group.wake
+    }
+
+    fn clear(&self, window: &Window) {
         let first = window.offset_bytes / DIRTY_BLOCK_BYTES;
         let end = (window.offset_bytes + window.len_bytes).div_ceil(DIRTY_BLOCK_BYTES);
         for block in first..end {
             self.dirty.clear_block(block);
         }
-        group.wake
     }
 }

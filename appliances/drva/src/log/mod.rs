@@ -20,6 +20,7 @@ pub mod segment;
 pub mod volume;
 mod writer;
 
+use filter_core::mutant::{Guard, holds};
 use format::{ENTRY_HEADER_BYTES, Entry, EntryKind};
 use parking_lot::{Condvar, Mutex};
 use recover::{FoundSegment, Recovered};
@@ -198,7 +199,8 @@ impl Segment {
     /// Whether it may go: all of its records are uploaded, its cuts are settled.
     pub fn is_done(&self, uploaded: &dyn Fn(&[u8; 16]) -> u64, settled_epoch: u32) -> bool {
         self.cut_epoch <= settled_epoch
-            && self.last.iter().all(|(disk, seq)| uploaded(disk) >= *seq)
+            && (self.last.iter().all(|(disk, seq)| uploaded(disk) >= *seq)
+                || !holds(Guard::ReleaseUploaded))
     }
 }
 
