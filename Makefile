@@ -56,8 +56,8 @@ doctest:
 	$(CARGO) test --locked --workspace --doc --quiet
 
 .PHONY: loom
-loom: ## Model-check the lane: every interleaving, and the mutants that must fail
-	RUSTFLAGS="--cfg loom" $(CARGO) test --locked --release -p filter-core --test loom_lane --target-dir $(TARGET)/loom
+loom: ## Model-check the lane and the sync: every interleaving, and the mutants that must fail
+	RUSTFLAGS="--cfg loom" $(CARGO) test --locked --release -p filter-core --test loom_lane --test loom_sync --target-dir $(TARGET)/loom
 
 .PHONY: lint
 lint: fmt clippy doc tidy ## Format, clippy, documentation, tidiness of the repository

@@ -208,7 +208,9 @@ pub struct jio_disk_info {
     pub boot_id: *const ::core::ffi::c_char,
     pub properties: *const jio_property_t,
     pub property_count: u64,
-    pub reserved: [u64; 4usize],
+    pub content_id: u64,
+    pub content_id_before: u64,
+    pub reserved: [u64; 2usize],
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
@@ -228,7 +230,9 @@ const _: () = {
     ["Offset of field: jio_disk_info::boot_id"][::core::mem::offset_of!(jio_disk_info, boot_id) - 88usize];
     ["Offset of field: jio_disk_info::properties"][::core::mem::offset_of!(jio_disk_info, properties) - 96usize];
     ["Offset of field: jio_disk_info::property_count"][::core::mem::offset_of!(jio_disk_info, property_count) - 104usize];
-    ["Offset of field: jio_disk_info::reserved"][::core::mem::offset_of!(jio_disk_info, reserved) - 112usize];
+    ["Offset of field: jio_disk_info::content_id"][::core::mem::offset_of!(jio_disk_info, content_id) - 112usize];
+    ["Offset of field: jio_disk_info::content_id_before"][::core::mem::offset_of!(jio_disk_info, content_id_before) - 120usize];
+    ["Offset of field: jio_disk_info::reserved"][::core::mem::offset_of!(jio_disk_info, reserved) - 128usize];
 };
 pub type jio_disk_info_t = jio_disk_info;
 #[repr(C)]
@@ -344,7 +348,10 @@ pub struct jio_filter_status {
     pub deferred_ns_max: u64,
     pub held_count: u64,
     pub tracking_count: u64,
-    pub reserved: [u64; 6usize],
+    pub intent_bytes: u64,
+    pub intent_late_count: u64,
+    pub synced_bytes: u64,
+    pub reserved: [u64; 3usize],
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
@@ -364,7 +371,10 @@ const _: () = {
     ["Offset of field: jio_filter_status::deferred_ns_max"][::core::mem::offset_of!(jio_filter_status, deferred_ns_max) - 72usize];
     ["Offset of field: jio_filter_status::held_count"][::core::mem::offset_of!(jio_filter_status, held_count) - 80usize];
     ["Offset of field: jio_filter_status::tracking_count"][::core::mem::offset_of!(jio_filter_status, tracking_count) - 88usize];
-    ["Offset of field: jio_filter_status::reserved"][::core::mem::offset_of!(jio_filter_status, reserved) - 96usize];
+    ["Offset of field: jio_filter_status::intent_bytes"][::core::mem::offset_of!(jio_filter_status, intent_bytes) - 96usize];
+    ["Offset of field: jio_filter_status::intent_late_count"][::core::mem::offset_of!(jio_filter_status, intent_late_count) - 104usize];
+    ["Offset of field: jio_filter_status::synced_bytes"][::core::mem::offset_of!(jio_filter_status, synced_bytes) - 112usize];
+    ["Offset of field: jio_filter_status::reserved"][::core::mem::offset_of!(jio_filter_status, reserved) - 120usize];
 };
 pub type jio_filter_status_t = jio_filter_status;
 pub type jio_task_fn = ::core::option::Option<

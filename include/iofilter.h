@@ -209,7 +209,11 @@ typedef struct jio_disk_info {
     const char *boot_id;       /* changes at every boot of the host */
     const jio_property_t *properties;
     uint64_t property_count;   /* at most JIO_PROPERTIES_MAX */
-    uint64_t reserved[4];      /* zero */
+    uint64_t content_id;        /* of this opening: the host changes it at every opening for writing,
+                                   through a filter or not; 0: the host cannot tell */
+    uint64_t content_id_before; /* what it was before this opening; another one than was seen last: the
+                                   disk was written, or may have been, without the filter; 0 as above */
+    uint64_t reserved[2];      /* zero */
 } jio_disk_info_t;
 
 /* How a disk is closed. */
@@ -306,7 +310,10 @@ typedef struct jio_filter_status {
     uint64_t deferred_ns_max;  /* the longest deferral since open */
     uint64_t held_count;       /* completions held since open */
     uint64_t tracking_count;   /* times it fell back to tracking since open */
-    uint64_t reserved[6];
+    uint64_t intent_bytes;     /* would be synced if the host crashed now */
+    uint64_t intent_late_count; /* changes that passed before that was written down, since open */
+    uint64_t synced_bytes;     /* read and captured by syncs since open */
+    uint64_t reserved[3];
 } jio_filter_status_t;
 
 /* Callbacks that the filter hands to the host: the userdata comes back first, untouched. */
@@ -604,6 +611,8 @@ JIO_ASSERT_AT(jio_disk_info_t, label, 56);
 JIO_ASSERT_AT(jio_disk_info_t, boot_id, 88);
 JIO_ASSERT_AT(jio_disk_info_t, properties, 96);
 JIO_ASSERT_AT(jio_disk_info_t, property_count, 104);
+JIO_ASSERT_AT(jio_disk_info_t, content_id, 112);
+JIO_ASSERT_AT(jio_disk_info_t, content_id_before, 120);
 
 JIO_ASSERT_SIZE(jio_snapshot_t, 40);
 JIO_ASSERT_SIZE(jio_clone_t, 56);
@@ -614,6 +623,7 @@ JIO_ASSERT_AT(jio_requirements_t, defer_ns_max, 40);
 JIO_ASSERT_SIZE(jio_filter_status_t, 144);
 JIO_ASSERT_AT(jio_filter_status_t, epoch, 16);
 JIO_ASSERT_AT(jio_filter_status_t, tracking_count, 88);
+JIO_ASSERT_AT(jio_filter_status_t, synced_bytes, 112);
 
 JIO_ASSERT_SIZE(jio_host_t, 264);
 JIO_ASSERT_AT(jio_host_t, host_ctx, 8);

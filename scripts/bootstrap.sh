@@ -14,7 +14,8 @@ bare_target=x86_64-unknown-none
 # command:package, by what needs it. A command that exists is enough, wherever it came from.
 base=(cc:build-essential git:git)
 demo=("${base[@]}" mkfs.ext4:e2fsprogs e2fsck:e2fsprogs qemu-io:qemu-utils nbdcopy:libnbd-bin fio:fio)
-test=("${demo[@]}" qemu-img:qemu-utils nbdinfo:libnbd-bin node:nodejs npm:npm ps:procps xz:xz-utils)
+test=("${demo[@]}" qemu-img:qemu-utils nbdinfo:libnbd-bin node:nodejs npm:npm ps:procps xz:xz-utils
+    debugfs:e2fsprogs qemu-system-x86_64:qemu-system-x86)
 bench=("${demo[@]}" nbdkit:nbdkit iperf3:iperf3 taskset:util-linux)
 ci=("${test[@]}")
 
@@ -128,6 +129,7 @@ toolchain
 crates
 if [[ $profile == test || $profile == ci ]]; then
     azurite
+    scripts/guest.sh
     cargo_tool cargo-nextest cargo-nextest "$nextest_version"
 fi
 if [[ $profile == ci ]]; then

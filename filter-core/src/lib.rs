@@ -12,10 +12,9 @@
 extern crate alloc;
 
 pub mod crc;
-#[cfg(not(loom))]
 pub mod disk;
 pub mod lane;
-#[cfg(all(feature = "mapping", not(loom)))]
+#[cfg(feature = "mapping")]
 pub mod mapping;
 pub mod mutant;
 pub mod position;

@@ -69,6 +69,20 @@ pub enum Guard {
     CommitAwaited,
     /// A segment of the log goes only when all of its records are in the store.
     ReleaseUploaded,
+    /// A region's bit is durable in the sidecar before the first write to it passes.
+    IntentFirst,
+    /// A region's bit is cleared only when what was published of it is durable downstream.
+    IntentClearDurable,
+    /// A region's bit is not cleared while anything in it is marked or in flight.
+    IntentClearBusy,
+    /// A region's bit is cleared only after the disk below was flushed.
+    IntentClearFlush,
+    /// A disk that was opened without its filter is synced in full.
+    FullWhenChanged,
+    /// A stream that begins anew is taken only where what it relies on is held.
+    BaseStands,
+    /// A disk that was rolled back with its sidecar goes on above the epoch that the appliance knows.
+    RisesWhenRolledBack,
 }
 
 /// All guards, each with what it does.
@@ -187,6 +201,34 @@ pub const ALL: &[(Guard, &str)] = &[
     (
         Guard::ReleaseUploaded,
         "A segment of the log goes only when all of its records are in the store.",
+    ),
+    (
+        Guard::IntentFirst,
+        "A region's bit is durable in the sidecar before the first write to it passes.",
+    ),
+    (
+        Guard::IntentClearDurable,
+        "A region's bit is cleared only when what was published of it is durable downstream.",
+    ),
+    (
+        Guard::IntentClearBusy,
+        "A region's bit is not cleared while anything in it is marked or in flight.",
+    ),
+    (
+        Guard::IntentClearFlush,
+        "A region's bit is cleared only after the disk below was flushed.",
+    ),
+    (
+        Guard::FullWhenChanged,
+        "A disk that was opened without its filter is synced in full.",
+    ),
+    (
+        Guard::BaseStands,
+        "A stream that begins anew is taken only where what it relies on is held.",
+    ),
+    (
+        Guard::RisesWhenRolledBack,
+        "A disk that was rolled back with its sidecar goes on above the epoch that the appliance knows.",
     ),
 ];
 

@@ -166,9 +166,20 @@ impl RecordHeader {
         record_span_bytes(self.payload_len)
     }
 
-    /// First byte after the range on the disk.
+    /// First byte after the range on the disk; 0 for a marker, which has none.
     pub const fn end_bytes(&self) -> u64 {
+        if self.is_marker() {
+            return 0;
+        }
         self.offset_bytes + self.range_len as u64
+    }
+
+    /// Of a STREAM_BASE: the seq that the stream relies on.
+    pub const fn relies_on(&self) -> Option<u64> {
+        if self.flags & FLAG_STREAM_BASE == 0 {
+            return None;
+        }
+        Some(self.offset_bytes)
     }
 
     /// A marker carries a state change of the stream, no data.

@@ -172,3 +172,41 @@ fn fuzz_records() {
         }
     });
 }
+
+/// What a stream relies on is no place on the disk.
+#[test]
+fn a_marker_has_no_range() {
+    let base = RecordHeader {
+        kind: RecordKind::Sync,
+        flags: FLAG_SYNC_BEGIN | FLAG_STREAM_BASE,
+        payload_len: 0,
+        payload_crc: 0,
+        seq: 1 << 41,
+        stamp: 1,
+        offset_bytes: 1 << 40,
+        attach_epoch: 1,
+        cut_epoch: 1,
+        time_ns: 0,
+        range_len: 0,
+    };
+    assert_eq!(base.check(), Ok(()));
+    assert_eq!((base.end_bytes(), base.relies_on()), (0, Some(1 << 40)));
+    let begin = RecordHeader {
+        flags: FLAG_SYNC_BEGIN,
+        ..base
+    };
+    assert!(
+        begin.check().is_err(),
+        "relies on nothing, and has no range"
+    );
+    let later = RecordHeader {
+        offset_bytes: base.seq,
+        ..base
+    };
+    assert!(later.check().is_err(), "relies on itself");
+    let end = RecordHeader {
+        offset_bytes: 0,
+        ..begin
+    };
+    assert_eq!((end.check(), end.relies_on()), (Ok(()), None));
+}

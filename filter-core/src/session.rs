@@ -27,8 +27,8 @@ pub enum Resume {
 /// Whether a receiver that holds `held` and whose last base that relied on nothing is `full_base_seq`
 /// can take a base that relies on `relies_on`: it must hold everything up to there, and no full sync
 /// may have begun above it, since that one may lack what the regions of this base do not cover.
-const fn base_stands(relies_on: u64, full_base_seq: u64, held: u64) -> bool {
-    relies_on == 0 || (full_base_seq <= relies_on && relies_on <= held)
+fn base_stands(relies_on: u64, full_base_seq: u64, held: u64) -> bool {
+    relies_on == 0 || (full_base_seq <= relies_on && relies_on <= held) || !holds(Guard::BaseStands)
 }
 
 /// Decides from what the lane knows (`lane_durable`, `last_published`, and what its next record relies
@@ -121,6 +121,8 @@ pub struct Receiver {
     syncing: bool,
     seen_base: bool,
     full_base_seq: u64,
+    /// Newest epoch that a host presented a lane of.
+    presented_epoch: u32,
 }
 
 impl Receiver {
@@ -132,6 +134,7 @@ impl Receiver {
             syncing: true,
             seen_base: false,
             full_base_seq: 0,
+            presented_epoch: 0,
         }
     }
 
@@ -148,7 +151,14 @@ impl Receiver {
             syncing,
             seen_base: received.0 > 0,
             full_base_seq,
+            presented_epoch: 0,
         }
+    }
+
+    /// The same, with the newest epoch that is known to have been presented.
+    pub const fn with_presented(mut self, epoch: u32) -> Self {
+        self.presented_epoch = epoch;
+        self
     }
 
     /// Last seq received.
@@ -171,16 +181,26 @@ impl Receiver {
         self.syncing
     }
 
-    /// A host presents a lane of this epoch: refused if a record of a newer one was received. The
-    /// epoch is not raised here: an adopted lane still holds records of the epochs before it, and
-    /// they come first; the fence falls with the first record of the new epoch.
-    pub fn open(&self, attach_epoch: u32) -> Result<(), Refusal> {
-        if attach_epoch < self.attach_epoch && holds(Guard::FenceAtOpen) {
-            return Err(Refusal::Fenced {
-                current: self.attach_epoch,
-                found: attach_epoch,
-            });
+    /// The newest epoch that is known of: presented, or of a record.
+    pub fn newest_epoch(&self) -> u32 {
+        self.attach_epoch.max(self.presented_epoch)
+    }
+
+    /// Whether a lane of this epoch may be presented: not if a newer one was, or was received.
+    pub fn may_open(&self, attach_epoch: u32) -> Result<(), Refusal> {
+        let (current, found) = (self.newest_epoch(), attach_epoch);
+        if found < current && holds(Guard::FenceAtOpen) {
+            return Err(Refusal::Fenced { current, found });
         }
+        Ok(())
+    }
+
+    /// A host presents a lane of this epoch: from now on none of an older one may be. Records are not
+    /// fenced by that: an adopted lane still holds some of the epochs before its own, and they come
+    /// first; for them the fence falls with the first record of the new epoch.
+    pub fn open(&mut self, attach_epoch: u32) -> Result<(), Refusal> {
+        self.may_open(attach_epoch)?;
+        self.presented_epoch = attach_epoch;
         Ok(())
     }
 

@@ -119,6 +119,26 @@ fn a_base_is_taken_only_if_what_it_relies_on_is_here() {
     }
 }
 
+/// Who lost the disk must not get it back by being the first to come again.
+#[test]
+fn an_epoch_older_than_one_presented_is_not_opened() {
+    let mut receiver = Receiver::restored(Received(5), 3, false, 1);
+    assert_eq!(receiver.open(5), Ok(()));
+    let fenced = |current, found| Err(Refusal::Fenced { current, found });
+    assert_eq!(receiver.open(4), fenced(5, 4));
+    assert_eq!(receiver.open(5), Ok(()));
+    // Records of a lane that was adopted come before those of its new epoch.
+    assert_eq!(receiver.admit(&record(6, 3, 0)), Ok(Admit::Append));
+    assert_eq!((receiver.attach_epoch(), receiver.newest_epoch()), (3, 5));
+    assert_eq!(receiver.admit(&record(7, 5, 0)), Ok(Admit::Append));
+    let refused = receiver.admit(&record(8, 4, 0)).map(|_| ());
+    assert_eq!(refused, fenced(5, 4));
+    // As it is after a restart of the receiver.
+    let restored = Receiver::restored(Received(5), 3, false, 1).with_presented(5);
+    assert_eq!(restored.may_open(4), fenced(5, 4));
+    assert_eq!(Receiver::new().may_open(1), Ok(()));
+}
+
 #[test]
 fn resume_table() {
     use Resume::*;

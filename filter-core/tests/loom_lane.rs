@@ -4,8 +4,8 @@
 #![cfg(loom)]
 #![allow(clippy::unwrap_used)]
 
-use filter_core::lane::ring::{self, Orders, Sound};
-use filter_core::lane::sync::{AtomicU32, AtomicU64, Ordering};
+use filter_core::lane::model::ring::{self, Orders, Sound};
+use filter_core::lane::model::sync::{AtomicU32, AtomicU64, Ordering};
 use loom::cell::UnsafeCell;
 use loom::sync::Arc;
 use std::panic::{AssertUnwindSafe, catch_unwind};

@@ -1,11 +1,12 @@
 //! One connection to the appliance: frames in, frames out, never blocking once it is up.
 //!
 //! Invariant: a frame that was begun is finished before anything else is sent, and the memory that it
-//! is sent from stays mapped until then. No more is kept of what the appliance sends than one frame of
-//! the length that its kind may have.
+//! is sent from stays mapped until then; small frames that were queued go before one that is not begun.
+//! No more is kept of what the appliance sends than one frame of the length that its kind may have.
 
 use crate::transport::{Connector, Transport};
 use filter_core::lane::consumer::Run;
+use filter_core::lane::layout::{HASH_BYTES, MAX_HASHES};
 use filter_core::mapping::MappedLane;
 use filter_core::wire::{
     FRAME_HEADER_BYTES, FrameHeader, FrameKind, Hello, MAX_BODY_BYTES, MAX_TEXT_BYTES, Message,
@@ -24,6 +25,8 @@ pub const HEARTBEAT_AFTER: Duration = Duration::from_secs(5);
 pub const SILENCE_LIMIT: Duration = Duration::from_secs(30);
 /// Longest body of what an appliance sends after its hello: a text, and room for fields to come.
 const MAX_ANSWER_BYTES: u32 = 4 * MAX_TEXT_BYTES as u32;
+/// The same of hashes, which are many.
+const MAX_HASHES_BYTES: u32 = 4 + (MAX_HASHES * HASH_BYTES) as u32;
 /// Read in one call.
 const CHUNK_BYTES: usize = 16 * 1024;
 /// Calls in one look: what else has come waits for the next one.
@@ -135,10 +138,13 @@ fn answer_limit(header: &FrameHeader) -> Result<u32, LinkError> {
         | FrameKind::Error
         | FrameKind::CutRequest
         | FrameKind::Heartbeat => Ok(MAX_ANSWER_BYTES),
+        FrameKind::Hashes => Ok(MAX_HASHES_BYTES),
         FrameKind::Hello => Err(LinkError::Protocol("a second hello")),
-        FrameKind::OpenLane | FrameKind::Data | FrameKind::CutPositions | FrameKind::CloseLane => {
-            Err(LinkError::Protocol("a frame that only a daemon sends"))
-        }
+        FrameKind::OpenLane
+        | FrameKind::Data
+        | FrameKind::CutPositions
+        | FrameKind::CloseLane
+        | FrameKind::HashRequest => Err(LinkError::Protocol("a frame that only a daemon sends")),
     }
 }
 
@@ -279,6 +285,14 @@ impl Connection {
 
     /// Sends what waits. `true`: all of it is gone.
     pub fn flush(&mut self) -> Result<bool, LinkError> {
+        let begun = |frame: &Outgoing| frame.sent > 0;
+        if !self.frame.as_ref().is_some_and(begun) && !self.flush_small()? {
+            return Ok(false);
+        }
+        Ok(self.flush_frame()? && self.flush_small()?)
+    }
+
+    fn flush_frame(&mut self) -> Result<bool, LinkError> {
         while let Some(frame) = &mut self.frame {
             match self
                 .transport
@@ -296,6 +310,10 @@ impl Connection {
                 Err(e) => return Err(e.into()),
             }
         }
+        Ok(true)
+    }
+
+    fn flush_small(&mut self) -> Result<bool, LinkError> {
         while !self.small.is_empty() {
             match self.transport.write(&self.small) {
                 Ok(gone) => {

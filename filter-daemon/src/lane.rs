@@ -5,6 +5,7 @@
 //! whole over the present connection.
 
 use crate::connection::{LinkError, Sending};
+use crate::hashes::Questions;
 use crossbeam::channel::{Receiver, Sender, TryRecvError, unbounded};
 use filter_core::lane::consumer::{Consumer, LaneFault, Run};
 use filter_core::lane::layout::{LaneHome, LaneState};
@@ -83,6 +84,10 @@ pub struct Lane<H: LaneHome = MappedLane> {
     pub moving_to: Option<PortRole>,
     /// Faults found in it since the daemon knows it.
     pub faults: u64,
+    /// What the appliance was told last: the epoch that is presented, the capacity in bytes.
+    told: (u32, u64),
+    /// What the filter asks about blocks.
+    pub questions: Questions,
     asks: Receiver<CutAsk>,
     /// The highest seq that any daemon may have sent an appliance, so that one may acknowledge.
     may_be_there: u64,
@@ -101,14 +106,16 @@ impl<H: LaneHome> Lane<H> {
         let lane = Self {
             may_be_there: published.max(consumer.sent().0),
             mapped,
-            consumer,
             channel: 0,
             stage: Stage::Closed(None),
             moving_to: None,
             faults: 0,
+            told: (0, 0),
+            questions: Questions::of(&consumer),
             asks,
             claimed: 0,
             refusal: None,
+            consumer,
         };
         (lane, sender)
     }
@@ -183,15 +190,31 @@ impl<H: LaneHome> Lane<H> {
         self.channel = channel;
         self.stage = Stage::Opening;
         self.claimed = 0;
-        let id = self.mapped.identity();
+        self.describe()
+    }
+
+    /// OPEN_LANE on the channel that is open, if what the appliance was told last is no longer so: the
+    /// disk has grown, or a VM has attached that adopted the lane.
+    pub fn open_again(&mut self) -> Option<OpenLane> {
+        let changed = self.stage == Stage::Open && self.told != self.to_tell();
+        changed.then(|| self.describe())
+    }
+
+    fn to_tell(&self) -> (u32, u64) {
         let memory = self.mapped.memory();
-        let words = memory.producer();
+        let capacity_bytes = memory.producer().capacity_bytes.load(Relaxed); // told again if it is late
+        (self.attach_epoch(), capacity_bytes)
+    }
+
+    fn describe(&mut self) -> OpenLane {
+        self.told = self.to_tell();
+        let id = self.mapped.identity();
         OpenLane {
             disk_id: id.disk_id,
             vm_id: id.vm_id,
-            attach_epoch: self.attach_epoch(),
+            attach_epoch: self.told.0,
             durable_seq: self.consumer.durable().0,
-            capacity_bytes: words.capacity_bytes.load(Relaxed), // a figure
+            capacity_bytes: self.told.1,
             base: self.consumer.next_base(),
             domain: id.domain.clone(),
             vm_name: id.vm_name.clone(),
@@ -204,6 +227,7 @@ impl<H: LaneHome> Lane<H> {
     pub fn closed(&mut self, wait: Duration, now: Instant) {
         self.stage = Stage::Closed((!wait.is_zero()).then(|| now + wait));
         self.may_be_there = self.may_be_there.max(self.consumer.sent().0);
+        self.questions.lost(&self.consumer);
         if holds(Guard::RewindOnClose)
             && let Err(fault) = self.consumer.rewind()
         {
@@ -224,6 +248,7 @@ impl<H: LaneHome> Lane<H> {
     /// The appliance has answered OPEN_LANE.
     pub fn opened(&mut self, appliance_durable: u64, full_base_seq: u64) {
         self.stage = Stage::Open;
+        self.consumer.set_fenced(0);
         if self.refusal.as_ref().is_some_and(|last| last.opening) {
             self.refusal = None;
         }
@@ -332,6 +357,15 @@ impl<H: LaneHome> Lane<H> {
         self.consumer.sent().0 == self.consumer.durable().0
     }
 
+    /// Looks for questions about blocks. `connected`: there is a connection to ask them over.
+    pub fn find_questions(&mut self, connected: bool) {
+        let soon = matches!(
+            self.stage,
+            Stage::Open | Stage::Opening | Stage::Closed(None)
+        );
+        self.questions.find(&self.consumer, connected && soon);
+    }
+
     /// A fenced lane whose epoch has changed since may try again.
     pub fn look_at_fence(&mut self) {
         if let Stage::Fenced(epoch) = self.stage
@@ -341,7 +375,8 @@ impl<H: LaneHome> Lane<H> {
         }
     }
 
-    /// The appliance refuses the lane, or record `seq` of it. An error ends the connection.
+    /// The appliance refuses the lane, or record `seq` of it (a newer epoch is named instead if that is
+    /// why). An error ends the connection.
     pub fn refused(
         &mut self,
         code: ErrorCode,
@@ -366,7 +401,7 @@ impl<H: LaneHome> Lane<H> {
         let last = self.refusal.as_ref();
         if last.is_none_or(|last| last.code != code || last.text != text) {
             let label = self.label();
-            tracing::warn!("lane {label}: the appliance refuses record {seq}: {text} ({code:?})");
+            tracing::warn!("lane {label}: the appliance refuses it at {seq}: {text} ({code:?})");
         }
         self.refusal = Some(Refusal {
             code,
@@ -376,7 +411,9 @@ impl<H: LaneHome> Lane<H> {
         });
         self.closed(wait, now);
         if code == ErrorCode::Fenced {
-            self.stage = Stage::Fenced(self.attach_epoch());
+            // By the epoch that was presented: a newer one of this lane is not what was refused.
+            self.stage = Stage::Fenced(self.told.0);
+            self.consumer.set_fenced(u32::try_from(seq).unwrap_or(0));
         }
         Ok(())
     }

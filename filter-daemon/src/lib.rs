@@ -3,7 +3,7 @@
 //! The path of a record through it: [`pump`] takes it from its lane ([`lane`]) and hands it to the
 //! kernel straight from the ring ([`transport`], [`raw`]); the appliance's acknowledgement comes back
 //! through [`connection`] and frees the ring. [`dial`] makes connections, [`control`] finds lanes and
-//! takes cuts, [`status_socket`] tells how it all stands.
+//! takes cuts, [`hashes`] passes on what a sync asks, [`status_socket`] tells how it all stands.
 //!
 //! Invariant: space in a ring is freed only when the appliance holds the records durably; whatever
 //! happens to connections, everything else is sent again.
@@ -11,6 +11,7 @@
 pub mod connection;
 pub mod control;
 pub mod dial;
+pub mod hashes;
 pub mod lane;
 pub mod pump;
 pub mod raw;

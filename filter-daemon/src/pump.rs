@@ -14,7 +14,7 @@ use crate::lane::{Lane, Stage};
 use crate::raw::{self, Interest};
 use crate::status::{LaneStatus, Shared};
 use crossbeam::channel::{Receiver, Sender};
-use filter_core::lane::layout::LaneHome;
+use filter_core::lane::layout::{LaneHome, LaneState};
 use filter_core::wire::{Message, PortRole};
 use std::fs::File;
 use std::io::{self, Read};
@@ -34,6 +34,8 @@ const NAP: Duration = Duration::from_micros(500);
 const EMPTY_LOOKS: u32 = 8;
 /// The longest sleep: heartbeats and fences are looked after at least this often.
 const LONGEST_SLEEP: Duration = Duration::from_millis(500);
+/// The same while a lane syncs: its filter may ask about blocks without publishing anything.
+const SYNC_SLEEP: Duration = Duration::from_millis(20);
 /// How often the pump tells how it stands.
 const TELL_EVERY: Duration = Duration::from_millis(100);
 
@@ -128,6 +130,7 @@ impl Pump {
         let mut at = 0;
         let mut any = false;
         while let Some(lane) = self.lanes.get_mut(at) {
+            lane.find_questions(self.connection.is_some());
             if lane.answer_cuts() {
                 at += 1;
                 continue;
@@ -171,6 +174,7 @@ impl Pump {
         }
         let received = self.receive()?;
         self.open_lanes();
+        self.ask();
         let sent = self.send()?;
         if let Some(connection) = &mut self.connection {
             connection.keep_alive()?;
@@ -226,6 +230,20 @@ impl Pump {
         }
     }
 
+    /// Sends what filters ask about blocks, behind the records that were taken before.
+    fn ask(&mut self) {
+        let Some(connection) = &mut self.connection else {
+            return;
+        };
+        for lane in self.lanes.iter_mut().filter(|l| l.stage == Stage::Open) {
+            if !connection.is_sending(lane.channel)
+                && let Some(question) = lane.questions.to_send(&lane.consumer)
+            {
+                connection.queue(&question, lane.channel);
+            }
+        }
+    }
+
     /// Hands lanes over whose sync has begun or ended, once nothing of them is under way.
     fn move_lanes(&mut self) {
         let mut at = 0;
@@ -263,13 +281,13 @@ impl Pump {
 
     fn send(&mut self) -> Result<Round, LinkError> {
         let mut round = Round::default();
-        let mut idle = 0;
+        let mut idle = 0u32;
         let mut left = ROUND_BYTES;
         loop {
             let Some(connection) = &mut self.connection else {
                 return Ok(round);
             };
-            if !connection.flush()? || idle >= self.lanes.len() {
+            if !connection.flush()? || idle as usize >= self.lanes.len() {
                 return Ok(round);
             }
             if left == 0 {
@@ -280,8 +298,15 @@ impl Pump {
             let Some(lane) = self.lanes.get_mut(self.turn) else {
                 return Ok(round);
             };
-            let Some(run) = lane.take(FRAME_BYTES) else {
-                idle += 1;
+            let run = lane.take(FRAME_BYTES);
+            // After the records were taken, and before they are sent: what lies beyond the end of the
+            // disk as the appliance knows it comes after the news that the disk has grown.
+            let news = lane.open_again();
+            if let Some(news) = &news {
+                connection.queue(&Message::OpenLane(news.clone()), lane.channel);
+            }
+            let Some(run) = run else {
+                idle += u32::from(news.is_none());
                 continue;
             };
             connection.queue_run(run, lane.channel, lane.mapped.clone());
@@ -341,7 +366,7 @@ impl Pump {
         }
         let mut idle = true;
         for lane in self.lanes.iter().filter(|lane| lane.listens()) {
-            idle &= lane.consumer.prepare_sleep();
+            idle &= lane.consumer.prepare_sleep() && !lane.questions.is_asked(&lane.consumer);
         }
         if idle {
             self.poll(false, true, self.until_reopening());
@@ -369,7 +394,14 @@ impl Pump {
             }
             _ => None,
         });
-        waits.min().unwrap_or(LONGEST_SLEEP).min(LONGEST_SLEEP)
+        let asks =
+            |lane: &Lane| lane.listens() && lane.consumer.state() == Some(LaneState::Syncing);
+        let longest = if self.lanes.iter().any(asks) {
+            SYNC_SLEEP
+        } else {
+            LONGEST_SLEEP
+        };
+        waits.min().unwrap_or(longest).min(longest)
     }
 
     fn poll(&mut self, write: bool, pipe: bool, limit: Duration) {
@@ -436,9 +468,20 @@ pub fn handle<H: LaneHome>(
             }
             Ok(false)
         }
+        (
+            Message::Hashes {
+                offset_bytes,
+                hashes,
+            },
+            Some(lane),
+        ) => {
+            lane.questions.came(&lane.consumer, offset_bytes, &hashes)?;
+            Ok(false)
+        }
         (Message::Error { text, .. }, None) if channel == 0 => Err(LinkError::Refused(text)),
         // About a channel that was closed meanwhile.
-        (Message::Error { .. } | Message::Ack { .. } | Message::LaneOpened { .. }, _) => Ok(false),
+        (Message::Error { .. } | Message::Ack { .. }, _) => Ok(false),
+        (Message::LaneOpened { .. } | Message::Hashes { .. }, _) => Ok(false),
         _ => Err(LinkError::Protocol(
             "a frame that does not belong on a data port",
         )),

@@ -207,7 +207,7 @@ pub(crate) fn field(what: &'static str, value: impl Into<u64>) -> FormatError {
 }
 
 /// The SHA-256 of `bytes`.
-pub(crate) fn sha256(bytes: &[u8]) -> Sha256Hash {
+pub fn sha256(bytes: &[u8]) -> Sha256Hash {
     Sha256::digest(bytes).into()
 }
 

@@ -71,7 +71,7 @@ pub use error::{FormatError, StoreError};
 pub use extents::{ExtentMap, Piece, Place};
 pub use format::{
     BlockEntry, Commit, DiskInfo, Extent, FOOTER_BYTES, Footer, HEADER_BYTES, PartDisk, PartHeader,
-    PartIndex, Position, Sha256Hash, Source, decode_footer, decode_header, decode_index,
+    PartIndex, Position, Sha256Hash, Source, decode_footer, decode_header, decode_index, sha256,
 };
 pub use layout::{CONTAINER_FORMAT, CONTAINER_VERSION, DomainInfo, PartName, TimelineInfo};
 pub use put::{Alarm, AlarmFn, RetryPolicy};

@@ -1,6 +1,8 @@
 //! A stack of real processes for the end-to-end tests: an appliance, a daemon, a VM.
 #![allow(dead_code, clippy::unwrap_used, missing_docs)]
 
+pub mod guest;
+
 use serde_json::{Value, json};
 use std::fs::File;
 use std::io::{BufRead, BufReader, Write};
@@ -135,6 +137,7 @@ pub struct Stack {
     pub store: String,
     pub store_options: Vec<String>,
     pub vm_more: Vec<String>,
+    pub cut_interval_ms: u64,
 }
 
 fn flag(key: &str, path: &Path) -> [String; 2] {
@@ -173,6 +176,7 @@ impl Stack {
             store,
             store_options: Vec::new(),
             vm_more: Vec::new(),
+            cut_interval_ms: 200,
         };
         stack.vm_more.extend(["--domain".into(), DOMAIN.into()]);
         stack
@@ -199,7 +203,7 @@ impl Stack {
         ];
         arguments.extend(flag("--data-dir", &self.dir.path().join("data")));
         arguments.extend(["--store".into(), self.store.clone()]);
-        arguments.extend(["--cut-interval-ms".into(), "200".into()]);
+        arguments.extend(["--cut-interval-ms".into(), self.cut_interval_ms.to_string()]);
         arguments.extend(flag("--status-socket", &self.run.path().join("drva.sock")));
         for option in &self.store_options {
             arguments.extend(["--store-opt".into(), option.clone()]);

@@ -10,7 +10,7 @@ use crate::instance::{HOUSEKEEPING_NS, RETRY_NS, Replicated, SYNC_RETRY_NS};
 use core::ffi::c_void;
 use filter_core::disk::sync::{SyncStep, Ticket};
 use std::sync::Arc;
-use std::sync::atomic::Ordering::SeqCst;
+use std::sync::atomic::Ordering::{Relaxed, SeqCst};
 
 /// A task of the contract.
 pub type Task = unsafe extern "C" fn(*mut c_void);
@@ -27,7 +27,7 @@ fn into_userdata(this: &Arc<Replicated>) -> *mut c_void {
 ///
 /// # Safety
 /// `userdata` must come from `into_userdata`, and be taken back once.
-unsafe fn from_userdata(userdata: *mut c_void) -> Arc<Replicated> {
+pub(crate) unsafe fn from_userdata(userdata: *mut c_void) -> Arc<Replicated> {
     // SAFETY: the caller's promise.
     unsafe { Arc::from_raw(userdata.cast_const().cast()) }
 }
@@ -68,21 +68,31 @@ impl Replicated {
     }
 
     /// Runs a task where blocking is allowed.
-    pub(crate) fn work(self: &Arc<Self>, task: Task) {
+    /// `false`: the queue is full, or the disk is closing.
+    pub(crate) fn work(self: &Arc<Self>, task: Task) -> bool {
         let mut outstanding = self.outstanding.lock();
         if outstanding.closing {
-            return;
+            return false;
         }
         let userdata = into_userdata(self);
-        if self.host.work_submit(self.handle, task, userdata) >= 0 {
+        let taken = self.host.work_submit(self.handle, task, userdata) >= 0;
+        if taken {
             outstanding.calls += 1;
         } else {
             // SAFETY: the host refused, so nobody else takes it back.
             drop(unsafe { from_userdata(userdata) });
         }
+        taken
     }
 
-    fn call_ended(&self) {
+    /// The host is about to be given something that it calls back; `false`: the disk is closing.
+    pub(crate) fn call_begins(&self) -> bool {
+        let mut outstanding = self.outstanding.lock();
+        outstanding.calls += usize::from(!outstanding.closing);
+        !outstanding.closing
+    }
+
+    pub(crate) fn call_ended(&self) {
         let mut outstanding = self.outstanding.lock();
         outstanding.calls -= 1;
         if outstanding.calls == 0 {
@@ -92,6 +102,7 @@ impl Replicated {
 
     /// Ends everything that calls back. Control context: may wait.
     pub fn finish(self: &Arc<Self>) {
+        self.release_completions();
         let timers = {
             let mut outstanding = self.outstanding.lock();
             outstanding.closing = true;
@@ -120,25 +131,35 @@ impl Replicated {
             }
             let step = {
                 let stamps = self.stamps();
+                let now_ns = self.host.now_mono_ns();
                 let mut core = self.core.lock();
                 core.disk.tick();
+                core.disk.observe(now_ns, &self.latencies);
                 core.disk.sync_step(&stamps)
             };
+            // Only a sync has a use for the guest's latencies.
+            let syncs = !matches!(step, SyncStep::Idle | SyncStep::Finished { .. });
+            self.timing.store(syncs, Relaxed); // an I/O more or less makes no difference
             match step {
                 SyncStep::Idle => return,
-                SyncStep::Wait { wake } => {
+                SyncStep::Wait { wake, after_ns } => {
                     if wake {
                         self.wake();
                     }
-                    self.arm_sync(SYNC_RETRY_NS);
+                    self.arm_sync(if after_ns == 0 {
+                        SYNC_RETRY_NS
+                    } else {
+                        after_ns
+                    });
                     return;
                 }
                 SyncStep::Finished { wake } => {
                     if wake {
                         self.wake();
                     }
-                    self.host
-                        .log(Some(self.handle), Level::Info, "sync is complete");
+                    let figures = self.core.lock().disk.pace().figures();
+                    let text = format!("sync is complete; its pace at the end: {figures}");
+                    self.host.log(Some(self.handle), Level::Info, &text);
                     return;
                 }
                 SyncStep::Read {
@@ -172,12 +193,8 @@ struct SyncRead {
 
 impl SyncRead {
     fn submit(owner: &Arc<Replicated>, ticket: Ticket, offset_bytes: u64, len_bytes: u64) -> bool {
-        {
-            let mut outstanding = owner.outstanding.lock();
-            if outstanding.closing {
-                return false;
-            }
-            outstanding.calls += 1;
+        if !owner.call_begins() {
+            return false;
         }
         let mut read = Box::new(Self {
             // SAFETY: plain numbers and pointers, for which zeros are valid.
@@ -273,11 +290,18 @@ pub unsafe extern "C" fn housekeeping_task(userdata: *mut c_void) {
     let this = unsafe { from_userdata(userdata) };
     guard::disk(&this, "housekeeping", || {
         this.drive_sync();
-        let sleeps = {
+        let now_ns = this.host.now_mono_ns();
+        let (sleeps, intent, rest) = {
             let mut core = this.core.lock();
             core.disk.publish_figures();
-            core.disk.producer().consumer_sleeps()
+            let intent = core.disk.intent_due(now_ns) || core.disk.is_fenced();
+            let sleeps = core.disk.producer().consumer_sleeps();
+            (sleeps, intent, this.look_at_held(&mut core))
         };
+        this.after_look(rest);
+        if intent {
+            this.drive_intent();
+        }
         // A wake-up that was lost with a daemon that died would otherwise wait for the next write.
         if sleeps && this.positions().0 > this.positions().1 {
             this.wake();

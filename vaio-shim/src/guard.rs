@@ -67,7 +67,11 @@ mod tests {
             "with_disk(",
         ];
         let mut seen = 0;
-        for source in [include_str!("lib.rs"), include_str!("drive.rs")] {
+        for source in [
+            include_str!("lib.rs"),
+            include_str!("drive.rs"),
+            include_str!("hold.rs"),
+        ] {
             for part in source.split("extern \"C\" fn ").skip(1) {
                 let (name, _) = part.split_once('(').unwrap_or_default();
                 if name.is_empty() {

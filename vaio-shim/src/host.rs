@@ -134,10 +134,10 @@ impl Host {
         if (unsafe { (*self.table.as_ptr()).size } as usize) < at {
             return;
         }
-        let level = if level == Level::Error {
-            abi::JIO_LOG_ERROR
-        } else {
-            abi::JIO_LOG_WARN
+        let level = match level {
+            Level::Error => abi::JIO_LOG_ERROR,
+            Level::Warn => abi::JIO_LOG_WARN,
+            Level::Info => abi::JIO_LOG_INFO,
         };
         let (text, len) = (message.as_ptr().cast::<c_char>(), message.len() as u64);
         call!(self.event_post(self.context(), disk.0, level, code, text, len) else ());
@@ -164,6 +164,11 @@ impl Host {
     /// A deferred I/O goes on.
     pub fn io_continue(&self, disk: DiskHandle, io: *mut abi::jio_io) -> i32 {
         call!(self.io_continue(disk.0, io) else abi::JIO_E_NOT_SUPPORTED)
+    }
+
+    /// A held completion goes up.
+    pub fn io_release(&self, disk: DiskHandle, io: *mut abi::jio_io) -> i32 {
+        call!(self.io_release(disk.0, io) else abi::JIO_E_NOT_SUPPORTED)
     }
 
     /// Queues the filter's own I/O. The request must stay where it is until its `done` was called.
@@ -310,6 +315,11 @@ pub struct DiskInfo {
     pub vm_name: String,
     /// The host's run folder.
     pub run_dir: String,
+    /// What the host calls the disk's content now, and what it called it before this opening; 0: it
+    /// cannot tell.
+    pub content_id: u64,
+    /// See `content_id`.
+    pub content_before: u64,
     /// Properties, in order.
     pub properties: Vec<(String, String)>,
 }
@@ -322,7 +332,7 @@ impl DiskInfo {
     pub unsafe fn read(info: *const abi::jio_disk_info) -> Option<Self> {
         // SAFETY: the caller's promise; NULL is looked for.
         let info = unsafe { info.as_ref() }?;
-        if (info.size as usize) < core::mem::offset_of!(abi::jio_disk_info, reserved) {
+        if (info.size as usize) < size_of::<abi::jio_disk_info>() {
             return None;
         }
         let count = info.property_count.min(u64::from(abi::JIO_PROPERTIES_MAX)) as usize;
@@ -345,6 +355,8 @@ impl DiskInfo {
             path: text(info.path),
             vm_name: text(info.vm_name),
             run_dir: text(info.run_dir),
+            content_id: info.content_id,
+            content_before: info.content_id_before,
             properties,
         })
     }

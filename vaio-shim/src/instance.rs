@@ -5,21 +5,23 @@
 //! the disk fails open: I/O passes, nothing is held, and the loss is written to the sidecar.
 
 use crate::abi;
+use crate::beside::Beside;
 use crate::host::{DiskHandle, Host, Level};
-use crate::open::{self, Attached};
+use crate::open::{Attached, OpenError};
 use crate::vm::Stamps as VmStamps;
-use filter_core::disk::{Change, Decision, Disk};
+use filter_core::disk::ack::Ack;
+use filter_core::disk::latency::Latencies;
+use filter_core::disk::{Change, Decision, Disk, Why};
 use filter_core::lane::inflight::Token;
 use filter_core::lane::layout::LaneState;
 use filter_core::lane::producer::{Source, Stamps};
 use filter_core::lane::sync::Ordering::Relaxed;
 use filter_core::mapping::{CutPage, Lock, MappedLane, WakeSender};
 use filter_core::record::RecordKind;
-use filter_core::sidecar::Sidecar;
 use parking_lot::{Condvar, Mutex};
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::SeqCst};
 
 /// How soon held I/Os are tried again.
 pub const RETRY_NS: u64 = 500_000;
@@ -34,6 +36,7 @@ const INLINE_SOURCES: usize = 16;
 struct Held {
     io: *mut abi::jio_io,
     since_ns: u64,
+    why: Why,
 }
 
 /// What the lock protects.
@@ -42,6 +45,9 @@ pub struct Core {
     pub disk: Disk,
     held: VecDeque<Held>,
     retry_armed: bool,
+    /// Completions that wait for the appliance's log.
+    pub(crate) ack: Ack<*mut abi::jio_io>,
+    pub(crate) ack_armed: bool,
 }
 
 // SAFETY: the I/Os that are held are the host's, and the contract lets them be answered from any
@@ -72,7 +78,16 @@ pub struct Replicated {
     pub(crate) failed: AtomicBool,
     /// A timer for the sync is armed: one is enough.
     pub(crate) sync_armed: AtomicBool,
-    sidecar: Mutex<Sidecar>,
+    /// The guest's I/Os are timed, since a sync runs.
+    pub(crate) timing: AtomicBool,
+    pub(crate) latencies: Latencies,
+    /// Work for the region map is queued or runs: one is enough.
+    pub(crate) intent_working: AtomicBool,
+    /// The region map has come further; goes with `core`.
+    pub(crate) intent_moved: Condvar,
+    /// The epoch that this host was found to have lost the disk to; 0: none.
+    pub(crate) lost_to_epoch: AtomicU32,
+    pub(crate) beside: Mutex<Beside>,
     wake: Mutex<WakeSender>,
     stamps: Arc<VmStamps>,
     cut: CutPage,
@@ -134,14 +149,17 @@ impl Replicated {
             lock,
             cut,
             stamps,
-            sidecar,
+            beside,
             run,
+            ack,
             story: _,
         } = attached;
         let core = Core {
             disk,
             held: VecDeque::new(),
             retry_armed: false,
+            ack: Ack::new(ack),
+            ack_armed: false,
         };
         Arc::new(Self {
             host,
@@ -151,7 +169,12 @@ impl Replicated {
             ended: Condvar::new(),
             failed: AtomicBool::new(false),
             sync_armed: AtomicBool::new(false),
-            sidecar: Mutex::new(sidecar),
+            timing: AtomicBool::new(false),
+            latencies: Latencies::default(),
+            intent_working: AtomicBool::new(false),
+            intent_moved: Condvar::new(),
+            lost_to_epoch: AtomicU32::new(0),
+            beside: Mutex::new(beside),
             wake: Mutex::new(WakeSender::new(run)),
             stamps,
             cut,
@@ -178,6 +201,9 @@ impl Replicated {
     /// An I/O on its way down.
     pub fn io_start(self: &Arc<Self>, io: &mut abi::jio_io) -> u32 {
         let io_handle: *mut abi::jio_io = io;
+        if self.timing.load(Relaxed) && io.kind != abi::JIO_IO_FLUSH {
+            io.filter_word[1] = self.host.now_mono_ns().max(1);
+        }
         let Some(kind) = kind_of(io) else {
             return abi::JIO_PASS;
         };
@@ -188,6 +214,7 @@ impl Replicated {
         let (offset_bytes, len_bytes) = (io.offset_bytes, io.len_bytes);
         let mut wake_daemon = false;
         let mut arm = false;
+        let mut intent = false;
         let verdict = with_sources(io, |sources| {
             let change = Change {
                 kind,
@@ -201,12 +228,14 @@ impl Replicated {
                     wake_daemon = wake;
                     Some(token)
                 }
-                Decision::Defer => {
+                Decision::Defer(why) => {
                     let since_ns = self.host.now_mono_ns();
                     core.held.push_back(Held {
                         io: io_handle,
                         since_ns,
+                        why,
                     });
+                    intent = why == Why::Intent;
                     arm = !core.retry_armed;
                     core.retry_armed = true;
                     None
@@ -216,6 +245,9 @@ impl Replicated {
         if arm && !self.arm(RETRY_NS, crate::drive::retry_task) {
             // No timer to be had: holding would have no end.
             self.release_held_tracking();
+        }
+        if intent {
+            self.drive_intent();
         }
         if wake_daemon {
             self.wake();
@@ -232,9 +264,11 @@ impl Replicated {
     /// Tries held I/Os again, in order. Returns whether some are still held.
     pub(crate) fn retry_held(self: &Arc<Self>) -> bool {
         let mut wake_daemon = false;
+        let mut intent = false;
         let mut core = self.core.lock();
-        while let Some(front) = core.held.front() {
-            let (io, since_ns) = (front.io, front.since_ns);
+        let mut at = 0;
+        while let Some(front) = core.held.get(at) {
+            let (io, since_ns, why) = (front.io, front.since_ns, front.why);
             let waited_ns = self.host.now_mono_ns().saturating_sub(since_ns);
             // SAFETY: a held I/O lives until it is answered, which happens under this lock only.
             let held = unsafe { &mut *io };
@@ -247,16 +281,25 @@ impl Replicated {
                     len_bytes,
                     sources,
                 };
-                core.disk.retry(&change, &self.stamps(), waited_ns)
+                core.disk.retry(&change, &self.stamps(), waited_ns, why)
             });
             match decision {
                 Decision::Pass { token, wake } => {
                     wake_daemon |= wake;
                     held.filter_word[0] = token.to_word();
-                    core.held.pop_front();
+                    core.held.remove(at);
                     self.host.io_continue(self.handle, io);
                 }
-                Decision::Defer => break,
+                Decision::Defer(why) => {
+                    if let Some(held) = core.held.get_mut(at) {
+                        held.why = why;
+                    }
+                    intent |= why == Why::Intent;
+                    if why == Why::Room {
+                        break; // those behind it have come later
+                    }
+                    at += 1;
+                }
             }
         }
         let left = !core.held.is_empty();
@@ -264,6 +307,9 @@ impl Replicated {
         drop(core);
         if wake_daemon {
             self.wake();
+        }
+        if intent {
+            self.drive_intent();
         }
         left
     }
@@ -275,14 +321,24 @@ impl Replicated {
     }
 
     /// A completion on its way up.
-    pub fn io_done(self: &Arc<Self>, io: &abi::jio_io, status: i32) -> u32 {
-        if let Some(token) = Token::from_word(io.filter_word[0])
+    pub fn io_done(self: &Arc<Self>, io: *mut abi::jio_io, status: i32) -> u32 {
+        // SAFETY: the contract: the I/O lives until this has returned.
+        let [token, since_ns] = unsafe { (*io).filter_word };
+        if since_ns != 0 {
+            let took_ns = self.host.now_mono_ns().saturating_sub(since_ns);
+            self.latencies.add(took_ns);
+        }
+        let mut held = false;
+        if let Some(token) = Token::from_word(token)
             && !self.failed.load(SeqCst)
         {
-            let completed = {
+            let (completed, rest) = {
                 let mut core = self.core.lock();
-                core.disk.done(token, status >= 0, &self.stamps())
+                let completed = core.disk.done(token, status >= 0, &self.stamps());
+                held = status >= 0 && self.hold(&mut core, io, completed.seq);
+                (completed, self.look_at_held(&mut core))
             };
+            self.after_look(rest);
             if completed.wake {
                 self.wake();
             }
@@ -290,17 +346,22 @@ impl Replicated {
                 self.arm_sync(SYNC_RETRY_NS);
             }
         }
-        abi::JIO_PASS
+        // Perhaps it has been handed back meanwhile: an answer may overtake the verdict.
+        if held { abi::JIO_DEFER } else { abi::JIO_PASS }
     }
 
     /// The guest gives up on an I/O.
     pub fn io_abort(&self, io: *mut abi::jio_io) -> i32 {
         let mut core = self.core.lock();
+        if core.ack.forget(io) {
+            return abi::JIO_OK; // it goes up now
+        }
         let Some(at) = core.held.iter().position(|held| core::ptr::eq(held.io, io)) else {
             return abi::JIO_E_NOT_FOUND;
         };
-        core.held.remove(at);
-        core.disk.forget_deferred();
+        if let Some(held) = core.held.remove(at) {
+            core.disk.forget_deferred(held.why);
+        }
         abi::JIO_OK
     }
 
@@ -316,6 +377,9 @@ impl Replicated {
         let held = {
             let mut core = self.core.lock();
             core.disk.enter_tracking();
+            core.ack.release_all(|io| {
+                self.host.io_release(self.handle, io);
+            });
             std::mem::take(&mut core.held)
         };
         for held in held {
@@ -326,41 +390,43 @@ impl Replicated {
 
     /// Writes the loss down, where blocking is allowed.
     pub(crate) fn record_loss(&self) {
-        let mut sidecar = self.sidecar.lock();
-        let next = sidecar.failed();
-        match open::save(self.host, self.handle, &next) {
-            Ok(()) => *sidecar = next,
-            Err(error) => {
-                let text = format!("the loss of replication cannot be written down: {error}");
-                self.host.event(self.handle, Level::Error, 3, &text);
-            }
+        let mut beside = self.beside.lock();
+        let next = beside.header().failed();
+        if let Err(error) = beside.save(next) {
+            let text = format!("the loss of replication cannot be written down: {error}");
+            self.host.event(self.handle, Level::Error, 3, &text);
         }
     }
 
-    /// The last call; nothing is in flight and nothing will call back.
-    pub fn close(&self, how: u32) -> i32 {
+    /// The last call; nothing is in flight and nothing will call back. `flushed`: all that the guest
+    /// wrote is on stable storage.
+    pub fn close(&self, how: u32, flushed: bool) -> i32 {
         if how == abi::JIO_CLOSE_LOST {
             return abi::JIO_OK;
         }
-        let mut core = self.core.lock();
-        let mut sidecar = self.sidecar.lock();
-        let next = if self.failed.load(SeqCst) {
-            sidecar.failed()
-        } else {
-            let in_order = core.disk.close();
-            sidecar.closed(in_order)
-        };
-        match open::save(self.host, self.handle, &next) {
-            Ok(()) => {
-                *sidecar = next;
-                abi::JIO_OK
-            }
+        let mut beside = self.beside.lock();
+        match self.write_down_close(&mut beside, flushed) {
+            Ok(()) => abi::JIO_OK,
             Err(error) => {
                 self.host
                     .log(Some(self.handle), Level::Error, &format!("close: {error}"));
                 error.code()
             }
         }
+    }
+
+    fn write_down_close(&self, beside: &mut Beside, flushed: bool) -> Result<(), OpenError> {
+        let mut core = self.core.lock();
+        let in_order = core.disk.close();
+        if self.failed.load(SeqCst) {
+            return beside.save(beside.header().failed());
+        }
+        if flushed {
+            core.disk.intent_close();
+        }
+        core.disk
+            .intent_write_all(|offset, bytes| beside.write_block(offset, bytes))?;
+        beside.save(beside.header().closed(in_order))
     }
 
     /// Fills a status.
@@ -377,7 +443,11 @@ impl Replicated {
         raise(!linked, abi::JIO_ALARM_NO_CONSUMER);
         raise(core.disk.has_deferred(), abi::JIO_ALARM_BACK_PRESSURE);
         raise(state == LaneState::Tracking, abi::JIO_ALARM_TRACKING);
+        let sidecar = core.disk.intent().is_some_and(|map| map.is_failing());
+        raise(sidecar, abi::JIO_ALARM_SIDECAR);
         raise(failed, abi::JIO_ALARM_INTERNAL);
+        let through = state == LaneState::Streaming && !failed && !core.ack.has_fallen_back();
+        raise(core.ack.is_on() && !through, abi::JIO_ALARM_ACK_FALLBACK);
         out.state = match state {
             _ if failed => abi::JIO_STATE_FAILED,
             LaneState::Tracking => abi::JIO_STATE_TRACKING,
@@ -386,6 +456,7 @@ impl Replicated {
         };
         let ring_bytes = memory.geometry().ring_bytes;
         let dirty_bytes = core.disk.dirty_bytes();
+        let intent_bytes = core.disk.intent().map_or(0, |map| map.wanted_bytes());
         let producer = core.disk.producer();
         out.alarms = alarms;
         out.epoch = u64::from(producer.attach_epoch());
@@ -396,7 +467,16 @@ impl Replicated {
         out.dirty_bytes = dirty_bytes;
         out.deferred_count = counters.deferred;
         out.deferred_ns_max = counters.deferred_max_ns;
+        out.held_count = core.ack.held_count();
         out.tracking_count = counters.tracking;
+        out.intent_bytes = intent_bytes.min(core.disk.capacity_bytes());
+        out.intent_late_count = counters.intent_late;
+        out.synced_bytes = counters.sync_bytes;
+    }
+
+    /// Whether the daemon has a session for the lane.
+    pub(crate) fn lane_linked(&self) -> bool {
+        self.lane.memory().consumer().linked.load(Relaxed) != 0 // a figure
     }
 
     /// Last seq published, last seq durable, and whether the disk streams.

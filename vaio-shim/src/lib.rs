@@ -9,24 +9,31 @@
 //! |---|---|
 //! | this one | the exported entry and the table of callbacks |
 //! | `open` | sidecar, lane, decision: from a disk to an attached lane |
+//! | `beside` | the sidecar: header and region map |
 //! | `instance` | an open disk: I/O down and up |
 //! | `drive` | timers, work, the sync's reads |
+//! | `hold` | completions that wait for the appliance's log |
+//! | `regions` | the region map at work, fencing |
 //! | `host` | the host's services, made callable without `unsafe` |
 //! | `vm` | what the disks of one VM share |
 //! | `guard` | stops panics |
 
 mod abi;
+mod beside;
 mod drive;
 mod guard;
+mod hold;
 mod host;
 mod instance;
 mod open;
+mod regions;
 mod vm;
 
 use crate::host::{DiskHandle, DiskInfo, Host, Level};
 use crate::instance::{Instance, Replicated};
 use crate::open::OpenError;
 use core::ffi::{c_char, c_void};
+use filter_core::sidecar::regions::REGION_SHIFTS;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
@@ -180,19 +187,29 @@ unsafe extern "C" fn requirements(
             Ok(config) => config.unwrap_or_default(),
             Err(error) => return error.code(),
         };
+        let ack = match info.as_ref().map(open::ack_config).transpose() {
+            Ok(ack) => ack.unwrap_or_default(),
+            Err(error) => return error.code(),
+        };
         let capacity = info.as_ref().map_or(1 << 40, |info| info.capacity_bytes);
         let ring = filter_core::lane::layout::DEFAULT_RING_BYTES;
         let geometry = filter_core::lane::layout::Geometry::for_disk(capacity, ring);
         let mapped_bytes = geometry.map_or(0, |geometry| geometry.total_bytes());
         // SAFETY: zeros are valid for plain numbers.
         let mut all: abi::jio_requirements = unsafe { core::mem::zeroed() };
-        all.timers = 8;
-        all.work_items = 2;
-        all.requests = config.sync_reads as u32;
+        all.timers = 9;
+        all.work_items = 3;
+        all.requests = config.sync_reads as u32 + 2;
         all.heap_bytes = 0;
         all.mapped_bytes = mapped_bytes;
-        all.sidecar_bytes = filter_core::sidecar::SIDECAR_BYTES as u64;
-        all.defer_ns_max = config.defer_budget_ns + 2 * instance::RETRY_NS; // see `open::config`
+        // With the smallest regions; the map of a usual disk takes a few blocks.
+        let blocks = beside::region_blocks(capacity, *REGION_SHIFTS.start());
+        all.sidecar_bytes = filter_core::sidecar::total_bytes(blocks);
+        // What `open::config` took off for late timers is the host's to count on.
+        all.defer_ns_max = config.defer_budget_ns + 2 * instance::RETRY_NS;
+        if ack.log {
+            all.defer_ns_max += ack.budget_ns + 2 * hold::ACK_POLL_NS;
+        }
         // SAFETY: `out` points to a struct whose maker set `size`.
         unsafe { fill(out.cast(), &all) };
         OK
@@ -269,8 +286,7 @@ fn open_instance(host: Host, handle: DiskHandle, info: &DiskInfo) -> Result<Inst
         Err(error @ (OpenError::Mapping(_) | OpenError::Lane(_))) => {
             // The guest must run although nothing can be replicated; the loss is written down
             // first, so that the next open that can replicate syncs the disk in full.
-            let sidecar = open::load(host, handle)?;
-            open::save(host, handle, &sidecar.failed())?;
+            open::give_up(host, handle)?;
             let text = format!("{}: not replicated: {error}", info.label);
             host.event(handle, Level::Error, 4, &text);
             Ok(Instance::Passing)
@@ -298,8 +314,9 @@ unsafe extern "C" fn close(instance: *mut c_void, how: u32) -> i32 {
         match *instance {
             Instance::Passing => OK,
             Instance::Replicated(replicated) => {
+                let flushed = how != abi::JIO_CLOSE_LOST && replicated.prepare_close();
                 replicated.finish();
-                replicated.close(how)
+                replicated.close(how, flushed)
             }
         }
     })
@@ -326,10 +343,9 @@ unsafe extern "C" fn io_done(instance: *mut c_void, io: *mut abi::jio_io, status
     let Some(Instance::Replicated(disk)) = (unsafe { instance_of(instance) }) else {
         return abi::JIO_PASS;
     };
-    // SAFETY: the contract: the I/O lives until this has returned.
-    let Some(io) = (unsafe { io.as_ref() }) else {
+    if io.is_null() {
         return abi::JIO_PASS;
-    };
+    }
     guard::disk(disk, "io_done", || disk.io_done(io, status)).unwrap_or(abi::JIO_PASS)
 }
 
@@ -359,10 +375,15 @@ unsafe fn with_disk(instance: *mut c_void, body: impl FnOnce(&Arc<Replicated>) -
     }
 }
 
-/// Stun and unstun: what is to be written down is written as it happens; nothing is left to do.
+/// Stun and unstun: what is to be written down is written as it happens; the host has waited for what
+/// is held.
 unsafe extern "C" fn stun(instance: *mut c_void) -> i32 {
+    let body = |disk: &Arc<Replicated>| {
+        disk.release_completions();
+        OK
+    };
     // SAFETY: the contract.
-    unsafe { with_disk(instance, |_| OK) }
+    unsafe { with_disk(instance, body) }
 }
 
 unsafe extern "C" fn snapshot(instance: *mut c_void, info: *const abi::jio_snapshot) -> i32 {
@@ -370,11 +391,17 @@ unsafe extern "C" fn snapshot(instance: *mut c_void, info: *const abi::jio_snaps
     let Some(info) = (unsafe { info.as_ref() }) else {
         return abi::JIO_E_INVALID;
     };
-    let reverted = info.event == abi::JIO_SNAPSHOT_REVERT && info.phase == abi::JIO_PHASE_POST;
+    let reverts = info.event == abi::JIO_SNAPSHOT_REVERT && info.phase != abi::JIO_PHASE_CANCEL;
     let body = |disk: &Arc<Replicated>| {
-        if reverted {
-            disk.core.lock().disk.mark_all();
-            disk.drive_sync();
+        if !reverts {
+            return OK;
+        }
+        // Before the content changes the sidecar must say that all of it may differ; afterwards what
+        // was read meanwhile does not count.
+        disk.core.lock().disk.mark_all();
+        disk.drive_sync();
+        if info.phase == abi::JIO_PHASE_PRE && !disk.settle_intent() {
+            return abi::JIO_E_IO;
         }
         OK
     };
@@ -387,6 +414,7 @@ unsafe extern "C" fn grow(instance: *mut c_void, new_capacity_bytes: u64) -> i32
         if !disk.core.lock().disk.grow(new_capacity_bytes) {
             return abi::JIO_E_RANGE;
         }
+        disk.drive_intent();
         disk.drive_sync();
         OK
     };
@@ -411,6 +439,34 @@ unsafe extern "C" fn property_list(
         (
             c"jetdr.defer-budget-us",
             c"longest deferral of a write, in microseconds",
+        ),
+        (
+            c"jetdr.ack",
+            c"a write is done when the disk has it (host), or the appliance's log too (log)",
+        ),
+        (
+            c"jetdr.ack-budget-us",
+            c"longest wait for the appliance's log, in microseconds",
+        ),
+        (
+            c"jetdr.sync-floor-bytes-s",
+            c"a sync is not slower than this for the guest's sake",
+        ),
+        (
+            c"jetdr.sync-max-bytes-s",
+            c"a sync is never faster than this",
+        ),
+        (
+            c"jetdr.region-bytes",
+            c"length of a region of the region map: a power of two",
+        ),
+        (
+            c"jetdr.region-quiet-ms",
+            c"quiet after which a region's bit is cleared, in ms",
+        ),
+        (
+            c"jetdr.region-intent",
+            c"budget: a write waits for its region's bit within the budget; strict: however long",
         ),
     ];
     let tell = || {

@@ -1,24 +1,26 @@
 //! From a disk that is being opened to a lane that is attached.
 //!
 //! Invariant: the new attach epoch is durable in the sidecar before the lane is touched and before
-//! any I/O; what is done with the lane is the one row of the core's decision table that matches.
+//! any I/O; what is done with the lane is the one row of the core's decision table that matches. A
+//! region map that is to have every bit set has them before the header says that the disk was opened.
 
-use crate::host::{DiskHandle, DiskInfo, Host, Level, OpenSidecar};
+use crate::beside::{self, Beside, Found as FoundBeside, region_blocks};
+use crate::host::{DiskHandle, DiskInfo, Host, Level};
 use crate::{abi, vm};
+use filter_core::disk::ack::AckConfig;
+use filter_core::disk::intent::Intent;
 use filter_core::disk::{Config, Disk, Start};
 use filter_core::lane::attach::Sidecar as SidecarFound;
 use filter_core::lane::attach::{self, Action, Found, LaneFile, OldProducer, WasDoing};
 use filter_core::lane::layout::{DEFAULT_RING_BYTES, Geometry, Identity, LaneState};
-use filter_core::lane::producer::Producer;
+use filter_core::lane::producer::{Producer, Stamps};
 use filter_core::lane::sync::Ordering;
 use filter_core::lane::walk::{Scan, scan};
 use filter_core::mapping::{CutPage, Lock, MappedLane, MappingError, RunFolder};
-use filter_core::sidecar::{SIDECAR_BYTES, Sidecar, SidecarError};
+use filter_core::sidecar::regions::{DEFAULT_REGION_SHIFT, REGION_SHIFTS};
+use filter_core::sidecar::{Sidecar, SidecarError};
 use std::path::Path;
 use std::sync::Arc;
-
-/// The filter's own number of its sidecar.
-pub const SIDECAR_KEY: u64 = 0x6a65_7464_7200_0001;
 
 /// Names of the properties that the filter understands.
 pub const PROPERTY_DOMAIN: &str = "jetdr.domain";
@@ -26,6 +28,22 @@ pub const PROPERTY_DOMAIN: &str = "jetdr.domain";
 pub const PROPERTY_RING_BYTES: &str = "jetdr.ring-bytes";
 /// How long a write may be deferred, in microseconds.
 pub const PROPERTY_DEFER_US: &str = "jetdr.defer-budget-us";
+/// When a write is done: `host`, or `log`.
+pub const PROPERTY_ACK: &str = "jetdr.ack";
+/// How long a completion may wait for the appliance's log, in microseconds.
+pub const PROPERTY_ACK_US: &str = "jetdr.ack-budget-us";
+/// A sync's lowest rate, in bytes per second.
+pub const PROPERTY_SYNC_FLOOR: &str = "jetdr.sync-floor-bytes-s";
+/// A sync's highest rate, in bytes per second.
+pub const PROPERTY_SYNC_MAX: &str = "jetdr.sync-max-bytes-s";
+
+/// Length of a region of the region map, in bytes.
+pub const PROPERTY_REGION_BYTES: &str = "jetdr.region-bytes";
+/// How long a region must be left alone before its bit is cleared, at least, in ms.
+pub const PROPERTY_QUIET_MS: &str = "jetdr.region-quiet-ms";
+/// `budget` or `strict`: whether a change passes when the budget ends before the sidecar has its bit.
+pub const PROPERTY_INTENT: &str = "jetdr.region-intent";
+const DEFAULT_QUIET_MS: u64 = 5_000;
 
 /// Why a disk cannot be opened, or not be replicated.
 #[derive(Debug, thiserror::Error)]
@@ -81,10 +99,12 @@ pub struct Attached {
     pub cut: CutPage,
     /// The VM's stamps.
     pub stamps: Arc<vm::Stamps>,
-    /// The sidecar's content now.
-    pub sidecar: Sidecar,
+    /// The sidecar.
+    pub beside: Beside,
     /// The run folder.
     pub run: RunFolder,
+    /// When a completion goes up.
+    pub ack: AckConfig,
     /// What was found and done, for the log.
     pub story: &'static str,
 }
@@ -95,16 +115,9 @@ pub fn protect(host: Host, handle: DiskHandle, info: &DiskInfo) -> Result<(), Op
         .disk_uuid
         .or_else(|| host.random_id())
         .ok_or(OpenError::Random)?;
-    let file = host
-        .sidecar_create(handle, SIDECAR_KEY, SIDECAR_BYTES as u64)
-        .map_err(|status| OpenError::SidecarIo("create", status))?;
-    let first = Sidecar::new(id, [0; 16]);
-    let written = store(&file, &first);
-    drop(file);
-    if written.is_err() {
-        host.sidecar_delete(handle, SIDECAR_KEY);
-    }
-    written
+    let shift = region_shift(info)?;
+    let first = Sidecar::new(id, region_blocks(info.capacity_bytes, shift));
+    beside::create(host, handle, &first)
 }
 
 /// The detach call: deletes the sidecar, and the lane if nobody has it open.
@@ -117,40 +130,26 @@ pub fn unprotect(host: Host, handle: DiskHandle, info: &DiskInfo) -> Result<(), 
         };
         let _ = std::fs::remove_file(run.lane_path(&sidecar.disk_id));
     }
-    match host.sidecar_delete(handle, SIDECAR_KEY) {
+    match beside::delete(host, handle) {
         status if status >= 0 || status == abi::JIO_E_NOT_FOUND => Ok(()),
         status => Err(OpenError::SidecarIo("delete", status)),
     }
 }
 
-/// Reads the sidecar.
+/// Reads the sidecar's header.
 pub fn load(host: Host, handle: DiskHandle) -> Result<Sidecar, OpenError> {
-    let (file, len) = host
-        .sidecar_open(handle, SIDECAR_KEY)
-        .map_err(|status| match status {
-            abi::JIO_E_NOT_FOUND => OpenError::NotAttached,
-            status => OpenError::SidecarIo("open", status),
-        })?;
-    let mut raw = [0u8; SIDECAR_BYTES];
-    if len != SIDECAR_BYTES as u64 {
-        return Err(SidecarError::Damaged.into());
-    }
-    file.read(0, &mut raw)
-        .map_err(|status| OpenError::SidecarIo("read", status))?;
-    Ok(Sidecar::decode(&raw)?)
+    let found = FoundBeside::open(host, handle)?;
+    found.header.ok_or_else(|| SidecarError::Damaged.into())
 }
 
-fn store(file: &OpenSidecar, sidecar: &Sidecar) -> Result<(), OpenError> {
-    file.write(sidecar.offset_bytes(), &sidecar.encode())
-        .map_err(|status| OpenError::SidecarIo("write", status))
-}
-
-/// Writes the sidecar; durable on success.
-pub fn save(host: Host, handle: DiskHandle, sidecar: &Sidecar) -> Result<(), OpenError> {
-    let (file, _) = host
-        .sidecar_open(handle, SIDECAR_KEY)
-        .map_err(|status| OpenError::SidecarIo("open", status))?;
-    store(&file, sidecar)
+/// Writes down that a disk is opened which cannot be replicated; durable on success.
+pub fn give_up(host: Host, handle: DiskHandle) -> Result<(), OpenError> {
+    let found = FoundBeside::open(host, handle)?;
+    // One that cannot be read is in doubt already.
+    let Some(header) = found.header else {
+        return Ok(());
+    };
+    found.keep(header).save(header.failed())
 }
 
 fn number(info: &DiskInfo, key: &'static str) -> Result<Option<u64>, OpenError> {
@@ -173,110 +172,181 @@ pub fn config(info: &DiskInfo) -> Result<Config, OpenError> {
         }
         config.defer_budget_ns = us * 1000;
     }
+    for (key, place) in [
+        (PROPERTY_SYNC_FLOOR, &mut config.pace.floor_bytes_s),
+        (PROPERTY_SYNC_MAX, &mut config.pace.max_bytes_s),
+    ] {
+        if let Some(bytes_s) = number(info, key)? {
+            if bytes_s == 0 {
+                return Err(OpenError::Property(key, "0 would never end".into()));
+            }
+            *place = bytes_s;
+        }
+    }
+    config.intent_strict = match info.property(PROPERTY_INTENT) {
+        None | Some("budget") => false,
+        Some("strict") => true,
+        Some(other) => {
+            let why = format!("`{other}` is neither `budget` nor `strict`");
+            return Err(OpenError::Property(PROPERTY_INTENT, why));
+        }
+    };
     // A held I/O is looked at every RETRY_NS: it must go on at the last look before the budget ends.
     let margin_ns = 2 * crate::instance::RETRY_NS;
     config.defer_budget_ns = config.defer_budget_ns.saturating_sub(margin_ns);
     Ok(config)
 }
 
-/// The disk's sidecar as it is to be used: a damaged one, or a copy of another disk's, is replaced
-/// by one with an identity of its own, so that the disk is synced in full.
+/// When completions go up, as the disk's properties ask for.
+pub fn ack_config(info: &DiskInfo) -> Result<AckConfig, OpenError> {
+    let log = match info.property(PROPERTY_ACK) {
+        None | Some("host") => false,
+        Some("log") => true,
+        Some(other) => {
+            let why = format!("`{other}` is neither `host` nor `log`");
+            return Err(OpenError::Property(PROPERTY_ACK, why));
+        }
+    };
+    let mut ack = AckConfig {
+        log,
+        ..AckConfig::default()
+    };
+    if let Some(us) = number(info, PROPERTY_ACK_US)? {
+        if !(1000..=10_000_000).contains(&us) {
+            let why = format!("{us} is not between 1000 and 10000000");
+            return Err(OpenError::Property(PROPERTY_ACK_US, why));
+        }
+        ack.budget_ns = us * 1000;
+    }
+    // As for held I/Os: the last look comes before the budget ends.
+    ack.budget_ns -= 2 * crate::hold::ACK_POLL_NS;
+    Ok(ack)
+}
+
+fn region_shift(info: &DiskInfo) -> Result<u32, OpenError> {
+    let Some(bytes) = number(info, PROPERTY_REGION_BYTES)? else {
+        return Ok(DEFAULT_REGION_SHIFT);
+    };
+    if !bytes.is_power_of_two() || !REGION_SHIFTS.contains(&bytes.trailing_zeros()) {
+        let why = format!("{bytes} is no power of two from 65536 to 68719476736");
+        return Err(OpenError::Property(PROPERTY_REGION_BYTES, why));
+    }
+    Ok(bytes.trailing_zeros())
+}
+
+fn quiet_ns(info: &DiskInfo) -> Result<u64, OpenError> {
+    let ms = number(info, PROPERTY_QUIET_MS)?.unwrap_or(DEFAULT_QUIET_MS);
+    Ok(ms.min(3_600_000) * 1_000_000)
+}
+
+/// Whose disk this is, and whether its sidecar can be relied on. A damaged one, or a copy of another
+/// disk's, gets an identity of its own.
 fn identity_of(
     host: Host,
     handle: DiskHandle,
     info: &DiskInfo,
+    found: &FoundBeside,
 ) -> Result<(Sidecar, bool), OpenError> {
-    let found = match load(host, handle) {
-        Err(OpenError::Sidecar(SidecarError::Damaged)) => {
-            host.event(
-                handle,
-                Level::Warn,
-                1,
-                "the sidecar is damaged: the disk is synced in full",
-            );
-            None
+    let warn = |text: &str| host.event(handle, Level::Warn, 1, text);
+    if let Some(header) = found.header {
+        if info.disk_uuid.is_none_or(|uuid| uuid == header.disk_id) {
+            let trusted = header.is_trusted(info.content_before);
+            if !trusted && header.attach_epoch > 0 && !header.failed {
+                warn("the disk was opened without its filter: it is synced in full");
+            }
+            return Ok((header, trusted));
         }
-        Err(error) => return Err(error),
-        Ok(sidecar) => Some(sidecar),
-    };
-    match (found, info.disk_uuid) {
-        (Some(sidecar), None) => Ok((sidecar, true)),
-        (Some(sidecar), Some(uuid)) if sidecar.disk_id == uuid => Ok((sidecar, true)),
-        (_, uuid) => {
-            let id = uuid.or_else(|| host.random_id()).ok_or(OpenError::Random)?;
-            Ok((Sidecar::new(id, [0; 16]), false))
-        }
+        warn("the sidecar is a copy of another disk's: this disk is synced in full");
+    } else {
+        warn("the sidecar is damaged, or an older program's: the disk is synced in full");
     }
+    let id = info.disk_uuid.or_else(|| host.random_id());
+    Ok((Sidecar::new(id.ok_or(OpenError::Random)?, 0), false))
 }
 
 /// Opens the lane of a disk by the decision table.
 pub fn attach(host: Host, handle: DiskHandle, info: &DiskInfo) -> Result<Attached, OpenError> {
     let config = config(info)?;
+    let ack = ack_config(info)?;
+    let (shift, quiet_ns) = (region_shift(info)?, quiet_ns(info)?);
     let domain = info.property(PROPERTY_DOMAIN).unwrap_or_default();
     if !filter_core::mapping::domain_name_is_valid(domain) {
         let why = format!("`{domain}` is not a domain's name");
         return Err(OpenError::Property(PROPERTY_DOMAIN, why));
     }
-    let (sidecar, sidecar_known) = identity_of(host, handle, info)?;
+    let found = FoundBeside::open(host, handle)?;
+    let (header, trusted) = identity_of(host, handle, info, &found)?;
     let run = RunFolder::open(Path::new(&info.run_dir))?;
     let boot_id = run.boot_id()?;
     let ring_bytes = number(info, PROPERTY_RING_BYTES)?.unwrap_or(DEFAULT_RING_BYTES);
     let geometry = Geometry::for_disk(info.capacity_bytes, ring_bytes)?;
     let cut = run.cut_page(domain)?;
 
-    let Some(lock) = run.lock_disk(&sidecar.disk_id)? else {
+    let Some(lock) = run.lock_disk(&header.disk_id)? else {
         return Err(OpenError::InUse);
     };
-    let looked = look(&run, &sidecar, sidecar_known, &boot_id, info, domain);
+    let map = found.map(info.capacity_bytes);
+    let looked = look(
+        &run,
+        &header,
+        trusted && map.is_some(),
+        &boot_id,
+        info,
+        domain,
+    );
     let row = attach::decide(&looked.found);
-    let fresh = match row.action {
+    let (start, new_lane) = match row.action {
         Action::Refuse => return Err(OpenError::InUse),
-        Action::Fresh => true,
-        Action::Restart | Action::AdoptMarked | Action::AdoptClean => false,
+        Action::Full => (Start::Full, true),
+        Action::Regions => (Start::Regions, true),
+        Action::Restart => (Start::Full, false),
+        Action::AdoptMarked => (Start::Marked, false),
+        Action::AdoptClean => (Start::Clean, false),
     };
-    let next = sidecar.attached(boot_id, fresh)?;
-    save(host, handle, &next)?;
+    let full = start == Start::Full;
+    let (beside, intent) = open_map(
+        host,
+        handle,
+        info,
+        found,
+        header,
+        map,
+        (full, shift, quiet_ns),
+    )?;
+    let mut beside = beside;
+    let mut next = beside
+        .header()
+        .attached(boot_id, info.content_id, new_lane)?;
+    next.capacity_bytes = info.capacity_bytes;
+    beside.save(next)?;
 
-    let (lane, scan) = match looked.lane {
-        Some((lane, scan)) if !fresh => (lane, scan),
-        _ => {
-            let base_seq = sidecar.seq_floor + 1;
-            let identity = Identity {
-                geometry,
-                disk_id: sidecar.disk_id,
-                vm_id: info.vm_uuid,
-                boot_id,
-                base_seq,
-                domain: domain.into(),
-                vm_name: or_unknown(&info.vm_name),
-                disk_label: or_unknown(&info.label),
-            };
-            let lane = MappedLane::create(&run, &identity, info.capacity_bytes)?;
-            (
-                lane,
-                Scan {
-                    tail: 0,
-                    next_seq: base_seq,
-                    last_stamp: 0,
-                },
-            )
-        }
+    let adopted = looked.lane.filter(|_| !new_lane);
+    let (lane, scan) = match adopted {
+        Some(adopted) => adopted,
+        None => make_lane(&run, info, &header, geometry, boot_id, domain)?,
     };
     let stamps = vm::stamps(&info.vm_uuid, host.now_wall_ns().max(scan.last_stamp));
     let mut producer = Producer::new(lane.memory(), next.attach_epoch, scan.tail, scan.next_seq);
-    let start = match row.action {
-        Action::AdoptMarked => Start::Marked,
-        Action::AdoptClean => Start::Clean,
-        _ => Start::Full,
-    };
     if row.action == Action::Restart {
         producer.restart();
     }
-    let mut disk = Disk::new(producer, info.capacity_bytes, start, config);
-    if !fresh && looked.capacity_bytes < info.capacity_bytes {
-        // Enlarged while it was closed: the new part was never seen.
-        disk.grown_since(looked.capacity_bytes);
+    let mut disk = Disk::new(producer, info.capacity_bytes, start, Some(intent), config);
+    if new_lane {
+        let stamps = Stamps {
+            stamp: &stamps.0,
+            cut_epoch: cut.epoch(),
+            time_ns: host.now_wall_ns(),
+        };
+        // A ring that was just made has room for it.
+        let _ = disk.begin_base(&stamps);
     }
+    // Enlarged while it was closed: the new part was never seen.
+    let known = if new_lane {
+        header.capacity_bytes
+    } else {
+        header.capacity_bytes.min(looked.capacity_bytes)
+    };
+    disk.grown_since(known);
     let story = row.when;
     Ok(Attached {
         disk,
@@ -284,10 +354,68 @@ pub fn attach(host: Host, handle: DiskHandle, info: &DiskInfo) -> Result<Attache
         lock,
         cut,
         stamps,
-        sidecar: next,
+        beside,
         run,
+        ack,
         story,
     })
+}
+
+/// The region map of a disk that is being opened, with the bits that it must have in the sidecar.
+fn open_map(
+    host: Host,
+    handle: DiskHandle,
+    info: &DiskInfo,
+    found: FoundBeside,
+    header: Sidecar,
+    map: Option<Vec<filter_core::sidecar::regions::RegionBlock>>,
+    (full, shift, quiet_ns): (bool, u32, u64),
+) -> Result<(Beside, Intent), OpenError> {
+    let (beside, mut intent) = match map {
+        Some(map) if !full => {
+            let mut intent = Intent::load(header.disk_id, &map, quiet_ns)?;
+            intent.want_beyond(header.capacity_bytes, info.capacity_bytes);
+            (found.keep(header), intent)
+        }
+        map => {
+            let blocks = region_blocks(info.capacity_bytes, shift);
+            let map = map.unwrap_or_default();
+            let intent = Intent::full(header.disk_id, shift, blocks, &map, quiet_ns);
+            let mut header = header;
+            header.region_blocks = blocks;
+            (found.renew(host, handle, header)?, intent)
+        }
+    };
+    beside.write_map(&mut intent)?;
+    Ok((beside, intent))
+}
+
+fn make_lane(
+    run: &RunFolder,
+    info: &DiskInfo,
+    header: &Sidecar,
+    geometry: Geometry,
+    boot_id: [u8; 16],
+    domain: &str,
+) -> Result<(MappedLane, Scan), OpenError> {
+    let base_seq = header.seq_floor + 1;
+    let identity = Identity {
+        geometry,
+        disk_id: header.disk_id,
+        vm_id: info.vm_uuid,
+        boot_id,
+        base_seq,
+        domain: domain.into(),
+        vm_name: or_unknown(&info.vm_name),
+        disk_label: or_unknown(&info.label),
+    };
+    let lane = MappedLane::create(run, &identity, info.capacity_bytes)?;
+    let scan = Scan {
+        tail: 0,
+        next_seq: base_seq,
+        last_stamp: 0,
+    };
+    Ok((lane, scan))
 }
 
 fn or_unknown(name: &str) -> String {
@@ -312,7 +440,7 @@ struct Looked {
 fn look(
     run: &RunFolder,
     sidecar: &Sidecar,
-    sidecar_known: bool,
+    trusted: bool,
     boot_id: &[u8; 16],
     info: &DiskInfo,
     domain: &str,
@@ -320,7 +448,10 @@ fn look(
     let mut found = Found {
         file: LaneFile::Absent,
         producer: OldProducer::Gone,
-        sidecar: SidecarFound::Absent,
+        sidecar: match trusted {
+            true => SidecarFound::OtherEpoch,
+            false => SidecarFound::Doubtful,
+        },
         was: WasDoing::Nothing,
         restart_asked: false,
     };
@@ -356,11 +487,9 @@ fn look(
         _ => LaneFile::Good,
     };
     let lane_epoch = words.attach_epoch.load(Ordering::Relaxed); // as above
-    found.sidecar = match sidecar_known {
-        false => SidecarFound::Absent,
-        true if sidecar.matches_lane(lane_epoch, boot_id) => SidecarFound::Matches,
-        true => SidecarFound::OtherEpoch,
-    };
+    if trusted && sidecar.matches_lane(lane_epoch, boot_id) {
+        found.sidecar = SidecarFound::Matches;
+    }
     found.was = match state {
         Some(LaneState::Closed) => WasDoing::Closed,
         Some(LaneState::Streaming | LaneState::Syncing) => WasDoing::Publishing,

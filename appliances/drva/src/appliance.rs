@@ -5,6 +5,7 @@
 
 use crate::cut::{self, Answer};
 use crate::domain::Domain;
+use crate::hashes::Hasher;
 use crate::identity;
 use crate::log::{LogError, LogOptions};
 use crate::session::{self, Outbox};
@@ -176,7 +177,7 @@ impl Appliance {
         let alarmed = domain.clone();
         let uploader = Uploader {
             domain: domain.clone(),
-            url,
+            url: url.clone(),
             options: WriterOptions {
                 part_bytes: self.settings.part_bytes,
                 owner: self.name.clone(),
@@ -185,6 +186,11 @@ impl Appliance {
                 })),
                 ..WriterOptions::default()
             },
+            runtime: self.runtime.handle().clone(),
+        };
+        let hasher = Hasher {
+            domain: domain.clone(),
+            url,
             runtime: self.runtime.handle().clone(),
         };
         let (this, of) = (self.clone(), domain.clone());
@@ -197,6 +203,7 @@ impl Appliance {
         };
         let mut threads = self.threads.lock();
         threads.push(spawn("upload", Box::new(move || uploader.run()))?);
+        threads.push(spawn("hashes", Box::new(move || hasher.run()))?);
         threads.push(spawn(
             "cuts",
             Box::new(move || cut::run(&this, &of, every)),

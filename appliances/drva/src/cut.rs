@@ -1,10 +1,12 @@
 //! Cuts: asked for every second, closed when every disk has all of its records.
 //!
 //! Invariant: a cut is closed only if each disk of the domain has a position, is durable up to it and
-//! is consistent at it; otherwise it is void, and counted. The last closed one stays as it is.
+//! is consistent at it; otherwise it is void, and counted. The last closed one stays as it is. If any
+//! other host than the one that was asked presents a disk meanwhile, the cut is void: epochs order the
+//! records of one host only.
 
 use crate::appliance::Appliance;
-use crate::domain::{ClosedCut, Domain, now_ns};
+use crate::domain::{Asked, CloseError, ClosedCut, Domain, now_ns};
 use filter_core::wire::Message;
 use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
@@ -28,6 +30,7 @@ pub fn run(appliance: &Appliance, domain: &Arc<Domain>, every: Duration) {
     let mut taken = BTreeMap::new();
     while !domain.is_stopping() {
         let next = Instant::now() + every;
+        let mut is_void = false;
         if wanted(domain, &taken) {
             match take(appliance, domain) {
                 Ok(positions) => {
@@ -35,6 +38,7 @@ pub fn run(appliance: &Appliance, domain: &Arc<Domain>, every: Duration) {
                     domain.alarm("cut", None);
                 }
                 Err(why) => {
+                    is_void = true;
                     domain.cuts.lock().outstanding = None;
                     domain.cuts_changed.notify_all();
                     domain.figures.cuts_void.fetch_add(1, Ordering::Relaxed); // a figure
@@ -43,7 +47,9 @@ pub fn run(appliance: &Appliance, domain: &Arc<Domain>, every: Duration) {
             }
         }
         let mut cuts = domain.cuts.lock();
-        while cuts.wanted.is_empty() && Instant::now() < next && !domain.is_stopping() {
+        // Somebody who asks is answered at once, but not by one try after the other while a disk syncs.
+        while (is_void || cuts.wanted.is_empty()) && Instant::now() < next && !domain.is_stopping()
+        {
             domain.cuts_changed.wait_until(&mut cuts, next);
         }
     }
@@ -62,49 +68,64 @@ fn wanted(domain: &Domain, taken: &BTreeMap<[u8; 16], u64>) -> bool {
         })
 }
 
-fn take(appliance: &Appliance, domain: &Arc<Domain>) -> Result<BTreeMap<[u8; 16], u64>, String> {
-    let hosts: HashSet<[u8; 16]> = {
-        let disks = domain.disks.read();
-        for disk in disks.values() {
-            if disk.received().2 {
-                let info = disk.info.read();
-                return Err(format!("disk {}/{} is syncing", info.vm_name, info.name));
-            }
-        }
-        disks
-            .values()
-            .filter(|d| d.is_attached())
-            .map(|d| *d.host.lock())
-            .collect()
-    };
-    let host = match hosts.len() {
-        0 => return Err("no host of the domain is connected".into()),
-        1 => hosts.into_iter().next().unwrap_or_default(),
-        n => {
-            return Err(format!(
-                "its disks are on {n} hosts; cuts over several hosts are not built yet"
-            ));
-        }
-    };
-    let epoch = {
+/// The one host whose disks are attached.
+fn host_of(domain: &Domain) -> Result<[u8; 16], String> {
+    let disks = domain.disks.read();
+    let attached = disks.values().filter(|disk| disk.is_attached());
+    let hosts: HashSet<[u8; 16]> = attached.map(|disk| *disk.host.lock()).collect();
+    match hosts.len() {
+        0 => Err("no host of the domain is connected".into()),
+        1 => Ok(hosts.into_iter().next().unwrap_or_default()),
+        n => Err(format!(
+            "its disks are on {n} hosts; cuts over several hosts are not built yet"
+        )),
+    }
+}
+
+/// Decides on the epoch of a new cut, and on its name. From here on the upload feeds only what is
+/// stamped below it, and a disk that another host presents makes it void.
+fn begin(domain: &Domain) -> Result<([u8; 16], u32, Option<String>), String> {
+    let host = host_of(domain)?;
+    let (epoch, name) = {
         let mut cuts = domain.cuts.lock();
         cuts.last_epoch = cuts
             .last_epoch
             .checked_add(1)
             .ok_or("the cut epochs are used up")?;
-        // Before the request: from now on the upload feeds only what is stamped below it.
-        cuts.outstanding = Some(cuts.last_epoch);
-        cuts.last_epoch
+        cuts.outstanding = Some(Asked {
+            epoch: cuts.last_epoch,
+            host,
+            void: false,
+        });
+        // A name that is asked for later is for the next cut: this one may lack what was written until
+        // then.
+        (cuts.last_epoch, cuts.wanted.front().cloned())
     };
+    // Looked at again: who attached before there was a cut to make void is seen here.
+    if host_of(domain)? != host {
+        return Err(CloseError::Moved.to_string());
+    }
+    Ok((host, epoch, name))
+}
+
+fn take(appliance: &Appliance, domain: &Arc<Domain>) -> Result<BTreeMap<[u8; 16], u64>, String> {
+    for disk in domain.disks.read().values() {
+        if disk.received().2 {
+            let info = disk.info.read();
+            return Err(format!("disk {}/{} is syncing", info.vm_name, info.name));
+        }
+    }
+    let (host, epoch, name) = begin(domain)?;
     let answers = appliance.expect_answers(&domain.name, host);
     let request = Message::CutRequest {
         epoch,
         domain: domain.name.clone(),
     };
+    // Before the request: what was completed by this time is in the cut.
+    let time_ns = now_ns();
     if !appliance.send_to_host(&host, &request) {
         return Err("the host's control connection is down".into());
     }
-    let time_ns = now_ns();
     let deadline = Instant::now() + LIMIT;
     let reported = loop {
         match answers.recv_deadline(deadline) {
@@ -133,7 +154,13 @@ fn take(appliance: &Appliance, domain: &Arc<Domain>) -> Result<BTreeMap<[u8; 16]
         positions.insert(*id, disk.durable_seq());
     }
     if !domain.wait_durable(&positions, LIMIT) {
-        return Err("the log did not reach the positions in time".into());
+        let moved = domain.cuts.lock().outstanding.is_some_and(|of| of.void);
+        let late = "the log did not reach the positions in time".to_owned();
+        return Err(if moved {
+            CloseError::Moved.to_string()
+        } else {
+            late
+        });
     }
     let mut out = BTreeMap::new();
     for (id, seq) in &positions {
@@ -146,13 +173,20 @@ fn take(appliance: &Appliance, domain: &Arc<Domain>) -> Result<BTreeMap<[u8; 16]
         }
         out.insert(Uuid::from_bytes(*id), *seq);
     }
-    let name = domain.cuts.lock().wanted.pop_front();
     let cut = ClosedCut {
         epoch,
         time_ns,
-        name,
+        name: name.clone(),
         positions: out,
     };
     domain.close_cut(cut).map_err(|e| e.to_string())?;
+    let mut cuts = domain.cuts.lock();
+    if let Some(at) = cuts
+        .wanted
+        .iter()
+        .position(|wanted| Some(wanted) == name.as_ref())
+    {
+        cuts.wanted.remove(at);
+    }
     Ok(positions)
 }

@@ -7,6 +7,8 @@
 use crate::log::format::EntryKind;
 use crate::log::{DiskState, Durability, Log, LogError, Submission};
 use crate::session::Outbox;
+use crate::touched::Touched;
+use filter_core::lane::layout::DIRTY_BLOCK_BYTES;
 use filter_core::mutant::{Guard, holds};
 use filter_core::position::Received;
 use filter_core::record::{FLAG_SYNC_BEGIN, FLAG_SYNC_END, RecordIter};
@@ -24,6 +26,12 @@ pub struct Route {
     pub outbox: Arc<Outbox>,
     /// The channel on it.
     pub channel: u32,
+}
+
+/// A channel that a disk is presented on.
+struct Present {
+    route: Route,
+    attach_epoch: u32,
 }
 
 /// Syncs and losses that are remembered: cuts ask about the newest positions only.
@@ -74,6 +82,7 @@ impl Brackets {
 struct DiskStream {
     receiver: Receiver,
     brackets: Brackets,
+    touched: Touched,
 }
 
 /// What a frame of records led to.
@@ -83,7 +92,7 @@ pub enum Outcome {
     Taken,
     /// The channel is not the disk's present one.
     Superseded,
-    /// Refused: why, at which seq.
+    /// Refused: why, at which seq (or, if the epoch is why, the newest one).
     Refused(ErrorCode, u64, String),
 }
 
@@ -108,7 +117,7 @@ pub struct Disk {
     /// Last seq in the store.
     uploaded: AtomicU64,
     /// Where acknowledgements go.
-    route: Mutex<Option<Route>>,
+    route: Mutex<Option<Present>>,
     /// Its description.
     pub info: RwLock<DiskInfo>,
     /// The host that presents it.
@@ -122,13 +131,14 @@ impl Disk {
     }
 
     /// A disk as the log of a restarted appliance has it.
-    pub fn restored(info: DiskInfo, state: &DiskState) -> Self {
+    pub fn restored(info: DiskInfo, state: &DiskState, presented_epoch: u32) -> Self {
         let receiver = Receiver::restored(
             Received(state.last_seq),
             state.attach_epoch,
             state.sync_begin != 0,
             state.full_base_seq,
-        );
+        )
+        .with_presented(presented_epoch);
         let disk = Self::with(info, receiver, state.last_seq);
         if state.sync_begin != 0 {
             disk.stream.lock().brackets.begin(state.sync_begin);
@@ -139,6 +149,7 @@ impl Disk {
     fn with(info: DiskInfo, receiver: Receiver, durable: u64) -> Self {
         Self {
             stream: Mutex::new(DiskStream {
+                touched: Touched::above(receiver.received().0),
                 receiver,
                 brackets: Brackets::default(),
             }),
@@ -161,9 +172,34 @@ impl Disk {
         )
     }
 
+    /// The newest epoch that is known of: presented, or of a record.
+    pub fn newest_epoch(&self) -> u32 {
+        self.stream.lock().receiver.newest_epoch()
+    }
+
+    /// Whether a lane of this epoch may be presented.
+    pub fn may_open(&self, attach_epoch: u32) -> Result<(), Refusal> {
+        self.stream.lock().receiver.may_open(attach_epoch)
+    }
+
     /// Whether a cut may end at this seq.
     pub fn consistent_at(&self, seq: u64) -> bool {
         !self.stream.lock().brackets.open_at(seq) || !holds(Guard::ConsistentAt)
+    }
+
+    /// A cut that ends here is in the store.
+    pub fn settle(&self, position: u64) {
+        self.stream.lock().touched.settle(position);
+    }
+
+    /// Which of the blocks from an offset on no record above `position` has touched, of those that were
+    /// admitted so far; `None`: that is not known.
+    pub fn untouched(&self, position: u64, offset_bytes: u64, blocks: usize) -> Option<Vec<bool>> {
+        let stream = self.stream.lock();
+        let first = offset_bytes / DIRTY_BLOCK_BYTES;
+        // A store that is ahead of the log holds what nobody here can vouch for.
+        let known = position <= stream.receiver.received().0;
+        known.then(|| stream.touched.untouched(position, first, blocks))?
     }
 
     /// Last durable seq.
@@ -181,10 +217,11 @@ impl Disk {
         self.route.lock().is_some()
     }
 
-    /// A host presents the disk on a channel, which supersedes the one before. Answers the host, and
-    /// gives what tells this channel from others.
+    /// A host presents the disk on a channel, which supersedes the one before; a host whose epoch is
+    /// older is told that it has lost the disk. Answers the host, and gives what tells this channel
+    /// from others.
     pub fn attach(&self, attach_epoch: u32, host: [u8; 16], route: Route) -> Result<u64, Refusal> {
-        let stream = self.stream.lock();
+        let mut stream = self.stream.lock();
         stream.receiver.open(attach_epoch)?;
         let generation = self.generation.fetch_add(1, Ordering::AcqRel) + 1; // under the lock
         *self.host.lock() = host;
@@ -197,7 +234,19 @@ impl Disk {
             full_base_seq: stream.receiver.full_base_seq(),
         };
         route.outbox.send(&opened, route.channel);
-        *present = Some(route);
+        let before = present.replace(Present {
+            route,
+            attach_epoch,
+        });
+        if let Some(lost) = before.filter(|before| before.attach_epoch < attach_epoch) {
+            let (current, found) = (attach_epoch, lost.attach_epoch);
+            let message = Message::Error {
+                code: ErrorCode::Fenced,
+                seq: u64::from(current),
+                text: Refusal::Fenced { current, found }.to_string(),
+            };
+            lost.route.outbox.send(&message, lost.route.channel);
+        }
         Ok(generation)
     }
 
@@ -304,7 +353,7 @@ impl Disk {
     }
 
     fn acknowledge(&self, durable_seq: u64, uploaded_seq: u64) {
-        if let Some(route) = self.route.lock().as_ref() {
+        if let Some(Present { route, .. }) = self.route.lock().as_ref() {
             route
                 .outbox
                 .acknowledge(route.channel, durable_seq, uploaded_seq);
@@ -353,13 +402,14 @@ impl DiskStream {
                 }
                 Ok(Admit::Append) => {}
                 Err(error) => {
-                    let code = match error {
-                        Refusal::Gap { .. } | Refusal::Base { .. } => ErrorCode::Gap,
-                        Refusal::Fenced { .. } => ErrorCode::Fenced,
+                    let (code, word) = match error {
+                        Refusal::Gap { .. } | Refusal::Base { .. } => (ErrorCode::Gap, header.seq),
+                        Refusal::Fenced { current, .. } => (ErrorCode::Fenced, current.into()),
                     };
-                    return (run, Some((code, header.seq, error.to_string())));
+                    return (run, Some((code, word, error.to_string())));
                 }
             }
+            self.touched.note(&header);
             self.brackets.jump(last, header.seq);
             if header.flags & FLAG_SYNC_BEGIN != 0 {
                 self.brackets.begin(header.seq);

@@ -137,6 +137,20 @@ fn a_base_that_relies_on_all_that_came_costs_only_its_own_sync() {
     assert_eq!(disk.received().0, 11);
 }
 
+/// A refusal for the epoch names the newest one: the host has to go above it, or to leave the disk.
+#[test]
+fn a_record_of_an_older_epoch_is_refused_with_the_newest_one() {
+    let disk = disk();
+    admit(&disk, &[(1, BASE), (2, FLAG_SYNC_END)]);
+    let mut newer = RecordHeader::decode(&record(3, FLAG_SYNC_BEGIN)).unwrap();
+    newer.attach_epoch = 7;
+    let bytes = [newer.encode().to_vec(), frame(&[(4, 0)])].concat();
+    let mut stream = disk.stream.lock();
+    let (run, refused) = stream.admit(&bytes, &mut Counted::default());
+    assert_eq!(run.map(|run| run.last_seq), Some(3));
+    assert_eq!(refused.map(|r| (r.0, r.1)), Some((ErrorCode::Fenced, 7)));
+}
+
 fn log(dir: &std::path::Path) -> Log {
     let options = LogOptions {
         segment_bytes: 64 << 10,

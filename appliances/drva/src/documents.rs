@@ -7,9 +7,10 @@ use recovery_store::DiskInfo;
 use std::collections::BTreeMap;
 use uuid::Uuid;
 
-/// A disk's description.
-pub fn describe(info: &DiskInfo) -> String {
+/// A disk's description, with the newest attach epoch that was presented of it.
+pub fn describe(info: &DiskInfo, presented_epoch: u32) -> String {
     serde_json::json!({
+        "presented_epoch": presented_epoch,
         "vm_uuid": info.vm_uuid.to_string(),
         "vm_name": info.vm_name,
         "name": info.name,
@@ -19,19 +20,19 @@ pub fn describe(info: &DiskInfo) -> String {
 }
 
 /// And back.
-pub fn describe_back(disk_id: [u8; 16], text: &[u8]) -> Result<DiskInfo, serde_json::Error> {
+pub fn describe_back(disk_id: [u8; 16], text: &[u8]) -> Result<(DiskInfo, u32), serde_json::Error> {
     let value: serde_json::Value = serde_json::from_slice(text)?;
     let string = |key: &str| value.get(key).and_then(|v| v.as_str()).unwrap_or_default();
-    Ok(DiskInfo {
+    let number = |key: &str| value.get(key).and_then(|v| v.as_u64()).unwrap_or(0);
+    let info = DiskInfo {
         uuid: Uuid::from_bytes(disk_id),
         vm_uuid: Uuid::parse_str(string("vm_uuid")).unwrap_or_default(),
         vm_name: string("vm_name").into(),
         name: string("name").into(),
-        capacity_bytes: value
-            .get("capacity_bytes")
-            .and_then(|v| v.as_u64())
-            .unwrap_or(0),
-    })
+        capacity_bytes: number("capacity_bytes"),
+    };
+    let presented_epoch = u32::try_from(number("presented_epoch")).unwrap_or(0);
+    Ok((info, presented_epoch))
 }
 
 /// A closed cut.

@@ -5,10 +5,13 @@
 
 use crate::disk::{Disk, Outcome, Route};
 use crate::documents::{cut_back, cut_out, describe, describe_back};
+use crate::hashes::{Ask, MAX_WAITING};
 use crate::identity;
 use crate::log::format::EntryKind;
 use crate::log::recover::Recovered;
 use crate::log::{Durability, Log, LogError, LogOptions, Submission};
+use crossbeam::channel::{Receiver, Sender, bounded};
+use filter_core::session::Refusal;
 use filter_core::wire::{ErrorCode, OpenLane};
 use hdrhistogram::Histogram;
 use parking_lot::{Condvar, Mutex, RwLock};
@@ -89,12 +92,34 @@ pub struct ClosedCut {
     pub positions: BTreeMap<Uuid, u64>,
 }
 
+/// A cut that a host was asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Asked {
+    /// Records below this epoch will belong to it.
+    pub epoch: u32,
+    /// Who was asked.
+    pub host: [u8; 16],
+    /// Another host has presented a disk meanwhile: nothing can come of it.
+    pub void: bool,
+}
+
+/// Why a cut could not be closed.
+#[derive(Debug, thiserror::Error)]
+pub enum CloseError {
+    /// A disk changed its host meanwhile.
+    #[error("a disk came from another host meanwhile")]
+    Moved,
+    /// The log.
+    #[error(transparent)]
+    Log(#[from] LogError),
+}
+
 /// What the upload may feed, and what waits for it.
 pub struct CutState {
     /// Cuts in the log that the store does not hold.
     pub closed: VecDeque<ClosedCut>,
-    /// A cut that was asked for and not yet closed or void: its epoch.
-    pub outstanding: Option<u32>,
+    /// A cut that was asked for and not yet closed or void.
+    pub outstanding: Option<Asked>,
     /// The newest epoch ever asked for or seen.
     pub last_epoch: u32,
     /// The newest cut in the store: number, name, time.
@@ -152,6 +177,10 @@ pub struct Domain {
     pub cuts_changed: Condvar,
     /// Bumped when a disk's description changes.
     pub described: AtomicU32,
+    /// Bumped when a cut is in the store.
+    pub commits: AtomicU64,
+    /// Questions about what disks hold, not yet answered.
+    pub asks: (Sender<Ask>, Receiver<Ask>),
     /// Figures.
     pub figures: Figures,
     /// Something an operator should know; the newest first.
@@ -186,11 +215,11 @@ impl Domain {
     fn restored(name: &str, id: [u8; 16], log: Log, recovered: &Recovered) -> Self {
         let mut disks = BTreeMap::new();
         for (disk_id, state) in &recovered.disks {
-            let Ok(info) = describe_back(*disk_id, &state.description) else {
+            let Ok((info, presented)) = describe_back(*disk_id, &state.description) else {
                 tracing::error!("domain {name}: the description of a disk in the log is malformed");
                 continue;
             };
-            let disk = Disk::restored(info, state);
+            let disk = Disk::restored(info, state, presented);
             disks.insert(*disk_id, Arc::new(disk));
         }
         let closed = recovered
@@ -211,6 +240,8 @@ impl Domain {
             cuts: Mutex::new(cuts),
             cuts_changed: Condvar::new(),
             described: AtomicU32::new(1),
+            commits: AtomicU64::new(0),
+            asks: bounded(MAX_WAITING),
             figures: Figures::default(),
             alarms: Mutex::default(),
             stopping: watch::Sender::new(false),
@@ -239,13 +270,21 @@ impl Domain {
         self.disks.read().get(id).cloned()
     }
 
-    /// A host presents a lane. Gives its disk and what tells the channel from earlier ones.
+    /// A host presents a lane. Gives its disk and what tells the channel from earlier ones, or why not,
+    /// with the word that goes with it.
     pub fn open_lane(
         &self,
         lane: &OpenLane,
         host: [u8; 16],
         route: Route,
-    ) -> Result<(Arc<Disk>, u64), (ErrorCode, String)> {
+    ) -> Result<(Arc<Disk>, u64), (ErrorCode, u64, String)> {
+        let fenced = |refusal: Refusal| {
+            let word = match refusal {
+                Refusal::Fenced { current, .. } => current.into(),
+                _ => 0,
+            };
+            (ErrorCode::Fenced, word, refusal.to_string())
+        };
         let info = DiskInfo {
             uuid: Uuid::from_bytes(lane.disk_id),
             vm_uuid: Uuid::from_bytes(lane.vm_id),
@@ -257,6 +296,8 @@ impl Domain {
             let mut disks = self.disks.write();
             match disks.get(&lane.disk_id) {
                 Some(disk) => {
+                    // Nor may it describe what is not its own.
+                    disk.may_open(lane.attach_epoch).map_err(fenced)?;
                     let mut known = disk.info.write();
                     let mut info = info;
                     info.capacity_bytes = info.capacity_bytes.max(known.capacity_bytes);
@@ -266,7 +307,7 @@ impl Domain {
                 }
                 None if disks.len() >= MAX_DISKS => {
                     let text = format!("this appliance serves at most {MAX_DISKS} disks");
-                    return Err((ErrorCode::Limit, text));
+                    return Err((ErrorCode::Limit, 0, text));
                 }
                 None => {
                     let disk = Arc::new(Disk::new(info));
@@ -275,15 +316,32 @@ impl Domain {
                 }
             }
         };
+        if changed || lane.attach_epoch > disk.newest_epoch() {
+            let content = describe(&disk.info.read(), lane.attach_epoch);
+            // The epoch alone is not worth a wait: records bring it, too.
+            let logged = self.log_entry(EntryKind::Disk, lane.disk_id, 0, content, &|| !changed);
+            match logged {
+                Ok(()) | Err(LogError::GivenUp) => {}
+                Err(error) => return Err((ErrorCode::Log, 0, error.to_string())),
+            }
+        }
         if changed {
-            let content = describe(&disk.info.read());
-            self.log_entry(EntryKind::Disk, lane.disk_id, 0, content)
-                .map_err(|e| (ErrorCode::Log, e.to_string()))?;
             self.described.fetch_add(1, Ordering::AcqRel); // pairs with the upload's load
         }
-        match disk.attach(lane.attach_epoch, host, route) {
-            Ok(generation) => Ok((disk, generation)),
-            Err(refusal) => Err((ErrorCode::Fenced, refusal.to_string())),
+        let generation = disk
+            .attach(lane.attach_epoch, host, route)
+            .map_err(fenced)?;
+        self.presented_by(host);
+        Ok((disk, generation))
+    }
+
+    /// A host has a disk from now on: a cut that another was asked for is void, since what this one
+    /// sends may be stamped with any epoch. Called before anything of it is taken.
+    fn presented_by(&self, host: [u8; 16]) {
+        let mut cuts = self.cuts.lock();
+        if let Some(asked) = cuts.outstanding.as_mut().filter(|asked| asked.host != host) {
+            asked.void = true;
+            self.cuts_changed.notify_all();
         }
     }
 
@@ -304,6 +362,13 @@ impl Domain {
         outcome
     }
 
+    /// A host asks what a disk of its holds. Never waits: with too many questions nothing is known.
+    pub fn ask(&self, ask: Ask) {
+        if let Err(error) = self.asks.0.try_send(ask) {
+            error.into_inner().answer(Vec::new());
+        }
+    }
+
     /// The log holds these positions durably: tells the hosts. Called by the log's writer.
     fn durable(&self, all: &[Durability]) {
         let now = now_ns();
@@ -322,16 +387,17 @@ impl Domain {
         self.cuts_changed.notify_all();
     }
 
-    /// Logs an entry that is no run of records; waits for room.
+    /// Logs an entry that is no run of records; waits for room, unless told to give up.
     fn log_entry(
         &self,
         kind: EntryKind,
         disk_id: [u8; 16],
         epoch: u32,
         content: String,
+        give_up: &dyn Fn() -> bool,
     ) -> Result<(), LogError> {
         let content = content.into_bytes();
-        let permit = self.log.reserve(content.len(), &|| false)?;
+        let permit = self.log.reserve(content.len(), give_up)?;
         let entry = Submission {
             kind,
             disk_id,
@@ -345,7 +411,7 @@ impl Domain {
         self.log.submit(permit, entry)
     }
 
-    /// Waits until every disk is durable up to its position.
+    /// Waits until every disk is durable up to its position. `false`: not in time, or the cut is void.
     pub fn wait_durable(&self, positions: &BTreeMap<[u8; 16], u64>, limit: Duration) -> bool {
         let deadline = std::time::Instant::now() + limit;
         let mut cuts = self.cuts.lock();
@@ -358,7 +424,8 @@ impl Domain {
             if done {
                 return true;
             }
-            if std::time::Instant::now() >= deadline || self.is_stopping() {
+            let void = cuts.outstanding.is_some_and(|asked| asked.void);
+            if void || std::time::Instant::now() >= deadline || self.is_stopping() {
                 return false;
             }
             let soon = std::time::Instant::now() + Duration::from_millis(20);
@@ -367,15 +434,19 @@ impl Domain {
     }
 
     /// Logs a closed cut and hands it to the upload.
-    pub fn close_cut(&self, cut: ClosedCut) -> Result<(), LogError> {
+    pub fn close_cut(&self, cut: ClosedCut) -> Result<(), CloseError> {
         let (epoch, content) = (cut.epoch, cut_out(&cut));
-        // In the list before the log has it: the upload must not feed beyond it meanwhile.
+        // In the list before the log has it: the upload must not feed beyond it meanwhile. A host that
+        // presents a disk after this finds nothing to make void: what it sends lies beyond the cut.
         {
             let mut cuts = self.cuts.lock();
-            cuts.outstanding = None;
+            let asked = cuts.outstanding.take_if(|asked| asked.epoch == epoch);
+            if asked.is_none_or(|asked| asked.void) {
+                return Err(CloseError::Moved);
+            }
             cuts.closed.push_back(cut);
         }
-        self.log_entry(EntryKind::Cut, [0; 16], epoch, content)?;
+        self.log_entry(EntryKind::Cut, [0; 16], epoch, content, &|| false)?;
         self.cuts_changed.notify_all();
         Ok(())
     }

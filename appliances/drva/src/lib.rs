@@ -3,7 +3,8 @@
 //!
 //! The path of a record through it: [`session`] reads it from a connection, [`disk`] admits it,
 //! [`log`] makes it durable (then it is acknowledged), [`upload`] reads it from the log and feeds the
-//! container; [`cut`] decides where one cut ends and the next begins.
+//! container; [`cut`] decides where one cut ends and the next begins. [`hashes`] tells a sync what need
+//! not be sent.
 //!
 //! Invariant: it never drops and never grows without bound: a slow store fills the log, a slow log
 //! fills its queue, a full queue stops the connections, full connections fill the lanes.
@@ -13,11 +14,14 @@ pub mod cut;
 pub mod disk;
 pub mod documents;
 pub mod domain;
+pub mod gate;
+pub mod hashes;
 pub mod identity;
 pub mod log;
 pub mod raw;
 pub mod session;
 pub mod status;
+pub mod touched;
 pub mod upload;
 
 use anyhow::{Context, bail};

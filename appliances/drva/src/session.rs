@@ -7,6 +7,7 @@ use crate::appliance::Appliance;
 use crate::cut::Answer;
 use crate::disk::{Disk, Outcome, Route};
 use crate::domain::Domain;
+use crate::hashes::Ask;
 use filter_core::wire::{
     ErrorCode, FRAME_HEADER_BYTES, FrameHeader, FrameKind, Hello, Message, PROTOCOL_NEWEST,
     PROTOCOL_OLDEST, PeerRole, PortRole, WireError,
@@ -17,7 +18,7 @@ use std::io::{self, BufReader, Read, Write};
 use std::net::TcpStream;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// A peer that sends nothing for so long is given up.
 const SILENCE_LIMIT: Duration = Duration::from_secs(30);
@@ -290,6 +291,13 @@ impl Session<'_> {
                 }
                 Ok(())
             }
+            Message::HashRequest {
+                offset_bytes,
+                blocks,
+            } if self.role != PortRole::Control => {
+                self.hashes(channel, offset_bytes, blocks);
+                Ok(())
+            }
             Message::CutPositions {
                 epoch,
                 domain,
@@ -318,19 +326,23 @@ impl Session<'_> {
     }
 
     fn open(&mut self, channel: u32, lane: &filter_core::wire::OpenLane) {
-        let refuse = |code, text: String| {
+        let refuse = |code, seq, text: String| {
             tracing::warn!("lane {}/{}: {text}", lane.vm_name, lane.disk_label);
             self.outbox
-                .send(&Message::Error { code, seq: 0, text }, channel);
+                .send(&Message::Error { code, seq, text }, channel);
         };
         if channel == 0 || self.channels.len() >= MAX_CHANNELS {
-            refuse(ErrorCode::Limit, "channel 0, or too many channels".into());
+            refuse(
+                ErrorCode::Limit,
+                0,
+                "channel 0, or too many channels".into(),
+            );
             return;
         }
         let domain = match self.appliance.domain(&lane.domain) {
             Ok(domain) => domain,
             Err(error) => {
-                refuse(ErrorCode::Domain, error.to_string());
+                refuse(ErrorCode::Domain, 0, error.to_string());
                 return;
             }
         };
@@ -349,8 +361,30 @@ impl Session<'_> {
                     before.disk.detach(before.generation);
                 }
             }
-            Err((code, text)) => refuse(code, text),
+            Err((code, word, text)) => refuse(code, word, text),
         }
+    }
+
+    /// A question about a channel's disk. It is answered later, or at once if nobody can know.
+    fn hashes(&self, channel: u32, offset_bytes: u64, blocks: u32) {
+        let of = self.channels.get(&channel);
+        let Some(of) = of.filter(|of| !of.disk.is_superseded(of.generation)) else {
+            let hashes = Vec::new();
+            let message = Message::Hashes {
+                offset_bytes,
+                hashes,
+            };
+            self.outbox.send(&message, channel);
+            return;
+        };
+        of.domain.ask(Ask {
+            disk: of.disk.clone(),
+            offset_bytes,
+            blocks,
+            outbox: self.outbox.clone(),
+            channel,
+            came: Instant::now(),
+        });
     }
 
     fn data(&mut self, header: &FrameHeader) -> Result<(), SessionError> {

@@ -55,9 +55,9 @@ fn domain_document(domain: &Domain) -> Value {
     let figures = &domain.figures;
     let (used, max, full, failing) = domain.log.usage();
     let (batches, entries) = domain.log.counts();
-    let (newest, waiting) = {
+    let (newest, waiting, wanted) = {
         let cuts = domain.cuts.lock();
-        (cuts.newest.clone(), cuts.closed.len())
+        (cuts.newest.clone(), cuts.closed.len(), cuts.wanted.len())
     };
     // Relaxed: figures.
     let figure = |counter: &std::sync::atomic::AtomicU64| counter.load(Ordering::Relaxed);
@@ -68,6 +68,7 @@ fn domain_document(domain: &Domain) -> Value {
             json!({"number": number, "name": name, "time_ns": time_ns})
         }),
         "cuts_waiting": waiting,
+        "cuts_wanted": wanted,
         "cuts_closed": figure(&figures.cuts_closed),
         "cuts_void": figure(&figures.cuts_void),
         "log": {

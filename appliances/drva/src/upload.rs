@@ -1,17 +1,18 @@
 //! The upload: reads what is durable in the log, feeds it to the container, commits closed cuts.
 //!
-//! Invariant: a cut is committed when exactly its records were fed. While a cut is asked for or
-//! waits to be committed, only records stamped below its epoch are fed: all of them belong to it,
-//! and none of the others does (the hosts bump the epoch before they report positions). Records that
-//! must wait stay in the log: the reader goes back to the first of them after the commit, and what it
-//! meets twice is dropped by its seq. So the upload needs no memory for them.
+//! Invariant: a cut is committed when exactly its records were fed: those up to its position of their
+//! disk, whatever their epoch. While a cut is asked for and its positions are not known, only records
+//! stamped below its epoch are fed: all of them belong to it (the host bumps the epoch before it
+//! reports positions, and if a disk changes its host meanwhile the cut is void). Records that must wait
+//! stay in the log: the reader goes back to the first of them once the cut is settled, and what it meets
+//! twice is dropped by its seq. So the upload needs no memory for them.
 
 use crate::domain::{ClosedCut, Domain};
+use crate::gate::Keeper;
 use crate::log::format::{Entries, EntryKind};
 use crate::log::reader::Reader;
 use filter_core::record::RecordIter;
 use recovery_store::{CutMeta, CutWriter, DomainInfo, Fed, StoreError, StoreUrl, WriterOptions};
-use std::collections::HashSet;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -50,25 +51,13 @@ impl From<StoreError> for Ended {
     }
 }
 
-/// Records that had to wait for a cut to be settled.
-#[derive(Default)]
-struct Held {
-    /// First batch that holds any.
-    batch: Option<u64>,
-    /// Their disks: all later records of these wait too.
-    disks: HashSet<[u8; 16]>,
-    /// The cut epoch that made them wait.
-    limit: u32,
-}
-
 /// One attempt, from opening the container to the first error.
 struct Attempt<'a> {
     of: &'a Uploader,
     writer: CutWriter,
     reader: Reader,
     described: u32,
-    /// What had to wait.
-    held: Held,
+    keeper: Keeper,
     told: Instant,
     /// The log could not be read.
     log_alarm: bool,
@@ -134,7 +123,7 @@ impl<'a> Attempt<'a> {
             writer,
             reader: Reader::new(first),
             described: 0,
-            held: Held::default(),
+            keeper: Keeper::default(),
             told: Instant::now(),
             log_alarm: false,
         }
@@ -159,7 +148,7 @@ impl<'a> Attempt<'a> {
     fn step(&mut self) -> Result<bool, Ended> {
         let domain = self.of.domain.clone();
         self.describe()?;
-        self.release_held();
+        self.look_at_gate();
         match self.reader.next(&domain.log) {
             Ok(Some((number, body))) => {
                 if std::mem::take(&mut self.log_alarm) {
@@ -235,17 +224,26 @@ impl<'a> Attempt<'a> {
         Ok(())
     }
 
-    /// Records stamped with this epoch or a later one have to wait.
-    fn limit(&self) -> u32 {
-        let cuts = self.of.domain.cuts.lock();
-        let closed = cuts.closed.front().map(|cut| cut.epoch);
-        closed.or(cuts.outstanding).unwrap_or(u32::MAX)
+    /// Looks at what may be fed now. If that has changed, what had to wait is read again, unless all of
+    /// it has to wait still.
+    fn look_at_gate(&mut self) {
+        let again = {
+            let cuts = self.of.domain.cuts.lock();
+            let asked = cuts.outstanding.map(|asked| asked.epoch);
+            self.keeper.look(cuts.closed.front(), asked)
+        };
+        if let Some(batch) = again {
+            self.reader.rewind(batch);
+        }
     }
 
     fn feed(&mut self, number: u64, body: &[u8]) -> Result<(), Ended> {
         // After the batch was read: a record that was stamped for a later cut can only be in it if
-        // that cut was asked for before, so the limit that is seen here knows of it.
-        let limit = self.limit();
+        // that cut was asked for before, so what is seen here knows of it.
+        self.look_at_gate();
+        if self.reader.next_batch() <= number {
+            return Ok(()); // it is read again
+        }
         self.describe()?;
         for entry in Entries::new(body, number).flatten() {
             if entry.kind != EntryKind::Run {
@@ -262,11 +260,12 @@ impl<'a> Attempt<'a> {
                         break;
                     }
                 };
-                if record.header.cut_epoch >= limit || self.held.disks.contains(&entry.disk_id) {
-                    if self.held.batch.is_none() {
-                        (self.held.batch, self.held.limit) = (Some(number), limit);
-                    }
-                    self.held.disks.insert(entry.disk_id);
+                let writer = &self.writer;
+                let fed = || {
+                    let fed = writer.fed_positions();
+                    fed.get(&disk).map_or(0, |position| position.seq)
+                };
+                if !self.keeper.lets_pass(number, disk, &record.header, fed) {
                     break;
                 }
                 if self.writer.feed(disk, &record)? == Fed::PartFull {
@@ -283,6 +282,10 @@ impl<'a> Attempt<'a> {
         let Some(cut) = domain.cuts.lock().closed.front().cloned() else {
             return Ok(false);
         };
+        if self.keeper.is_impossible(cut.epoch) {
+            self.void(&cut, "a record that it ends with does not exist");
+            return Ok(true);
+        }
         let fed = self.writer.fed_positions();
         let missing = cut
             .positions
@@ -298,24 +301,35 @@ impl<'a> Attempt<'a> {
             positions: cut.positions.clone(),
         };
         match self.of.wait(self.writer.commit(meta)) {
-            Ok(done) => self.committed(&cut, done.cut),
-            Err(Ended::Store(StoreError::Commit { reason: why, .. })) => {
-                // The records are safe and go into the next cut.
-                domain.alarm(
-                    "commit",
-                    Some(format!("cut of epoch {} is void: {why}", cut.epoch)),
-                );
-                domain.figures.cuts_void.fetch_add(1, Ordering::Relaxed); // a figure
-                // Who asked for it by name gets the next one.
-                domain.cuts.lock().wanted.extend(cut.name.clone());
+            Ok(done) => {
+                self.committed(&cut, done.cut);
+                self.settled();
             }
+            Err(Ended::Store(StoreError::Commit { reason, .. })) => self.void(&cut, &reason),
             Err(error) => return Err(error),
         }
+        Ok(true)
+    }
+
+    /// The first closed cut came to nothing. Its records are safe and go into the next one.
+    fn void(&mut self, cut: &ClosedCut, why: &str) {
+        let domain = self.of.domain.clone();
+        let text = format!("cut of epoch {} is void: {why}", cut.epoch);
+        domain.alarm("commit", Some(text));
+        domain.figures.cuts_void.fetch_add(1, Ordering::Relaxed); // a figure
+        // Who asked for it by name gets the next one.
+        domain.cuts.lock().wanted.extend(cut.name.clone());
+        self.settled();
+    }
+
+    /// The first closed cut is in the store, or void.
+    fn settled(&mut self) {
+        let domain = self.of.domain.clone();
         domain.cuts.lock().closed.pop_front();
         domain.cuts_changed.notify_all();
-        self.release_held();
+        self.keeper.settled();
+        self.look_at_gate();
         self.tell();
-        Ok(true)
     }
 
     fn committed(&self, cut: &ClosedCut, number: u64) {
@@ -323,22 +337,19 @@ impl<'a> Attempt<'a> {
         let waited_us = crate::domain::now_ns().saturating_sub(cut.time_ns) / 1000;
         domain.figures.commit_us.lock().saturating_record(waited_us);
         domain.figures.cuts_closed.fetch_add(1, Ordering::Relaxed); // a figure
+        {
+            let disks = domain.disks.read();
+            for (uuid, position) in &cut.positions {
+                if let Some(disk) = disks.get(uuid.as_bytes()) {
+                    disk.settle(*position);
+                }
+            }
+        }
+        domain.commits.fetch_add(1, Ordering::AcqRel); // pairs with the load of whoever reads the store
         let mut cuts = domain.cuts.lock();
         cuts.committed(number, cut.name.clone(), cut.time_ns);
         drop(cuts);
         domain.alarm("commit", None);
-    }
-
-    /// Returns to the first batch with records that had to wait, once the cut that made them wait is
-    /// settled: committed, or void (then another may have been asked for already).
-    fn release_held(&mut self) {
-        let Some(batch) = self.held.batch else {
-            return;
-        };
-        if self.limit() > self.held.limit {
-            self.held = Held::default();
-            self.reader.rewind(batch);
-        }
     }
 
     /// Tells hosts and log what the store holds.

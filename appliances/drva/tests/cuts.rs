@@ -6,8 +6,8 @@ mod scripted;
 use filter_core::wire::PortRole;
 use scripted::store::{Random, random_record};
 use scripted::{
-    CAPACITY_BYTES, DOMAIN, Disk, Drva, Link, Site, cut_now, next_request, positions_of,
-    refuse_cut, seed, send_positions,
+    CAPACITY_BYTES, DOMAIN, Disk, Drva, Link, Site, answer_cut, cut_now, next_request,
+    positions_of, refuse_cut, seed, send_positions,
 };
 use serde_json::json;
 use std::collections::BTreeMap;
@@ -139,4 +139,73 @@ fn a_name_used_again_names_a_new_cut() {
     );
     let bad = drva.ask(&json!({"cmd": "cut", "domain": DOMAIN, "name": "a\nb"}));
     assert!(bad["error"].to_string().contains("1 to 128 bytes"), "{bad}");
+}
+
+/// A cut that was under way when somebody asked may lack what was written before they asked.
+#[test]
+fn a_name_is_not_given_to_a_cut_that_was_asked_for_before() {
+    let site = Site::new(&["--cut-interval-ms", "20"]);
+    let drva = site.start();
+    let mut control = drva.connect(PortRole::Control);
+    let mut link = drva.connect(PortRole::Data(0));
+    let mut disks = [Disk::new(1)];
+    link.open(1, &disks[0]).unwrap();
+    link.records(1, &disks[0].begin());
+    let first = next_request(&mut control);
+    let positions = positions_of(&disks);
+    disks[0].cut_epoch = first;
+    let late = disks[0].write(0, 4096, 9);
+    link.records(1, &[late]);
+    link.wait_durable(1, disks[0].seq);
+    std::thread::scope(|scope| {
+        let asked =
+            scope.spawn(|| drva.ask(&json!({"cmd": "cut", "domain": DOMAIN, "name": "has-it"})));
+        drva.wait_until("the name is asked for", |status| status["cuts_wanted"] == 1);
+        send_positions(&mut control, first, positions);
+        let second = next_request(&mut control);
+        answer_cut(&mut control, &mut disks, second);
+        let answer = asked.join().unwrap();
+        assert!(answer["cut"].is_u64(), "{answer}");
+    });
+    let cuts = site.recover_all();
+    let named = cuts
+        .iter()
+        .find(|(info, _)| info.name.as_deref() == Some("has-it"));
+    let (info, images) = named.unwrap();
+    assert!(info.cut_epoch > first);
+    assert_eq!(images[&disks[0].uuid], disks[0].model.bytes);
+}
+
+/// Nobody who waits for a cut makes the appliance try without a pause while a disk syncs.
+#[test]
+fn a_cut_that_cannot_be_taken_is_tried_again_at_intervals() {
+    let every = Duration::from_millis(300);
+    let site = Site::new(&["--cut-interval-ms", "300"]);
+    let drva = site.start();
+    let mut control = drva.connect(PortRole::Control);
+    let mut link = drva.connect(PortRole::Data(0));
+    let mut disks = [Disk::new(1)];
+    link.open(1, &disks[0]).unwrap();
+    let begin = disks[0].begin();
+    link.records(1, &begin[..1]);
+    drva.wait_until("it syncs", |status| status["disks"][0]["syncing"] == true);
+    let since = std::time::Instant::now();
+    std::thread::scope(|scope| {
+        let before = drva.status()["cuts_void"].as_u64().unwrap();
+        let asked =
+            scope.spawn(|| drva.ask(&json!({"cmd": "cut", "domain": DOMAIN, "name": "patient"})));
+        drva.wait_until("three tries", |status| {
+            status["cuts_void"].as_u64().unwrap() >= before + 3
+        });
+        assert!(since.elapsed() >= every, "{:?}", since.elapsed());
+        link.records(1, &begin[1..]);
+        while !asked.is_finished() {
+            if let Some(epoch) = scripted::request_now(&mut control) {
+                answer_cut(&mut control, &mut disks, epoch);
+            }
+            std::thread::yield_now();
+        }
+        let answer = asked.join().unwrap();
+        assert!(answer["cut"].is_u64(), "{answer}");
+    });
 }

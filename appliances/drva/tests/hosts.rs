@@ -116,7 +116,7 @@ fn what_cannot_be_taken_is_refused_by_name_and_the_rest_goes_on() {
     link.wait_durable(2, 5);
     disk.open.attach_epoch = 1;
     let refused = link.open(3, &disk).unwrap_err();
-    assert_eq!(code_of(&refused), (ErrorCode::Fenced, 0));
+    assert_eq!(code_of(&refused), (ErrorCode::Fenced, 2));
     // The channel that it took over from has ended.
     let stale = disk.write(0, 4096, 9);
     link.records(1, &[stale]);

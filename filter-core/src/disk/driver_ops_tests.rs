@@ -36,9 +36,12 @@ impl World {
         };
         let len = len as usize * 512;
         let busy = |io: &Io| io.at < at + len && at < io.at + io.len;
-        let held = self.held.iter().any(|(io, _)| busy(io));
+        let held = self.held.iter().any(|(io, ..)| busy(io));
         if held || self.inflight.iter().any(|(io, _)| busy(io)) {
-            return; // a guest does not write to the same place twice at a time
+            if self.numbers.chance(70) {
+                return; // a guest that cares does not write to the same place twice at a time
+            }
+            self.seen.overlaps += 1;
         }
         let kinds = [
             RecordKind::Write,
@@ -61,14 +64,14 @@ impl World {
             data,
             landed,
         };
-        if let Some(io) = self.offer(io, None) {
+        if let Some((io, why)) = self.offer(io, None) {
             self.seen.deferred += 1;
-            self.held.push_back((io, self.now_ns));
+            self.held.push_back((io, self.now_ns, why));
         }
     }
 
     /// Shows an I/O to the filter; gives it back if it is to be held.
-    fn offer(&mut self, io: Io, waited_ns: Option<u64>) -> Option<Io> {
+    fn offer(&mut self, io: Io, waited: Option<(u64, Why)>) -> Option<(Io, Why)> {
         let published = self.disk.producer().published();
         let sources = [Source::from_slice(&io.data)];
         let change = Change {
@@ -78,11 +81,12 @@ impl World {
             sources: if io.data.is_empty() { &[] } else { &sources },
         };
         // Who came first goes first, unless all go by the marks.
-        let waits = waited_ns.is_none() && !self.held.is_empty();
+        let room = |(_, _, why): &(Io, u64, Why)| *why == Why::Room;
+        let waits = waited.is_none() && self.held.iter().any(room);
         let waits = waits && self.disk.state() != LaneState::Tracking;
-        let decision = match waited_ns {
+        let decision = match waited {
             None => self.disk.start(&change, stamps!(self)),
-            Some(waited) => self.disk.retry(&change, stamps!(self), waited),
+            Some((ns, why)) => self.disk.retry(&change, stamps!(self), ns, why),
         };
         match decision {
             Decision::Pass { token, .. } => {
@@ -95,26 +99,35 @@ impl World {
                 self.inflight.push((io, token));
                 None
             }
-            Decision::Defer => {
-                assert!(waited_ns.is_none_or(|w| w < BUDGET_NS), "held too long");
-                Some(io)
+            Decision::Defer(why) => {
+                let sidecar = why == Why::Intent && self.config.intent_strict;
+                let late = waited.is_some_and(|(ns, _)| ns >= BUDGET_NS);
+                assert!(sidecar || !late, "held too long for {why:?}");
+                Some((io, why))
             }
         }
     }
 
     pub(super) fn retry(&mut self) {
-        while let Some((io, since)) = self.held.pop_front() {
-            if let Some(io) = self.offer(io, Some(self.now_ns - since)) {
-                return self.held.push_front((io, since));
+        let mut kept = VecDeque::new();
+        while let Some((io, since, why)) = self.held.pop_front() {
+            if let Some((io, why)) = self.offer(io, Some((self.now_ns - since, why))) {
+                kept.push_back((io, since, why));
+                if why == Why::Room {
+                    break; // those behind it wait for room, too, or have come later
+                }
             }
         }
+        kept.append(&mut self.held);
+        self.held = kept;
     }
 
     pub(super) fn abort(&mut self) {
         if !self.held.is_empty() {
             let at = self.numbers.below(self.held.len() as u64) as usize;
-            self.held.remove(at);
-            self.disk.forget_deferred();
+            if let Some((_, _, why)) = self.held.remove(at) {
+                self.disk.forget_deferred(why);
+            }
         }
     }
 
@@ -229,11 +242,16 @@ impl World {
             let record = record.unwrap();
             let header = record.header;
             match self.receiver.admit(&header) {
+                Ok(Admit::Append) if header.flags & FLAG_STREAM_BASE == 0 => {}
+                Ok(Admit::Append) if header.offset_bytes == 0 => self.beside.full_base = header.seq,
                 Ok(Admit::Append) => {}
                 Ok(Admit::Duplicate) => continue,
                 Err(_) => return false,
             }
-            let (at, end) = (header.offset_bytes as usize, header.end_bytes() as usize);
+            let (at, end) = match header.is_marker() {
+                true => (0, 0),
+                false => (header.offset_bytes as usize, header.end_bytes() as usize),
+            };
             if end > self.replica.len() {
                 self.replica.resize(end, 0);
             }
@@ -274,6 +292,11 @@ impl World {
         self.primary.extend_from_slice(&fill);
         assert!(self.disk.grow(new as u64));
         self.seen.grown += 1;
+        if self.numbers.chance(20) {
+            self.crash();
+        } else {
+            self.know_length();
+        }
     }
 
     /// The content changes below the filter; the guest stands still meanwhile.
@@ -281,6 +304,9 @@ impl World {
         if !self.held.is_empty() || !self.inflight.is_empty() {
             return;
         }
+        // The host waits for the sidecar before it changes the content.
+        self.disk.mark_all();
+        self.settle_intent();
         let at = self.numbers.below(4 << 20) as usize;
         let len = self.primary.len();
         self.primary.copy_from_slice(&self.noise[at..at + len]);
@@ -322,6 +348,11 @@ impl World {
             start
         };
         let capacity = self.primary.len() as u64;
-        self.disk = Disk::new(producer, capacity, start, self.config);
+        // Whatever was under way to the files ends before the process does.
+        while self.beside.busy() {
+            self.drive_intent();
+        }
+        let intent = self.beside.load();
+        self.disk = Disk::new(producer, capacity, start, Some(intent), self.config);
     }
 }

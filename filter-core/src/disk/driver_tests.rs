@@ -4,7 +4,7 @@
 #![allow(clippy::unwrap_used)]
 
 use super::sync::{SyncStep, Ticket};
-use super::{Change, Config, Decision, Disk, Start};
+use super::{Change, Config, Decision, Disk, Start, Why};
 use crate::lane::consumer::Consumer;
 use crate::lane::dirty::DirtyMap;
 use crate::lane::inflight::Token;
@@ -14,10 +14,12 @@ use crate::lane::sync::{AtomicU32, AtomicU64, Ordering::Relaxed};
 use crate::lane::test_lane::{HeapLane, Numbers, noise, with_seeds};
 use crate::lane::walk::scan;
 use crate::position::Durable;
-use crate::record::{FLAG_SYNC_END, RecordIter, RecordKind};
+use crate::record::{FLAG_STREAM_BASE, FLAG_SYNC_END, RecordIter, RecordKind};
 use crate::session::{Admit, Receiver};
 use std::collections::VecDeque;
 
+#[path = "driver_crash_tests.rs"]
+mod crash;
 #[path = "driver_ops_tests.rs"]
 mod ops;
 
@@ -62,6 +64,10 @@ struct Seen {
     touched: u64,
     gaps: u64,
     kills: u64,
+    crashes: u64,
+    intents: u64,
+    spared_bytes: u64,
+    overlaps: u64,
     restarts: u64,
     grown: u64,
     compared: u64,
@@ -84,7 +90,8 @@ struct World {
     /// What the guest's disk holds.
     primary: Vec<u8>,
     replica: Vec<u8>,
-    held: VecDeque<(Io, u64)>,
+    held: VecDeque<(Io, u64, Why)>,
+    beside: crash::Beside,
     inflight: Vec<(Io, Token)>,
     reading: Vec<Reading>,
     /// For each SYNC_END that was published: its seq, and what the replica must hold then.
@@ -108,9 +115,20 @@ impl World {
             defer_budget_ns: BUDGET_NS,
             sync_read_bytes: numbers.between(1, 4) * DIRTY_BLOCK_BYTES,
             sync_reads: numbers.between(1, 4) as usize,
+            intent_strict: numbers.chance(50),
+            ..Config::default()
         };
+        let (beside, intent) = crash::Beside::new(&mut numbers, &noise[..capacity]);
+        let mut disk = Disk::new(producer, capacity as u64, Start::Full, Some(intent), config);
+        let stamps = Stamps {
+            stamp: &AtomicU64::new(0),
+            cut_epoch: &AtomicU32::new(1),
+            time_ns: 0,
+        };
+        disk.begin_base(&stamps).unwrap();
         Self {
-            disk: Disk::new(producer, capacity as u64, Start::Full, config),
+            disk,
+            beside,
             consumer: Consumer::attach(lane.memory()),
             receiver: Receiver::new(),
             primary: noise[..capacity].to_vec(),
@@ -118,7 +136,7 @@ impl World {
             config,
             numbers,
             noise,
-            stamp: AtomicU64::new(0),
+            stamp: AtomicU64::new(1),
             cut_epoch: AtomicU32::new(1),
             now_ns: 0,
             epoch: 1,
@@ -184,8 +202,9 @@ impl World {
             n if n < guest + daemon / 2 => self.complete(),
             _ if self.numbers.chance(daemon) => self.drain(3),
             _ => match self.numbers.below(1000) {
-                0..300 => self.drive_sync(),
-                300..600 => self.sync_read_back(),
+                0..250 => self.drive_sync(),
+                250..500 => self.sync_read_back(),
+                500..600 => self.drive_intent(),
                 600..700 => self.retry(),
                 700..800 => self.land(),
                 800..930 => self.complete(),
@@ -194,7 +213,8 @@ impl World {
                 960..970 => self.grow(),
                 970..973 => self.revert(),
                 973..976 => self.kill(),
-                976..982 => self.close(),
+                976..980 => self.close(),
+                980..982 => self.crash(),
                 982..986 => {
                     if let Err(fault) = self.consumer.rewind() {
                         assert!(self.reattached, "{fault}");
@@ -226,6 +246,7 @@ impl World {
             || self.consumer.restarting()
         {
             self.now_ns += 1_000_000;
+            self.drive_intent();
             self.drain(u64::MAX);
             self.retry();
             while !self.inflight.is_empty() {
@@ -268,6 +289,10 @@ fn every_difference_is_marked_and_in_the_end_there_is_none() {
         sum.touched += seen.touched + world.disk.counters().sync_touched;
         sum.gaps += seen.gaps;
         sum.kills += seen.kills;
+        sum.crashes += seen.crashes;
+        sum.intents += seen.intents;
+        sum.spared_bytes += seen.spared_bytes;
+        sum.overlaps += seen.overlaps;
         sum.restarts += seen.restarts;
         sum.grown += seen.grown;
         sum.compared += seen.compared;
@@ -282,6 +307,10 @@ fn every_difference_is_marked_and_in_the_end_there_is_none() {
             seen.failed,
             seen.touched,
             seen.kills,
+            seen.crashes,
+            seen.intents,
+            seen.spared_bytes,
+            seen.overlaps,
             seen.restarts,
             seen.grown,
             seen.compared,

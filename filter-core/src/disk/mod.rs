@@ -1,17 +1,29 @@
 //! What the filter does with a disk's writes, as a state machine without I/O, clock or threads.
 //!
 //! Invariant: before a write is passed down, it is either published in the lane or marked in the
-//! dirty map, and it stands in the in-flight table until its completion was seen. A write is deferred
-//! for at most the budget; then the disk tracks instead. Replication never fails a write.
+//! dirty map, its regions' bits are durable in the sidecar, and it stands in the in-flight table until
+//! its completion was seen. Two changes that overlap are never in flight together: which of them the
+//! disk does last nobody could tell. A write is deferred for at most the budget; then the disk tracks
+//! instead. Replication never fails a write.
 //!
 //! | file | holds |
 //! |---|---|
 //! | this one | the modes, writes and their completion |
+//! | [`ack`] | write-through: completions that wait for the appliance's log |
+//! | [`guard`] | the guards against a lost write, by name |
+//! | [`intent`] | which regions the sidecar says may differ |
+//! | [`latency`] | how long the guest's I/Os take |
+//! | [`pace`] | how fast a sync may be, for the guest's sake |
 //! | [`sync`] | reading marked blocks and publishing them, never over newer data |
 //!
 //! The caller holds the disk's lock around every call, and carries out what is returned: passes or
 //! defers the I/O, wakes the daemon, reads a block below the filter.
 
+pub mod ack;
+pub mod guard;
+pub mod intent;
+pub mod latency;
+pub mod pace;
 pub mod sync;
 
 use crate::lane::dirty::DirtyMap;
@@ -19,8 +31,12 @@ use crate::lane::inflight::{InFlight, Token};
 use crate::lane::layout::{DIRTY_BLOCK_BYTES, LaneMemory, LaneState};
 use crate::lane::producer::{Draft, Producer, PublishError, PublishedGroup, Source, Stamps};
 use crate::lane::sync::Ordering::Relaxed;
-use crate::mutant::{Guard, holds};
+use crate::mutant::{self, holds};
 use crate::record::RecordKind;
+use guard::Guard;
+use intent::Intent;
+use latency::Latencies;
+use pace::{Pace, PaceConfig};
 use sync::Sync;
 
 /// Choices of a disk.
@@ -32,6 +48,14 @@ pub struct Config {
     pub sync_read_bytes: u64,
     /// Reads of a sync in flight at once.
     pub sync_reads: usize,
+    /// A change waits for its regions' bits however long the sidecar takes. Otherwise it passes when
+    /// the budget ends, and a crash of the host before the sidecar has taken the bits loses sight of it.
+    pub intent_strict: bool,
+    /// How a sync yields to the guest.
+    pub pace: PaceConfig,
+    /// The model checker takes guards out.
+    #[cfg(loom)]
+    pub guards: guard::Guards,
 }
 
 impl Default for Config {
@@ -40,6 +64,10 @@ impl Default for Config {
             defer_budget_ns: 5_000_000,
             sync_read_bytes: 4 * DIRTY_BLOCK_BYTES,
             sync_reads: 2,
+            intent_strict: false,
+            pace: PaceConfig::default(),
+            #[cfg(loom)]
+            guards: guard::Guards::ALL,
         }
     }
 }
@@ -67,8 +95,19 @@ pub enum Decision {
         /// Wake the daemon.
         wake: bool,
     },
-    /// Hold it and ask again, in the order of arrival, with [`Disk::retry`].
-    Defer,
+    /// Hold it and ask again with [`Disk::retry`]: those that wait for room in the order of arrival.
+    Defer(Why),
+}
+
+/// What a deferred change waits for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Why {
+    /// Room in the lane.
+    Room,
+    /// The sidecar: see [`Disk::intent_step`].
+    Intent,
+    /// Another change of the same place, which is in flight.
+    Overlap,
 }
 
 /// What a completion leads to.
@@ -78,6 +117,8 @@ pub struct Completed {
     pub wake: bool,
     /// A sync has become necessary, or may go on: call [`Disk::sync_step`] soon.
     pub sync: bool,
+    /// The last record that the write was published in; `None`: it was not.
+    pub seq: Option<u64>,
 }
 
 /// How a disk starts, from the attach decision.
@@ -85,6 +126,9 @@ pub struct Completed {
 pub enum Start {
     /// A new stream: everything is to be synced.
     Full,
+    /// A new stream that relies on what is durable downstream: the regions whose bit is set are to be
+    /// synced.
+    Regions,
     /// Go on; what is marked, and what was in flight, is to be synced.
     Marked,
     /// Go on; nothing is to be synced.
@@ -100,6 +144,8 @@ pub struct Counters {
     pub deferred_max_ns: u64,
     /// Times that tracking began.
     pub tracking: u64,
+    /// Changes that passed before the sidecar had their regions' bits.
+    pub intent_late: u64,
     /// Writes that the disk failed.
     pub failed_writes: u64,
     /// Bytes published by syncs.
@@ -127,18 +173,35 @@ pub struct Disk {
     config: Config,
     mode: Mode,
     capacity_bytes: u64,
-    /// Changes that the caller holds.
+    /// Changes that the caller holds, and those of them that wait for room.
     deferred: usize,
+    waiting_for_room: usize,
     sync: Sync,
+    pace: Pace,
+    intent: Option<Intent>,
     counters: Counters,
 }
 
 impl Disk {
-    /// Takes over a lane. `producer` stands where the scan at attach ended.
-    pub fn new(mut producer: Producer, capacity_bytes: u64, start: Start, config: Config) -> Self {
+    /// Takes over a lane. `producer` stands where the scan at attach ended. `intent`: the region map,
+    /// durable in the sidecar as it is; without one (a host without sidecars) every crash of the host
+    /// must be followed by a full sync.
+    pub fn new(
+        mut producer: Producer,
+        capacity_bytes: u64,
+        start: Start,
+        mut intent: Option<Intent>,
+        config: Config,
+    ) -> Self {
         let memory = producer.memory();
         let dirty = DirtyMap::new(memory);
-        if start == Start::Marked && holds(Guard::Leftovers) {
+        // Relaxed: whoever wrote it is gone
+        if memory.producer().intent_late.load(Relaxed) != 0
+            && let Some(intent) = &mut intent
+        {
+            intent.want_all();
+        }
+        if start == Start::Marked && config.keeps(Guard::Leftovers) {
             InFlight::leftovers(memory, dirty);
         }
         let inflight = InFlight::new(memory);
@@ -147,19 +210,34 @@ impl Disk {
             .capacity_bytes
             .store(capacity_bytes, Relaxed); // for the daemon's hello
         let mut sync = Sync::default();
-        if start == Start::Full {
-            dirty.clear_all();
-            dirty.mark(0, capacity_bytes);
-            producer.start_base(0);
+        match (start, &intent) {
+            (Start::Regions, Some(intent)) if intent.relies_on_seq() > 0 => {
+                dirty.clear_all();
+                for (offset_bytes, len_bytes) in intent.wanted_ranges() {
+                    let len_bytes = len_bytes.min(capacity_bytes.saturating_sub(offset_bytes));
+                    dirty.mark(offset_bytes, len_bytes);
+                }
+                producer.start_base(intent.relies_on_seq());
+            }
+            (Start::Full | Start::Regions, _) => {
+                dirty.clear_all();
+                dirty.mark(0, capacity_bytes);
+                producer.start_base(0);
+            }
+            (Start::Marked | Start::Clean, _) => {}
         }
         if start != Start::Clean {
             sync.want();
         }
-        producer.set_state(if start == Start::Clean {
-            LaneState::Streaming
-        } else {
-            LaneState::Syncing
-        });
+        // A fresh lane stays so until its beginning is published: nobody is to look at it before.
+        let word = memory.producer().state.load(Relaxed); // our own word
+        if !(producer.base_pending() && word == LaneState::Fresh as u32) {
+            producer.set_state(if start == Start::Clean {
+                LaneState::Streaming
+            } else {
+                LaneState::Syncing
+            });
+        }
         let counters = Counters::default();
         let mode = Mode::Publishing;
         Self {
@@ -170,7 +248,10 @@ impl Disk {
             mode,
             capacity_bytes,
             deferred: 0,
+            waiting_for_room: 0,
             sync,
+            pace: Pace::new(config.pace),
+            intent,
             counters,
         }
     }
@@ -209,6 +290,19 @@ impl Disk {
         self.dirty.count() * DIRTY_BLOCK_BYTES
     }
 
+    /// How the sync goes, for figures.
+    pub const fn pace(&self) -> &Pace {
+        &self.pace
+    }
+
+    /// Tells the sync what the guest's I/Os met, so that it yields; without this it goes as fast as
+    /// it can. Call it before [`Disk::sync_step`], with monotonic time.
+    pub fn observe(&mut self, now_ns: u64, latencies: &Latencies) {
+        if self.sync.active() {
+            self.pace.observe(now_ns, latencies);
+        }
+    }
+
     /// Whether changes are held by the caller.
     pub const fn has_deferred(&self) -> bool {
         self.deferred > 0
@@ -218,51 +312,106 @@ impl Disk {
     pub fn start(&mut self, change: &Change<'_>, stamps: &Stamps<'_>) -> Decision {
         // Whoever came first goes first: else a steady stream of small writes could keep a large
         // one out until its budget ends.
-        if self.mode == Mode::Publishing && self.deferred > 0 {
-            return self.defer();
-        }
-        match self.try_publish(change, stamps) {
-            Ok(decision) => decision,
-            Err(()) => self.defer(),
-        }
-    }
-
-    /// A change that was deferred `waited_ns` ago.
-    pub fn retry(&mut self, change: &Change<'_>, stamps: &Stamps<'_>, waited_ns: u64) -> Decision {
-        let decision = match self.try_publish(change, stamps) {
-            Ok(decision) => decision,
-            Err(()) if waited_ns < self.config.defer_budget_ns || !holds(Guard::DeferBudget) => {
-                return Decision::Defer;
-            }
-            Err(()) => {
-                self.enter_tracking();
-                self.track(change)
-            }
+        let decided = if self.mode == Mode::Publishing && self.waiting_for_room > 0 {
+            Err(Why::Room)
+        } else {
+            self.try_pass(change, stamps, false)
         };
+        decided.unwrap_or_else(|why| {
+            self.deferred += 1;
+            self.waiting_for_room += usize::from(why == Why::Room);
+            self.counters.deferred += 1;
+            Decision::Defer(why)
+        })
+    }
+
+    /// A change that was deferred `waited_ns` ago, for the reason given last.
+    pub fn retry(
+        &mut self,
+        change: &Change<'_>,
+        stamps: &Stamps<'_>,
+        waited_ns: u64,
+        why: Why,
+    ) -> Decision {
+        let late = waited_ns >= self.config.defer_budget_ns;
+        let decided = match self.try_pass(change, stamps, late) {
+            Err(Why::Room) if late && holds(mutant::Guard::DeferBudget) => {
+                self.enter_tracking();
+                Ok(self.track(change))
+            }
+            decided => decided,
+        };
+        self.waiting_for_room -= usize::from(why == Why::Room && self.waiting_for_room > 0);
+        match decided {
+            Ok(pass) => {
+                self.deferred = self.deferred.saturating_sub(1);
+                self.counters.deferred_max_ns = self.counters.deferred_max_ns.max(waited_ns);
+                pass
+            }
+            Err(why) => {
+                self.waiting_for_room += usize::from(why == Why::Room);
+                Decision::Defer(why)
+            }
+        }
+    }
+
+    /// The caller gave up a change that it held for this reason.
+    pub fn forget_deferred(&mut self, why: Why) {
         self.deferred = self.deferred.saturating_sub(1);
-        self.counters.deferred_max_ns = self.counters.deferred_max_ns.max(waited_ns);
-        decision
+        self.waiting_for_room -= usize::from(why == Why::Room && self.waiting_for_room > 0);
     }
 
-    /// The caller gave up a change that it held.
-    pub fn forget_deferred(&mut self) {
-        self.deferred = self.deferred.saturating_sub(1);
+    /// Passes the change if nothing stands against it. `late`: its budget is used up.
+    fn try_pass(
+        &mut self,
+        change: &Change<'_>,
+        stamps: &Stamps<'_>,
+        late: bool,
+    ) -> Result<Decision, Why> {
+        if !self.has_intent(change, late) {
+            return Err(Why::Intent);
+        }
+        if self
+            .inflight
+            .overlaps(change.offset_bytes, change.len_bytes)
+        {
+            if !late {
+                return Err(Why::Overlap);
+            }
+            // The disk is slow. The place is read again when both are done.
+            self.note_tracking_round();
+            self.want_sync();
+            return Ok(self.track(change));
+        }
+        self.try_publish(change, stamps)
     }
 
-    fn defer(&mut self) -> Decision {
-        self.deferred += 1;
-        self.counters.deferred += 1;
-        Decision::Defer
+    /// Whether the sidecar has the bits of the regions that the change touches.
+    fn has_intent(&mut self, change: &Change<'_>, late: bool) -> bool {
+        let Some(intent) = &mut self.intent else {
+            return true;
+        };
+        let there = intent.want(change.offset_bytes, change.len_bytes);
+        if there || !holds(mutant::Guard::IntentFirst) {
+            return true;
+        }
+        if !late || self.config.intent_strict {
+            return false;
+        }
+        self.counters.intent_late += 1;
+        // If this process dies before the sidecar has the bits, the next one must know.
+        self.memory().producer().intent_late.store(1, Relaxed); // read after this process died
+        true
     }
 
-    /// Publishes the change, or marks it where that is what must happen. `Err`: no room now.
-    fn try_publish(&mut self, change: &Change<'_>, stamps: &Stamps<'_>) -> Result<Decision, ()> {
+    /// Publishes the change, or marks it where that is what must happen.
+    fn try_publish(&mut self, change: &Change<'_>, stamps: &Stamps<'_>) -> Result<Decision, Why> {
         if self.mode == Mode::Tracking {
             return Ok(self.track(change));
         }
         // After a restart the appliance takes nothing that comes before the stream's new beginning.
         // (A wake-up is not lost with a deferral: the consumer of a full lane waits for the appliance.)
-        let begun = self.begin_base(stamps).map_err(|_| ())?;
+        let begun = self.begin_base(stamps).map_err(|_| Why::Room)?;
         // The slot before the tail: a kill between the two leaves a slot too many, never one too few.
         let token = self.enter(change, false);
         let draft = Draft {
@@ -272,14 +421,15 @@ impl Disk {
             sources: change.sources,
         };
         match self.producer.publish(&draft, stamps) {
-            Ok(PublishedGroup { wake, .. }) => {
-                self.sync.touch(change.offset_bytes, change.len_bytes);
+            Ok(PublishedGroup { wake, last }) => {
+                self.inflight.published(token, last.seq());
+                self.touch(change.offset_bytes, change.len_bytes);
                 let wake = wake || begun;
                 Ok(Decision::Pass { token, wake })
             }
             Err(PublishError::Full { .. }) => {
                 self.inflight.remove(token);
-                Err(())
+                Err(Why::Room)
             }
             Err(PublishError::TooLarge { .. } | PublishError::Range) => {
                 // It can never travel as a record: mark it, let a sync carry it.
@@ -291,12 +441,22 @@ impl Disk {
         }
     }
 
+    /// A change touches this range: what is being read of it is stale, its regions are not quiet.
+    fn touch(&mut self, offset_bytes: u64, len_bytes: u64) {
+        if self.config.keeps(Guard::Touch) {
+            self.sync.touch(offset_bytes, len_bytes);
+        }
+        if let Some(intent) = &mut self.intent {
+            intent.touch(offset_bytes, len_bytes);
+        }
+    }
+
     /// Marks a change instead of publishing it: the first of two marks.
     fn track(&mut self, change: &Change<'_>) -> Decision {
-        if holds(Guard::FirstMark) {
+        if self.config.keeps(Guard::FirstMark) {
             self.dirty.mark(change.offset_bytes, change.len_bytes);
         }
-        self.sync.touch(change.offset_bytes, change.len_bytes);
+        self.touch(change.offset_bytes, change.len_bytes);
         let token = self.enter(change, true);
         Decision::Pass { token, wake: false }
     }
@@ -314,24 +474,29 @@ impl Disk {
 
     /// A change was completed by the layers below. Unknown tokens are ignored.
     pub fn done(&mut self, token: Token, ok: bool, stamps: &Stamps<'_>) -> Completed {
+        let seq = self.inflight.seq(token);
         let Some((offset_bytes, len_bytes, tracked)) = self.inflight.remove(token) else {
             return Completed::default();
         };
-        let mut completed = Completed::default();
+        let mut completed = Completed {
+            seq,
+            ..Completed::default()
+        };
         if tracked || !ok {
             // The second mark: a sync may have cleared the first and read the block before the
             // write landed.
-            let guard = if ok {
-                Guard::SecondMark
+            let keeps = if ok {
+                self.config.keeps(Guard::SecondMark)
             } else {
-                Guard::FailedWriteMark
+                holds(mutant::Guard::FailedWriteMark)
             };
-            if holds(guard) {
+            if keeps {
                 self.dirty.mark(offset_bytes, len_bytes);
-                self.sync.touch(offset_bytes, len_bytes);
             }
+            self.touch(offset_bytes, len_bytes);
             completed.sync = true;
         }
+
         if !ok {
             self.counters.failed_writes += 1;
             self.want_sync();
@@ -375,10 +540,15 @@ impl Disk {
         memory.producer().tracking_rounds.fetch_add(1, Relaxed);
     }
 
-    /// The disk has been enlarged: the new part is synced. `false`: the lane's map is too small, a
+    /// The disk has been enlarged: the new part is synced. The sidecar must have its regions' bits
+    /// before it is told of the new capacity. `false`: the lane's map is too small, a
     /// new lane is needed; or the disk would shrink, which nothing downstream could follow.
     pub fn grow(&mut self, capacity_bytes: u64) -> bool {
-        let most = self.memory().geometry().max_capacity_bytes();
+        let mapped = self
+            .intent
+            .as_ref()
+            .map_or(u64::MAX, Intent::max_capacity_bytes);
+        let most = self.memory().geometry().max_capacity_bytes().min(mapped);
         if !(self.capacity_bytes..=most).contains(&capacity_bytes) {
             return false;
         }
@@ -388,9 +558,10 @@ impl Disk {
             // A read of the last block under way ends at the old end: publishing it would clear the
             // mark of a block that has become longer.
             let last_block = self.capacity_bytes - self.capacity_bytes % DIRTY_BLOCK_BYTES;
-            if holds(Guard::GrowTouches) {
+            if holds(mutant::Guard::GrowTouches) {
                 self.sync.touch(last_block, DIRTY_BLOCK_BYTES);
             }
+            self.intend(self.capacity_bytes, capacity_bytes - self.capacity_bytes);
             self.capacity_bytes = capacity_bytes;
             self.memory()
                 .producer()
@@ -404,8 +575,35 @@ impl Disk {
     /// The disk was enlarged while it was closed: the part beyond `old_capacity_bytes` is synced.
     pub fn grown_since(&mut self, old_capacity_bytes: u64) {
         let new = self.capacity_bytes.saturating_sub(old_capacity_bytes);
-        self.dirty.mark(old_capacity_bytes, new);
-        self.want_sync();
+        if new > 0 {
+            self.dirty.mark(old_capacity_bytes, new);
+            self.intend(old_capacity_bytes, new);
+            self.want_sync();
+        }
+    }
+
+    /// What is marked in this range without a change of the guest's needs its regions' bits too.
+    fn intend(&mut self, offset_bytes: u64, len_bytes: u64) {
+        if let Some(intent) = &mut self.intent
+            && len_bytes > 0
+        {
+            intent.want(offset_bytes, len_bytes);
+            intent.touch(offset_bytes, len_bytes);
+        }
+    }
+
+    /// Whether the appliance knows a newer epoch than this lane's: another host has attached, or disk
+    /// and sidecar were rolled back.
+    pub fn is_fenced(&self) -> bool {
+        let fenced = self.memory().consumer().fenced_epoch.load(Relaxed); // looked at again and again
+        fenced > self.producer.attach_epoch()
+    }
+
+    /// The epoch was raised in the sidecar, since disk and sidecar had been rolled back: everything is
+    /// synced, once the consumer has asked for the restart that the new epoch makes it ask for.
+    pub fn rise(&mut self, attach_epoch: u32) {
+        self.mark_all();
+        self.producer.set_attach_epoch(attach_epoch);
     }
 
     /// A sync is needed; whoever looks at the lane sees it from now on.
@@ -416,23 +614,31 @@ impl Disk {
         }
     }
 
-    /// The content has changed in a way that no write told (a revert): everything is synced.
+    /// The content changes, or has changed, in a way that no write tells (a revert): everything is
+    /// synced. Called before it changes (then take the steps of [`Disk::intent_step`] until nothing is
+    /// pending) and again afterwards.
     pub fn mark_all(&mut self) {
         self.dirty.mark(0, self.capacity_bytes);
+        self.intend(0, self.capacity_bytes);
         // What is being read may be the content of before.
-        if holds(Guard::RevertTouches) {
+        if holds(mutant::Guard::RevertTouches) {
             self.sync.touch(0, self.capacity_bytes);
         }
         self.want_sync();
     }
 
-    /// The last call: the disk is closed and nothing is in flight. Returns whether it ended in
-    /// order: everything published, nothing marked.
-    pub fn close(&mut self) -> bool {
-        let clean = self.mode == Mode::Publishing
+    /// Everything is published, nothing is marked, nothing is in flight.
+    pub fn is_settled(&self) -> bool {
+        self.mode == Mode::Publishing
             && !self.sync.active()
+            && !self.producer.base_pending()
             && self.inflight.is_empty()
-            && self.dirty.next_set(0).is_none();
+            && self.dirty.next_set(0).is_none()
+    }
+
+    /// The last call: the disk is closed and nothing is in flight. Returns whether it ended in order.
+    pub fn close(&mut self) -> bool {
+        let clean = self.is_settled();
         if clean {
             self.producer.set_state(LaneState::Closed);
         }

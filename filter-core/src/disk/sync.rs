@@ -7,10 +7,11 @@
 //! The stream between SYNC_BEGIN and SYNC_END is not consistent; END is published only when nothing
 //! is marked, no read is under way and no unpublished write is in flight.
 
+use super::guard::Guard;
 use super::{Disk, Mode};
 use crate::lane::layout::{DIRTY_BLOCK_BYTES, LaneState};
 use crate::lane::producer::{Draft, PublishError, Source, Stamps};
-use crate::mutant::{Guard, holds};
+use crate::mutant::{self, holds};
 use crate::record::RecordKind;
 use alloc::vec::Vec;
 
@@ -27,6 +28,8 @@ pub enum SyncStep {
     Wait {
         /// Wake the daemon.
         wake: bool,
+        /// How long, in ns, for the guest's sake; 0: it is something else that is waited for.
+        after_ns: u64,
     },
     /// Read this range below the filter, then call [`Disk::sync_read`].
     Read {
@@ -44,6 +47,12 @@ pub enum SyncStep {
         /// Wake the daemon.
         wake: bool,
     },
+}
+
+impl SyncStep {
+    const fn waits(wake: bool) -> Self {
+        Self::Wait { wake, after_ns: 0 }
+    }
 }
 
 /// A read under way.
@@ -124,11 +133,14 @@ impl Disk {
             self.producer.restart();
             self.sync.reset();
             self.dirty.mark(0, self.capacity_bytes);
+            if let Some(intent) = &mut self.intent {
+                intent.begin_anew();
+            }
             self.mode = Mode::Publishing;
             self.sync.want();
             self.producer.set_state(LaneState::Syncing);
         }
-        if self.mode == Mode::Tracking && self.deferred == 0 && self.has_room_for_sync() {
+        if self.mode == Mode::Tracking && self.waiting_for_room == 0 && self.has_room_for_sync() {
             self.mode = Mode::Publishing;
             self.sync.want();
             self.producer.set_state(LaneState::Syncing);
@@ -152,7 +164,7 @@ impl Disk {
     /// The next step of the sync.
     pub fn sync_step(&mut self, stamps: &Stamps<'_>) -> SyncStep {
         if self.mode == Mode::Tracking {
-            return SyncStep::Wait { wake: false };
+            return SyncStep::waits(false);
         }
         let mut wake = false;
         match self.sync.phase {
@@ -163,15 +175,20 @@ impl Disk {
                     self.sync.phase = Phase::Begun;
                     self.producer.set_state(LaneState::Syncing);
                 }
-                Err(_) => return SyncStep::Wait { wake },
+                Err(_) => return SyncStep::waits(wake),
             },
             Phase::Begun => {}
         }
         if self.sync.windows.len() >= self.config.sync_reads || !self.has_room_for_sync() {
-            return SyncStep::Wait { wake };
+            return SyncStep::waits(wake);
         }
+        let before = self.sync.cursor;
         match self.next_range() {
             Some((offset_bytes, len_bytes)) => {
+                if let Err(after_ns) = self.pace.take(len_bytes) {
+                    self.sync.cursor = before;
+                    return SyncStep::Wait { wake, after_ns };
+                }
                 let ticket = self.sync.next_ticket;
                 self.sync.next_ticket += 1;
                 let window = Window {
@@ -181,7 +198,7 @@ impl Disk {
                     touched: false,
                 };
                 self.sync.windows.push(window);
-                if !holds(Guard::ClearAfterPublish) {
+                if !holds(mutant::Guard::ClearAfterPublish) {
                     self.clear(&window);
                 }
                 SyncStep::Read {
@@ -192,13 +209,13 @@ impl Disk {
                 }
             }
             None if self.dirty.next_set(0).is_none() => self.finish(stamps, wake),
-            None => SyncStep::Wait { wake },
+            None => SyncStep::waits(wake),
         }
     }
 
     /// If the stream starts anew, publishes its beginning; returns whether to wake the daemon.
-    pub(super) fn begin_base(&mut self, stamps: &Stamps<'_>) -> Result<bool, PublishError> {
-        if !self.producer.base_pending() || !holds(Guard::BaseFirst) {
+    pub fn begin_base(&mut self, stamps: &Stamps<'_>) -> Result<bool, PublishError> {
+        if !self.producer.base_pending() || !holds(mutant::Guard::BaseFirst) {
             return Ok(false);
         }
         let group = self.producer.publish_marker(true, stamps)?;
@@ -208,19 +225,20 @@ impl Disk {
     }
 
     fn finish(&mut self, stamps: &Stamps<'_>, wake: bool) -> SyncStep {
-        let unpublished = self.inflight.tracked() > 0 && holds(Guard::SyncEndWaits);
+        let unpublished = self.inflight.tracked() > 0 && holds(mutant::Guard::SyncEndWaits);
         if !self.sync.windows.is_empty() || unpublished {
-            return SyncStep::Wait { wake };
+            return SyncStep::waits(wake);
         }
         match self.producer.publish_marker(false, stamps) {
             Ok(group) => {
                 self.sync.reset();
+                self.pace.stop();
                 self.producer.set_state(LaneState::Streaming);
                 SyncStep::Finished {
                     wake: wake || group.wake,
                 }
             }
-            Err(_) => SyncStep::Wait { wake },
+            Err(_) => SyncStep::waits(wake),
         }
     }
 
@@ -253,18 +271,23 @@ impl Disk {
             self.sync.cursor = block + count;
             let offset = block * DIRTY_BLOCK_BYTES;
             let len = (count * DIRTY_BLOCK_BYTES).min(self.capacity_bytes - offset);
-            let busy = |at, len| self.inflight.overlaps(at, len) && holds(Guard::InFlightCheck);
-            if !self.sync.reading(offset, len) && !busy(offset, len) {
+            if !self.is_busy(offset, len) {
                 return Some((offset, len));
             }
             // A busy neighbour must not keep a quiet block waiting: try the first block alone.
             let first = DIRTY_BLOCK_BYTES.min(self.capacity_bytes - offset);
-            if !self.sync.reading(offset, first) && !busy(offset, first) {
+            if !self.is_busy(offset, first) {
                 self.sync.cursor = block + 1;
                 return Some((offset, first));
             }
         }
         None
+    }
+
+    /// Whether the range is being read, or written.
+    fn is_busy(&self, offset_bytes: u64, len_bytes: u64) -> bool {
+        self.sync.reading(offset_bytes, len_bytes)
+            || self.config.keeps(Guard::InFlight) && self.inflight.overlaps(offset_bytes, len_bytes)
     }
 
     /// A read has come back: `data` is the range's content, or `None` if the disk failed it. Returns
@@ -281,8 +304,7 @@ impl Disk {
             self.counters.sync_read_errors += 1;
             return false;
         };
-        let touched = window.touched && holds(Guard::TouchCheck);
-        if touched || self.mode == Mode::Tracking || self.sync.phase != Phase::Begun {
+        if window.touched || self.mode == Mode::Tracking || self.sync.phase != Phase::Begun {
             self.counters.sync_touched += 1;
             return false;
         }
@@ -302,6 +324,10 @@ impl Disk {
             return false;
         };
         self.counters.sync_bytes += window.len_bytes;
+        if let Some(intent) = &mut self.intent {
+            // What was published just now is not durable: its regions are not quiet.
+            intent.touch(window.offset_bytes, window.len_bytes);
+        }
         self.clear(&window);
         group.wake
     }

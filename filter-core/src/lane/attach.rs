@@ -2,7 +2,8 @@
 //!
 //! Invariant: every combination of what can be found meets exactly one row of [`TABLE`] (a test
 //! walks them all). A lane is adopted only when nothing in it contradicts the sidecar and nobody
-//! else is attached; in doubt the disk is synced in full.
+//! else is attached. Without it the sidecar's region map says what may differ from the replica; if the
+//! sidecar itself is in doubt, the disk is synced in full.
 
 /// The lane's file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -29,9 +30,10 @@ pub enum OldProducer {
 /// The sidecar, beside the lane.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Sidecar {
-    /// The disk was never protected, or its sidecar cannot be read.
-    Absent,
-    /// Its epoch is not the lane's: a copy, a rollback, or an attach elsewhere in between.
+    /// It says nothing that can be relied on: the disk was never synced, the sidecar is damaged or a
+    /// copy, replication stopped after a defect, or the disk was changed without the filter.
+    Doubtful,
+    /// It can be relied on, but the lane is not of its last attach: the disk was open elsewhere since.
     OtherEpoch,
     /// It belongs to the lane.
     Matches,
@@ -71,7 +73,9 @@ pub enum Action {
     /// Another process has the disk open: do not touch the lane.
     Refuse,
     /// Make a new lane, with a new seq base; sync the disk in full.
-    Fresh,
+    Full,
+    /// Make a new lane, with a new seq base; sync the regions whose bit is set in the sidecar.
+    Regions,
     /// Go on in the lane; the consumer lost its place: start the stream anew and sync in full.
     Restart,
     /// Go on in the lane; sync what is marked and what was in flight.
@@ -93,34 +97,36 @@ fn usable(f: &Found) -> bool {
     f.producer == OldProducer::Gone && f.file == LaneFile::Good && f.sidecar == Sidecar::Matches
 }
 
+fn trusted(f: &Found) -> bool {
+    f.producer == OldProducer::Gone && f.sidecar != Sidecar::Doubtful
+}
+
 /// The rows; exactly one matches.
-pub static TABLE: [Row; 8] = [
+pub static TABLE: [Row; 9] = [
     Row {
         when: "another process is attached",
         matches: |f| f.producer == OldProducer::Alive,
         action: Action::Refuse,
     },
     Row {
-        when: "no lane",
-        matches: |f| f.producer == OldProducer::Gone && f.file == LaneFile::Absent,
-        action: Action::Fresh,
+        when: "the sidecar is in doubt: the disk is synced in full",
+        matches: |f| f.producer == OldProducer::Gone && f.sidecar == Sidecar::Doubtful,
+        action: Action::Full,
     },
     Row {
-        when: "the lane does not check, or is of another boot or disk",
-        matches: |f| {
-            f.producer == OldProducer::Gone
-                && matches!(f.file, LaneFile::Unusable | LaneFile::Foreign)
-        },
-        action: Action::Fresh,
+        when: "no lane of this boot: the regions that the sidecar names are synced",
+        matches: |f| trusted(f) && matches!(f.file, LaneFile::Absent | LaneFile::Foreign),
+        action: Action::Regions,
     },
     Row {
-        when: "the sidecar is absent or of another epoch: the disk may have changed elsewhere",
-        matches: |f| {
-            f.producer == OldProducer::Gone
-                && f.file == LaneFile::Good
-                && f.sidecar != Sidecar::Matches
-        },
-        action: Action::Fresh,
+        when: "the lane does not check: the regions that the sidecar names are synced",
+        matches: |f| trusted(f) && f.file == LaneFile::Unusable,
+        action: Action::Regions,
+    },
+    Row {
+        when: "the disk was open elsewhere since: the regions that the sidecar names are synced",
+        matches: |f| trusted(f) && f.file == LaneFile::Good && f.sidecar == Sidecar::OtherEpoch,
+        action: Action::Regions,
     },
     Row {
         when: "a good lane whose consumer lost its place",
@@ -130,7 +136,7 @@ pub static TABLE: [Row; 8] = [
     Row {
         when: "a good lane that nobody used yet",
         matches: |f| usable(f) && !f.restart_asked && f.was == WasDoing::Nothing,
-        action: Action::Restart,
+        action: Action::Regions,
     },
     Row {
         when: "a good lane of a producer that died",
@@ -165,7 +171,7 @@ mod tests {
         use {LaneFile::*, Sidecar as S, WasDoing::*};
         let files = [Absent, Unusable, Foreign, Good];
         let producers = [OldProducer::Alive, OldProducer::Gone];
-        let sidecars = [S::Absent, S::OtherEpoch, S::Matches];
+        let sidecars = [S::Doubtful, S::OtherEpoch, S::Matches];
         let was = [Closed, Publishing, Tracking, Nothing];
         files.into_iter().flat_map(move |file| {
             producers.into_iter().flat_map(move |producer| {
@@ -217,6 +223,17 @@ mod tests {
                 assert_eq!(found.was, WasDoing::Closed);
                 assert_eq!(found.sidecar, Sidecar::Matches);
             }
+        }
+    }
+
+    #[test]
+    fn only_doubt_costs_a_full_sync() {
+        for found in every_state() {
+            let full = matches!(decide(&found).action, Action::Full | Action::Restart);
+            let gone = found.producer == OldProducer::Gone;
+            let doubt = found.sidecar == Sidecar::Doubtful;
+            let asked = usable(&found) && found.restart_asked;
+            assert_eq!(full, gone && (doubt || asked), "{found:?}");
         }
     }
 }

@@ -162,6 +162,16 @@ impl Consumer {
         self.tail().is_ok_and(|tail| tail == self.read)
     }
 
+    /// The end of what is published now; `None`: it cannot be right.
+    pub fn published_end(&self) -> Option<u64> {
+        self.tail().ok()
+    }
+
+    /// Whether everything before this end was taken.
+    pub const fn has_taken(&self, end: u64) -> bool {
+        self.read >= end
+    }
+
     /// C1, with the checks.
     fn tail(&self) -> Result<u64, LaneFault> {
         let tail = ring::observe_tail::<Sound>(&self.memory.producer().tail); // C1
@@ -498,6 +508,13 @@ impl Consumer {
         let words = self.memory.consumer();
         words.wake_slot.store(wake_slot, Relaxed); // a wrong pipe for a moment costs a late wake-up
         words.linked.store(u32::from(linked), Release); // pairs with the disk's Acquire
+    }
+
+    /// Tells the filter that the appliance knows of a newer attach epoch than the lane's (0: it takes
+    /// the lane).
+    pub fn set_fenced(&self, newest_epoch: u32) {
+        let word = &self.memory.consumer().fenced_epoch;
+        word.store(newest_epoch, Release); // pairs with the disk's Acquire
     }
 
     /// Tells what the object store holds, for status pages on the host.

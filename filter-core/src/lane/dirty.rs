@@ -46,6 +46,31 @@ impl DirtyMap {
         }
     }
 
+    /// Whether a block that the range touches is marked.
+    pub fn any(&self, offset_bytes: u64, len_bytes: u64) -> bool {
+        let end = offset_bytes
+            .saturating_add(len_bytes)
+            .div_ceil(DIRTY_BLOCK_BYTES);
+        let words = self.memory.dirty_words();
+        let mut block = offset_bytes / DIRTY_BLOCK_BYTES;
+        while block < end {
+            let Some(word) = words.get((block / 64) as usize) else {
+                return false;
+            };
+            let mut mask = u64::MAX << (block % 64);
+            let next = (block / 64 + 1) * 64;
+            if next > end {
+                mask &= u64::MAX >> (next - end);
+            }
+            // Relaxed: see `mark`
+            if word.load(Relaxed) & mask != 0 {
+                return true;
+            }
+            block = next;
+        }
+        false
+    }
+
     /// Whether the bit of a block is set.
     pub fn is_set(&self, block: u64) -> bool {
         let word = self.memory.dirty_words().get((block / 64) as usize);

@@ -36,6 +36,10 @@ struct Entry {
     /// Not published: must be marked again at completion.
     tracked: bool,
     used: bool,
+    /// The last record that it was published in; 0: none.
+    seq: u64,
+    /// Where it stands in the list of used entries.
+    place: u32,
 }
 
 /// The private list of writes in flight, its first [`SLOTS`] entries mirrored into the lane.
@@ -47,6 +51,8 @@ pub struct InFlight {
     free: Vec<u32>,
     /// Unused entries beyond the table.
     spare: Vec<u32>,
+    /// Used entries, in no order: few of many, and looked through for every change.
+    used: Vec<u32>,
     tracked: usize,
 }
 
@@ -63,6 +69,7 @@ impl InFlight {
             entries,
             free,
             spare: Vec::new(),
+            used: Vec::new(),
             tracked: 0,
         }
     }
@@ -95,8 +102,11 @@ impl InFlight {
                 len_bytes,
                 tracked,
                 used: true,
+                seq: 0,
+                place: self.used.len() as u32,
             };
         }
+        self.used.push(index);
         self.tracked += usize::from(tracked);
         let mirrored = (index as usize) < SLOTS;
         if mirrored {
@@ -113,6 +123,11 @@ impl InFlight {
         }
         let gone = *entry;
         *entry = Entry::default();
+        self.used.swap_remove(gone.place as usize);
+        let moved = self.used.get(gone.place as usize);
+        if let Some(entry) = moved.and_then(|index| self.entries.get_mut(*index as usize)) {
+            entry.place = gone.place;
+        }
         self.tracked -= usize::from(gone.tracked);
         if (token.0 as usize) < SLOTS {
             self.free.push(token.0);
@@ -123,12 +138,27 @@ impl InFlight {
         Some((gone.offset_bytes, gone.len_bytes, gone.tracked))
     }
 
+    /// The write was published, up to this record.
+    pub fn published(&mut self, token: Token, seq: u64) {
+        if let Some(entry) = self.entries.get_mut(token.0 as usize) {
+            entry.seq = seq;
+        }
+    }
+
+    /// The last record that a write in flight was published in, if it was.
+    pub fn seq(&self, token: Token) -> Option<u64> {
+        let entry = self.entries.get(token.0 as usize)?;
+        (entry.used && entry.seq != 0).then_some(entry.seq)
+    }
+
     /// Whether any write in flight touches the range.
     pub fn overlaps(&self, offset_bytes: u64, len_bytes: u64) -> bool {
         let end = offset_bytes + len_bytes;
-        self.entries
+        let mut used = self
+            .used
             .iter()
-            .any(|e| e.used && e.offset_bytes < end && offset_bytes < e.offset_bytes + e.len_bytes)
+            .filter_map(|index| self.entries.get(*index as usize));
+        used.any(|e| e.offset_bytes < end && offset_bytes < e.offset_bytes + e.len_bytes)
     }
 
     /// Writes in flight that were not published.
@@ -138,7 +168,7 @@ impl InFlight {
 
     /// Writes in flight.
     pub fn len(&self) -> usize {
-        self.entries.len() - self.free.len() - self.spare.len()
+        self.used.len()
     }
 
     /// Whether nothing is in flight.

@@ -77,6 +77,8 @@ pub struct ProducerWords {
     pub hash_blocks: AtomicU32,
     /// Start of that range, in bytes: a multiple of the dirty block.
     pub hash_offset: AtomicU64,
+    /// Not zero while a change has passed whose regions' bits the sidecar does not have.
+    pub intent_late: AtomicU32,
 }
 
 /// Words of the consumer page. Written by the consumer only.

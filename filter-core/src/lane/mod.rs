@@ -21,21 +21,15 @@
 //! | [`copy`] | CRC32C and the copy that computes it |
 
 pub mod attach;
-#[cfg(not(loom))]
 pub mod consumer;
 pub mod copy;
-#[cfg(not(loom))]
 pub mod dirty;
 #[cfg(all(any(test, feature = "sim"), not(loom)))]
 pub mod heap;
-#[cfg(not(loom))]
 pub mod inflight;
-#[cfg(not(loom))]
 pub mod layout;
-#[cfg(not(loom))]
 pub mod producer;
 pub mod ring;
-#[cfg(not(loom))]
 pub mod walk;
 
 #[cfg(all(test, not(loom)))]
@@ -51,10 +45,10 @@ mod model_tests;
 #[allow(clippy::unwrap_used)]
 pub(crate) mod test_lane;
 
-/// The atomics that the ring's words are made of: loom's under `--cfg loom`.
+#[cfg(loom)]
+pub mod model;
+
+/// The atomics that the lane's words are made of.
 pub mod sync {
-    #[cfg(not(loom))]
     pub use core::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
-    #[cfg(loom)]
-    pub use loom::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
 }

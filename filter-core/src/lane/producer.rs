@@ -159,6 +159,15 @@ impl Producer {
         self.bad_heads
     }
 
+    /// The epoch was raised while the disk is open; a restart of the stream follows.
+    pub fn set_attach_epoch(&mut self, attach_epoch: u32) {
+        self.attach_epoch = attach_epoch;
+        self.memory
+            .producer()
+            .attach_epoch
+            .store(attach_epoch, Relaxed); // looked at by the daemon now and then
+    }
+
     /// Bytes of the ring that are free.
     pub fn free_bytes(&mut self) -> u64 {
         let ring_bytes = self.memory.geometry().ring_bytes;

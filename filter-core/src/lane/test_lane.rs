@@ -68,11 +68,12 @@ pub fn noise(len: usize) -> Vec<u8> {
     bytes
 }
 
-/// Runs `body` with `count` seeds, or with the one in JETDR_SEED. The seed is printed before each.
+/// Runs `body` with `count` seeds (or as many as JETDR_SEEDS says), or with the one in JETDR_SEED. The
+/// seed is printed before each.
 pub fn with_seeds(count: u64, body: impl Fn(u64)) {
-    let given = std::env::var("JETDR_SEED")
-        .ok()
-        .and_then(|text| text.parse().ok());
+    let number = |name| std::env::var(name).ok().and_then(|text| text.parse().ok());
+    let count = number("JETDR_SEEDS").unwrap_or(count);
+    let given = number("JETDR_SEED");
     let seeds = given.map_or(1..count + 1, |seed| seed..seed + 1);
     for seed in seeds {
         println!("JETDR_SEED={seed}");

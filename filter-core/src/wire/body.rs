@@ -3,6 +3,7 @@
 //! Invariant: reading never goes past the body's end, and every value is checked against its limit.
 
 use super::{Hello, MAX_NAME_BYTES, MAX_TEXT_BYTES, OpenLane, PeerRole, WireError};
+use crate::lane::layout::DIRTY_BLOCK_BYTES;
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 
@@ -87,6 +88,14 @@ impl<'a> Cursor<'a> {
             Err(self.bad("seq"))
         } else {
             Ok(seq)
+        }
+    }
+    pub(super) fn block_offset(&self, word: u64) -> Result<u64, WireError> {
+        let aligned = word.is_multiple_of(DIRTY_BLOCK_BYTES);
+        if aligned && word <= crate::record::MAX_DISK_BYTES {
+            Ok(word)
+        } else {
+            Err(self.bad("offset"))
         }
     }
     pub(super) fn epoch(&self, word: u64) -> Result<u32, WireError> {

@@ -1,4 +1,5 @@
 #![allow(clippy::unwrap_used)]
+use super::body::Body;
 use super::*;
 use proptest::prelude::*;
 
@@ -127,6 +128,14 @@ fn messages() -> Vec<Message> {
             answer: true,
         },
         Message::CloseLane,
+        Message::HashRequest {
+            offset_bytes: 3 << 16,
+            blocks: 256,
+        },
+        Message::Hashes {
+            offset_bytes: 3 << 16,
+            hashes: vec![[9; 16], [0; 16]],
+        },
     ]
 }
 
@@ -192,6 +201,27 @@ fn lengths_are_limited_by_kind() {
         };
         assert_eq!(FrameHeader::decode(&fits.encode()), Ok(fits));
     }
+}
+
+#[test]
+fn questions_about_blocks_are_within_their_limits() {
+    let whole = |offset_bytes, blocks| {
+        let message = Message::HashRequest {
+            offset_bytes,
+            blocks,
+        };
+        parse(&message.encode(1)).is_ok()
+    };
+    assert!(whole(1 << 16, 1) && whole(0, 256));
+    assert!(!whole(1 << 15, 1) && !whole(0, 0) && !whole(0, 257));
+    assert!(!whole(1 << 63, 1));
+    let hashes = vec![[1; 16]; 257];
+    let offset_bytes = 0;
+    let too_many = Message::Hashes {
+        offset_bytes,
+        hashes,
+    };
+    assert!(parse(&too_many.encode(1)).is_err());
 }
 
 #[test]

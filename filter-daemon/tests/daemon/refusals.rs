@@ -5,6 +5,7 @@ use crate::vm::{DISK, Daemon, Host, Vm};
 use crate::wait_for;
 use filter_core::wire::{ErrorCode, Message, PortRole};
 use std::os::unix::fs::FileExt;
+use std::sync::atomic::Ordering::SeqCst;
 use std::time::{Duration, Instant};
 
 fn role() -> PortRole {
@@ -133,9 +134,14 @@ fn a_fenced_lane_is_silent_until_its_epoch_changes() {
         &mut peer,
         channel,
         ErrorCode::Fenced,
-        0,
+        2,
         "epoch 2 has attached",
     );
+    let told = |vm: &Vm| {
+        let words = vm.lane.memory();
+        words.consumer().fenced_epoch.load(SeqCst)
+    };
+    wait_for("the filter is told", || told(&vm) == 2);
     wait_for("it knows that it is fenced", || {
         daemon.lane(&DISK).unwrap()["fenced"] == true
     });
@@ -144,13 +150,44 @@ fn a_fenced_lane_is_silent_until_its_epoch_changes() {
     daemon.expect_quiet("a fenced lane that is full");
     // The VM comes back with a newer epoch.
     drop(vm);
-    let _vm = Vm::new(&host.run, DISK, 3, 1000);
-    loop {
+    let vm = Vm::new(&host.run, DISK, 3, 1000);
+    let channel = loop {
         match peer.message() {
             (_, Message::CloseLane) => {}
-            (_, Message::OpenLane(lane)) => break assert_eq!(lane.attach_epoch, 3),
+            (channel, Message::OpenLane(lane)) => {
+                assert_eq!(lane.attach_epoch, 3);
+                break channel;
+            }
             (_, other) => panic!("{other:?}"),
         }
-    }
+    };
+    // A disk that was rolled back: the same lane goes on with an epoch above the one that fenced it.
+    refuse(&mut peer, channel, ErrorCode::Fenced, 8, "epoch 8");
+    wait_for("the filter is told", || told(&vm) == 8);
+    let words = vm.lane.memory();
+    words.producer().attach_epoch.store(9, SeqCst);
+    let (channel, lane) = peer.expect_open();
+    assert_eq!(lane.attach_epoch, 9);
+    assert_eq!(told(&vm), 8, "until the appliance takes it");
+    let opened = Message::LaneOpened {
+        durable_seq: 999,
+        attach_epoch: 8,
+        full_base_seq: 1,
+    };
+    peer.send(&opened, channel);
+    wait_for("the filter is told", || told(&vm) == 0);
     drop(ports);
+}
+
+/// An epoch that came while the lane was being refused was not what was refused.
+#[test]
+fn a_refusal_counts_for_the_epoch_that_was_presented() {
+    let (_host, _ports, vm, _daemon, mut peer) = begin();
+    let (channel, lane) = peer.expect_open();
+    assert_eq!(lane.attach_epoch, 1);
+    let words = vm.lane.memory();
+    words.producer().attach_epoch.store(3, SeqCst);
+    refuse(&mut peer, channel, ErrorCode::Fenced, 2, "epoch 2");
+    let (_, lane) = peer.expect_open();
+    assert_eq!(lane.attach_epoch, 3);
 }

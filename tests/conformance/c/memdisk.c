@@ -68,8 +68,10 @@ static jio_disk_info_t *info_of(struct jio_disk *disk, enum table_kind kind) {
     info.known.boot_id = "boot-1";
     info.known.properties = disk->properties;
     info.known.property_count = disk->property_count;
-    /* The smallest that version 1.0 knows ends where the reserved words begin. */
-    size_t len = kind == TABLE_REQUIRED ? offsetof(jio_disk_info_t, reserved)
+    info.known.content_id = disk->openings + 1;
+    info.known.content_id_before = disk->openings;
+    /* The smallest that version 1.0 knows ends before the ids of the content. */
+    size_t len = kind == TABLE_REQUIRED ? offsetof(jio_disk_info_t, content_id)
                  : kind == TABLE_LARGER ? sizeof info
                                         : sizeof info.known;
     info.known.size = (uint32_t)len;
@@ -123,6 +125,7 @@ static void left_behind(struct jio_disk *disk) {
 
 jio_status_t disk_open(struct jio_disk *disk, enum table_kind kind) {
     static int untouched;
+    disk->openings++;
     jio_disk_info_t *info = info_of(disk, kind);
     void *instance = &untouched;
     disk->may_time = disk->may_work = disk->may_submit = true;

@@ -27,6 +27,7 @@ struct jio_disk {
     const char *label, *run_dir;
     uint8_t uuid[16];
     uint64_t capacity_bytes;
+    uint64_t openings; /* each changes the content id, as of a host that can tell */
     uint8_t *data;
     uint64_t fail_writes_from, fail_writes_to; /* writes that touch this range fail */
     jio_property_t properties[MAX_PROPERTIES];

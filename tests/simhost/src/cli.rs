@@ -14,11 +14,40 @@ pub enum Command {
     /// Run a host: it starts, kills and stops VMs on command, each a process of its own.
     Host(crate::host::HostArgs),
     /// Run one VM: load the filter, open its disks, serve them over NBD.
-    Vm(crate::vm::VmArgs),
+    Vm(Box<crate::vm::VmArgs>),
     /// Serve a disk over NBD, without any filter.
     Nbd(NbdArgs),
     /// Make a disk of zeros.
     Create(CreateArgs),
+    /// Snapshots of a disk that nobody has open.
+    Snapshot(SnapshotArgs),
+}
+
+/// Snapshots of a disk that nobody has open: its content, sidecars and ids.
+#[derive(clap::Args, Clone, Debug)]
+pub struct SnapshotArgs {
+    /// What to do.
+    #[arg(value_enum)]
+    pub what: SnapshotDo,
+    /// The disk; `.vmdk` is a descriptor, any other name raw.
+    #[arg(long)]
+    pub disk: PathBuf,
+    /// Which snapshot: needed for `revert`; `consolidate` forgets all without it.
+    #[arg(long)]
+    pub id: Option<u64>,
+}
+
+/// What to do with snapshots.
+#[derive(Clone, Copy, Debug, clap::ValueEnum)]
+pub enum SnapshotDo {
+    /// Keep the disk as it is now.
+    Create,
+    /// Put the disk back as it was: content, sidecars and ids.
+    Revert,
+    /// Forget snapshots; the disk stays as it is.
+    Consolidate,
+    /// List them.
+    List,
 }
 
 /// Serve a disk over NBD, without any filter.
@@ -72,12 +101,46 @@ pub fn run(command: &Command) -> anyhow::Result<()> {
         Command::Host(args) => crate::host::run(args),
         Command::Vm(args) => crate::vm::run(args),
         Command::Nbd(args) => nbd(args),
+        Command::Snapshot(args) => snapshot(args),
         Command::Create(args) => {
             let format = Format::of(&args.path);
             crate::disk::create(&args.path, format, parse_bytes(&args.capacity)?)?;
             Ok(())
         }
     }
+}
+
+/// On files, while nobody else has the disk. This is no opening: the ids stay, or go back.
+fn snapshot(args: &SnapshotArgs) -> anyhow::Result<()> {
+    use crate::snapshot::{self, DiskFiles, Revert};
+    let format = Format::of(&args.disk);
+    let data = crate::disk::open_file(&args.disk, format)?;
+    data.lock()?;
+    let disk = DiskFiles {
+        path: &args.disk,
+        format,
+        data: &data,
+    };
+    snapshot::finish_revert(disk)?;
+    crate::disk::undo::settle(&args.disk, &data)?;
+    let known = snapshot::index(&args.disk)?;
+    match args.what {
+        SnapshotDo::Create => {
+            let next = known
+                .snapshots
+                .iter()
+                .fold(1, |next, one| next.max(one.id + 1));
+            snapshot::create(disk, args.id.unwrap_or(next))?;
+        }
+        SnapshotDo::Revert => match args.id {
+            Some(id) => snapshot::revert(disk, id, Revert::Closed)?,
+            None => bail!("--id is missing: which snapshot"),
+        },
+        SnapshotDo::Consolidate => snapshot::consolidate(&args.disk, args.id)?,
+        SnapshotDo::List => {}
+    }
+    println!("{}", serde_json::to_string(&snapshot::index(&args.disk)?)?);
+    Ok(())
 }
 
 fn nbd(args: &NbdArgs) -> anyhow::Result<()> {
@@ -88,7 +151,8 @@ fn nbd(args: &NbdArgs) -> anyhow::Result<()> {
     if listens.is_empty() {
         bail!("nobody could reach the disk: give --socket or --tcp");
     }
-    let engine: Arc<dyn Engine> = Arc::new(DiskEngine(crate::disk::open(&args.disk, None)?));
+    let disk = Arc::new(DiskEngine(crate::disk::open(&args.disk, None)?));
+    let engine: Arc<dyn Engine> = disk.clone();
     let mut server = Server::start(&listens, Exports::new(vec![("disk".into(), engine)]))?;
     let tcp = server.addresses().iter().find_map(|listen| match listen {
         Listen::Tcp(address) => Some(address.to_string()),
@@ -100,6 +164,7 @@ fn nbd(args: &NbdArgs) -> anyhow::Result<()> {
     println!("READY {ready}");
     signals.forever().next();
     server.stop();
+    disk.0.closed()?;
     Ok(())
 }
 

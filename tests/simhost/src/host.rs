@@ -5,9 +5,10 @@
 //! folder is emptied, the boot id changes.
 //!
 //! Commands come over a unix socket, one JSON document a line, one answer a line: `start` (vm, args),
-//! `stop`, `kill`, `restart` (vm), `list`, `reboot`. What happens by itself is told on stdout, as
+//! `stop`, `kill`, `restart` (vm), `list`, `reboot`, `power-cut` (keep, seed). What happens by itself is told on stdout, as
 //! `EVENT {json}`.
 
+use crate::disk::{Format, undo};
 use crate::socket::UnixSocket;
 use anyhow::{Context, bail};
 use parking_lot::{Condvar, Mutex, MutexGuard};
@@ -268,6 +269,54 @@ impl Host {
     /// The host crashes and boots again: its VMs are off afterwards.
     fn reboot(&self) -> anyhow::Result<Value> {
         self.end_all(libc::SIGKILL);
+        self.boot()?;
+        Ok(json!({"rebooted": true}))
+    }
+
+    /// As a reboot, and what no flush covered is gone from disks with a volatile cache.
+    fn power_cut(&self, keep: f64, seed: Option<u64>) -> anyhow::Result<Value> {
+        if !(0.0..=1.0).contains(&keep) {
+            bail!("keep {keep} is not within 0 and 1");
+        }
+        let seed = seed.unwrap_or_else(|| uuid::Uuid::new_v4().as_u128() as u64);
+        self.end_all(libc::SIGKILL);
+        let mut lost = Vec::new();
+        for (path, format) in self.disks()? {
+            if !undo::journal_path(&path).exists() {
+                continue;
+            }
+            let file = crate::disk::open_file(&path, format)?;
+            file.lock()?;
+            let undone = undo::power_cut(&path, &file, keep, seed)?;
+            lost.push(json!({"disk": path, "writes": undone.writes, "bytes": undone.bytes}));
+        }
+        self.boot()?;
+        Ok(json!({"power_cut": true, "lost": lost, "keep": keep, "seed": seed}))
+    }
+
+    /// The disks of all VMs.
+    fn disks(&self) -> anyhow::Result<BTreeMap<PathBuf, Format>> {
+        let mut disks = BTreeMap::new();
+        for vm in self.vms.lock().values() {
+            let mut args = vm.args.iter();
+            while let Some(arg) = args.next() {
+                let disk = match arg.strip_prefix("--disk") {
+                    Some("") => args.next().map(String::as_str),
+                    Some(rest) => rest.strip_prefix('='),
+                    None => None,
+                };
+                if let Some(disk) = disk {
+                    let (_, path, format) = crate::vm::parse_disk(disk)?;
+                    let format = format.unwrap_or(Format::of(&path));
+                    disks.insert(path, format);
+                }
+            }
+        }
+        Ok(disks)
+    }
+
+    /// The run folder is empty after a boot, and has another boot id.
+    fn boot(&self) -> anyhow::Result<()> {
         let run_dir = &self.args.run_dir;
         for entry in std::fs::read_dir(run_dir)? {
             let path = entry?.path();
@@ -278,8 +327,7 @@ impl Host {
             };
             removed.with_context(|| format!("cannot remove {}", path.display()))?;
         }
-        write_boot_id(run_dir)?;
-        Ok(json!({"rebooted": true}))
+        write_boot_id(run_dir)
     }
 
     fn end_all(&self, signal: i32) {
@@ -309,7 +357,12 @@ impl Host {
             Some("restart") => self.restart(name()?),
             Some("list") => Ok(self.list()),
             Some("reboot") => self.reboot(),
-            _ => bail!("cmd is one of start, stop, kill, restart, list, reboot"),
+            Some("power-cut") => {
+                let keep = command.get("keep").and_then(Value::as_f64);
+                let seed = command.get("seed").and_then(Value::as_u64);
+                self.power_cut(keep.unwrap_or(0.0), seed)
+            }
+            _ => bail!("cmd is one of start, stop, kill, restart, list, reboot, power-cut"),
         }
     }
 

@@ -7,6 +7,7 @@
 //! | [`contract`] | the checks of the filter's side of `include/iofilter.h` |
 //! | [`vm`] | the process of one VM |
 //! | [`host`] | a host, which runs VMs as processes |
+//! | [`snapshot`] | snapshots and copies of disks |
 //! | [`socket`] | listening sockets of all of these |
 //! | [`cli`] | the commands |
 
@@ -16,5 +17,6 @@ pub mod contract;
 pub mod disk;
 pub mod host;
 pub mod nbd;
+pub mod snapshot;
 pub mod socket;
 pub mod vm;

@@ -4,30 +4,15 @@
 mod vm_process;
 
 use simhost::nbd::client::Op;
-use std::io::{BufRead, BufReader, Write};
-use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::Duration;
-use vm_process::{PATIENCE, Vm, start};
-
-fn command(vm: &Vm, command: &str) -> serde_json::Value {
-    let stream = UnixStream::connect(vm.folder.path().join("control.sock")).unwrap();
-    stream.set_read_timeout(Some(PATIENCE)).unwrap();
-    writeln!(&mut &stream, "{command}").unwrap();
-    let mut line = String::new();
-    BufReader::new(&stream).read_line(&mut line).unwrap();
-    serde_json::from_str(&line).unwrap()
-}
+use vm_process::{Vm, command, start};
 
 /// A VM with a control socket; the ring is as small as it may be, so that it is soon full.
 fn start_small(more: &[&str]) -> Vm {
     let library = conformance::filter_library().unwrap();
     let folder = tempfile::tempdir().unwrap();
-    let control = format!(
-        "--control-socket={}",
-        folder.path().join("control.sock").display()
-    );
-    let mut args = vec![control.as_str(), "--property=jetdr.ring-bytes=2097152"];
+    let mut args = vec!["--property=jetdr.ring-bytes=2097152"];
     args.extend(more);
     vm_process::start_in(folder, &library, &args)
 }

@@ -153,6 +153,43 @@ fn vms_are_processes_of_their_own() {
 }
 
 #[test]
+fn a_power_cut_takes_what_no_flush_covered() {
+    let folder = tempfile::tempdir().unwrap();
+    let library = conformance::compile_filter("passfilter", folder.path()).unwrap();
+    let mut host = Host::start();
+    let run_dir = host.folder.path().join("run");
+    let boot = || std::fs::read_to_string(run_dir.join("boot-id")).unwrap();
+    let first_boot = boot();
+    host.start_vm("one", &library, &["--volatile-cache"]);
+    host.start_vm("two", &library, &[]);
+    std::fs::write(run_dir.join("lane"), "in memory").unwrap();
+    for vm in ["one", "two"] {
+        let mut client = host.client(vm);
+        client.call(&Op::Write(0, &[1; 4096]), false).unwrap();
+        client.call(&Op::Flush, false).unwrap();
+        client.call(&Op::Write(512, &[2; 512]), false).unwrap();
+        client.call(&Op::Zero(1024, 512), false).unwrap();
+    }
+    // A killed process is no power cut: what it wrote is there.
+    host.obey(&json!({"cmd": "restart", "vm": "one"}));
+    let read = |vm: &str, at| host.client(vm).call(&Op::Read(at, 512), false).unwrap()[0];
+    assert_eq!((read("one", 512), read("one", 1024)), (2, 0));
+    let cut = host.obey(&json!({"cmd": "power-cut"}));
+    assert_eq!(cut["lost"][0]["writes"], 2, "{cut}");
+    assert_eq!(cut["lost"][1], Value::Null, "{cut}");
+    assert_ne!(boot(), first_boot);
+    assert!(!run_dir.join("lane").exists(), "the run folder is emptied");
+    for vm in ["one", "two"] {
+        host.obey(&json!({"cmd": "restart", "vm": vm}));
+    }
+    assert_eq!((read("one", 512), read("one", 1024)), (1, 1));
+    assert_eq!((read("two", 512), read("two", 1024)), (2, 0), "no cache");
+    let wrong = host.obey(&json!({"cmd": "power-cut", "keep": 2}));
+    assert!(wrong["error"].as_str().unwrap().contains("keep"), "{wrong}");
+    assert_eq!(host.stop(), Some(0));
+}
+
+#[test]
 fn an_end_that_nobody_asked_for_is_told() {
     let folder = tempfile::tempdir().unwrap();
     let library = conformance::compile_filter("badfilter", folder.path()).unwrap();

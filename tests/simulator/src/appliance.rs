@@ -6,7 +6,7 @@
 use crate::volume::Memory;
 use drva::disk::{Disk, Outcome, Route};
 use drva::documents::{cut_back, cut_out, describe, describe_back};
-use drva::domain::ClosedCut;
+use drva::domain::{Asked, ClosedCut};
 use drva::log::format::EntryKind;
 use drva::log::reader::Batches;
 use drva::log::recover;
@@ -15,6 +15,7 @@ use drva::log::{
     Batcher, Durability, LogError, LogOptions, Segment, Submission, durability, gather,
     note_segment,
 };
+use filter_core::session::Refusal;
 use filter_core::wire::{ErrorCode, OpenLane};
 use recovery_store::DiskInfo;
 use std::collections::{BTreeMap, VecDeque};
@@ -172,7 +173,7 @@ pub struct Domain {
     /// Cuts in the log that the store does not hold.
     pub closed: VecDeque<ClosedCut>,
     /// A cut that was asked for and not yet closed or void.
-    pub outstanding: Option<u32>,
+    pub outstanding: Option<Asked>,
     /// The newest epoch ever asked for or seen.
     pub last_epoch: u32,
     /// Bumped when a disk's description changes.
@@ -186,8 +187,8 @@ impl Domain {
         let batcher = Batcher::new(volume.clone(), DOMAIN_ID, options, &recovered)?;
         let mut disks = BTreeMap::new();
         for (id, state) in &recovered.disks {
-            if let Ok(info) = describe_back(*id, &state.description) {
-                disks.insert(*id, Arc::new(Disk::restored(info, state)));
+            if let Ok((info, presented)) = describe_back(*id, &state.description) {
+                disks.insert(*id, Arc::new(Disk::restored(info, state, presented)));
             }
         }
         let found = recovered.segments.iter();
@@ -237,7 +238,14 @@ impl Domain {
         lane: &OpenLane,
         host: [u8; 16],
         route: Route,
-    ) -> Result<u64, (ErrorCode, String)> {
+    ) -> Result<u64, (ErrorCode, u64, String)> {
+        let fenced = |refusal: Refusal| {
+            let word = match refusal {
+                Refusal::Fenced { current, .. } => current.into(),
+                _ => 0,
+            };
+            (ErrorCode::Fenced, word, refusal.to_string())
+        };
         let info = DiskInfo {
             uuid: Uuid::from_bytes(lane.disk_id),
             vm_uuid: Uuid::from_bytes(lane.vm_id),
@@ -248,6 +256,7 @@ impl Domain {
         let known = self.disks.get(&lane.disk_id).cloned();
         let (disk, changed) = match known {
             Some(disk) => {
+                disk.may_open(lane.attach_epoch).map_err(fenced)?;
                 let mut now = disk.info.write();
                 let mut info = info;
                 info.capacity_bytes = info.capacity_bytes.max(now.capacity_bytes);
@@ -262,13 +271,19 @@ impl Domain {
                 (disk, true)
             }
         };
-        if changed {
-            let content = describe(&disk.info.read());
+        if changed || lane.attach_epoch > disk.newest_epoch() {
+            let content = describe(&disk.info.read(), lane.attach_epoch);
             self.entry(EntryKind::Disk, lane.disk_id, 0, content);
-            self.described += 1;
         }
-        disk.attach(lane.attach_epoch, host, route)
-            .map_err(|refusal| (ErrorCode::Fenced, refusal.to_string()))
+        self.described += u32::from(changed);
+        let generation = disk
+            .attach(lane.attach_epoch, host, route)
+            .map_err(fenced)?;
+        // A cut that another host was asked for is void.
+        if let Some(asked) = self.outstanding.as_mut().filter(|of| of.host != host) {
+            asked.void = true;
+        }
+        Ok(generation)
     }
 
     /// Records of a disk have come over a channel of this generation; there must be room.
@@ -298,10 +313,15 @@ impl Domain {
     }
 
     /// Logs a closed cut and hands it to the upload.
-    pub fn close_cut(&mut self, cut: ClosedCut) {
+    /// `false`: a disk came from another host meanwhile.
+    pub fn close_cut(&mut self, cut: ClosedCut) -> bool {
         let (epoch, content) = (cut.epoch, cut_out(&cut));
-        self.outstanding = None;
+        let asked = self.outstanding.take_if(|asked| asked.epoch == epoch);
+        if asked.is_none_or(|asked| asked.void) {
+            return false;
+        }
         self.closed.push_back(cut);
         self.entry(EntryKind::Cut, [0; 16], epoch, content);
+        true
     }
 }

@@ -317,7 +317,12 @@ impl World {
                 if !window.is_some_and(|c| c.has_window()) {
                     return;
                 }
-                let Some(run) = served.lane.take(FRAME_BYTES) else {
+                let run = served.lane.take(FRAME_BYTES);
+                if let Some(news) = served.lane.open_again() {
+                    let frame = Frame::Message(Message::OpenLane(news));
+                    frames.push((served.lane.channel, frame));
+                }
+                let Some(run) = run else {
                     continue;
                 };
                 worked = true;

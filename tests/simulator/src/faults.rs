@@ -59,6 +59,14 @@ pub enum Strike {
     Revert,
     /// A filter is told that replication cannot go on.
     Tracking,
+    /// Sidecars are slow.
+    SlowSidecar,
+    /// A disk is changed without its filter while its VM is down.
+    Behind,
+    /// A copy of a disk with its sidecar is made.
+    Copy,
+    /// A disk and its sidecar become what they were when the copy was made.
+    RollBack,
 }
 
 /// All of them, with how often each strikes relative to the others.
@@ -85,12 +93,17 @@ const STRIKES: &[(Strike, u64)] = &[
     (Strike::Grow, 3),
     (Strike::Revert, 3),
     (Strike::Tracking, 3),
+    (Strike::SlowSidecar, 4),
+    (Strike::Behind, 3),
+    (Strike::Copy, 6),
+    (Strike::RollBack, 6),
 ];
 
 /// Every kind that may happen: one that never does is reported.
 pub const KINDS: &[&str] = &[
     "guest: write",
-    "guest: write held",
+    "guest: write held for room",
+    "guest: write held for the region map",
     "guest: flush",
     "strike: VmKill",
     "strike: VmStop",
@@ -114,6 +127,16 @@ pub const KINDS: &[&str] = &[
     "strike: Grow",
     "strike: Revert",
     "strike: Tracking",
+    "strike: SlowSidecar",
+    "strike: Behind",
+    "strike: Copy",
+    "strike: RollBack",
+    "rolled back",
+    "rolled back: epoch raised",
+    "region map written",
+    "region map: flush",
+    "fault: region map's write failed",
+    "fault: region map's write cut off",
     "fault: guest's write failed by its disk",
     "fault: sync's read failed by its disk",
     "fault: sidecar write torn",
@@ -127,7 +150,8 @@ pub const KINDS: &[&str] = &[
     "store: answer lost",
     "store: request delayed",
     "store: late arrival",
-    "attach: fresh",
+    "attach: full",
+    "attach: regions",
     "attach: restart",
     "attach: adopted, marked",
     "attach: adopted, clean",
@@ -148,7 +172,6 @@ pub const KINDS: &[&str] = &[
     "cut: void",
     "cut: void at the host",
     "cut: in the store",
-    "disk began to track",
     "upload: store failed",
 ];
 
@@ -306,6 +329,8 @@ impl World {
             Strike::SlowLink => self.slow(0),
             Strike::SlowLog => self.slow(1),
             Strike::SlowDisk => self.slow(2),
+            Strike::SlowSidecar => self.slow(7),
+            Strike::Behind | Strike::Copy | Strike::RollBack => self.strike_content(strike),
             Strike::WritesFail => {
                 self.rates.write = self.numbers.between(2, 100);
                 self.mend(3);
@@ -403,6 +428,48 @@ impl World {
         self.arm_sync(disk, MS);
     }
 
+    /// What happens to a disk without its filter.
+    fn strike_content(&mut self, strike: Strike) {
+        let vm = self.any_vm();
+        let disks = self.vms.get(vm).map_or(Vec::new(), |vm| vm.disks.clone());
+        if strike == Strike::Copy {
+            for disk in disks {
+                if let Some(this) = self.disks.get_mut(disk) {
+                    let copy = (this.storage.clone(), this.sidecar.clone(), this.content_id);
+                    this.copy = Some(copy);
+                }
+            }
+            return;
+        }
+        self.vm_kill(vm);
+        for disk in disks {
+            let content = self.name();
+            let value = 1 << 61 | content;
+            let Some(this) = self.disks.get_mut(disk) else {
+                continue;
+            };
+            let units = this.storage.units();
+            match (strike, this.copy.take()) {
+                (Strike::RollBack, Some((storage, sidecar, id))) if storage.units() == units => {
+                    (this.storage, this.sidecar, this.content_id) = (storage, sidecar, id);
+                    this.storage.flush();
+                    self.count("rolled back");
+                }
+                (Strike::Behind, _) => {
+                    for unit in 0..units {
+                        if self.numbers.chance(20) {
+                            this.storage.write(unit, value);
+                        }
+                    }
+                    this.storage.flush();
+                    this.content_id = content;
+                }
+                _ => {}
+            }
+        }
+        self.within(MS, 20 * SECOND, Event::VmStart(vm));
+    }
+
     fn reset(&mut self, strike: Strike) {
         let host = self.any_host();
         let mine = self.connections.iter();
@@ -441,6 +508,7 @@ impl World {
         match which {
             0 => self.pace.link = pace,
             1 => self.pace.log = pace,
+            7 => self.pace.sidecar = pace,
             _ => self.pace.disk = pace.min(2000),
         }
         self.mend(which);
@@ -460,6 +528,7 @@ impl World {
             3 => self.rates.write = 0,
             4 => self.rates.read = 0,
             5 => self.rates.sidecar = 0,
+            7 => self.pace.sidecar = 100,
             _ => self.rates.log = 0,
         }
     }
@@ -475,7 +544,7 @@ impl World {
     fn all_is_well(&mut self) {
         self.say(|| "from here on all is well".into());
         self.plan.phase = Phase::Liveness(self.now);
-        (0..=6).for_each(|which| self.quick(which));
+        (0..=7).for_each(|which| self.quick(which));
         self.store.set(Mood::default());
         self.plan.store += 1;
         for host in 0..self.hosts.len() {

@@ -3,19 +3,22 @@
 //! Invariant: as in the filter library, whose calls these are: the core decides, what is held is tried
 //! again every half millisecond, and each completion is told to the core before it is told to the guest.
 
+use crate::regions::Writing;
 use crate::storage::{Disk as Storage, Sidecar, UNIT_BYTES, bytes_of};
 use crate::world::{Event, MS, US, World};
 use filter_core::disk::sync::{SyncStep, Ticket};
-use filter_core::disk::{Change, Decision, Disk};
+use filter_core::disk::{Change, Decision, Disk, Why};
 use filter_core::lane::heap::HeapLane;
 use filter_core::lane::inflight::Token;
 use filter_core::lane::producer::{Source, Stamps};
-use filter_core::lane::sync::{AtomicU32, AtomicU64};
+use filter_core::lane::sync::{AtomicU32, AtomicU64, Ordering};
 use filter_core::record::RecordKind;
 use std::collections::{BTreeMap, VecDeque};
 use std::ops::Range;
 use std::sync::Arc;
 
+/// One thread: any ordering does.
+pub const RELAXED: Ordering = Ordering::Relaxed; // see above
 /// How soon held I/Os are tried again.
 const RETRY_NS: u64 = 500 * US;
 /// How long a guest's write may be held.
@@ -89,12 +92,18 @@ pub struct Open {
     pub lane: Arc<HeapLane>,
     /// The domain's cut epoch on the host.
     pub cut_epoch: Arc<AtomicU32>,
-    /// I/Os that are held, in order.
-    pub held: VecDeque<u64>,
+    /// I/Os that are held, in order, and what for.
+    pub held: VecDeque<(u64, Why)>,
     retry_armed: bool,
     sync_armed: bool,
     house_armed: bool,
     reads: BTreeMap<u64, Read>,
+    /// The region map's timer.
+    pub regions_armed: bool,
+    /// A step of the map is under way.
+    pub regions_work: bool,
+    /// Its write, if that is the step.
+    pub regions_write: Option<Writing>,
 }
 
 impl Open {
@@ -109,6 +118,9 @@ impl Open {
             sync_armed: false,
             house_armed: false,
             reads: BTreeMap::new(),
+            regions_armed: false,
+            regions_work: false,
+            regions_write: None,
         }
     }
 }
@@ -123,6 +135,10 @@ pub struct ProtectedDisk {
     pub storage: Storage,
     /// Its sidecar.
     pub sidecar: Sidecar,
+    /// What the host calls its content: another at each opening.
+    pub content_id: u64,
+    /// A copy of disk, sidecar and content id that was made some time ago.
+    pub copy: Option<(Storage, Sidecar, u64)>,
     /// It is open.
     pub open: Option<Open>,
     /// I/Os that were issued and not completed.
@@ -138,7 +154,7 @@ impl ProtectedDisk {
 
 impl World {
     /// The disk, if it is open in this run of its VM.
-    fn open_of(&mut self, disk: usize, of: u64) -> Option<&mut ProtectedDisk> {
+    pub fn open_of(&mut self, disk: usize, of: u64) -> Option<&mut ProtectedDisk> {
         let vm = self.disks.get(disk)?.vm;
         let runs = self.vms.get(vm).is_some_and(|vm| vm.runs && vm.run == of);
         self.disks
@@ -146,13 +162,18 @@ impl World {
             .filter(|disk| runs && disk.open.is_some())
     }
 
-    fn run_of(&self, disk: usize) -> u64 {
+    /// Which run of its VM a disk is in.
+    pub fn run_of(&self, disk: usize) -> u64 {
         let vm = self.disks.get(disk).map_or(0, |disk| disk.vm);
         self.vms.get(vm).map_or(0, |vm| vm.run)
     }
 
     /// Calls the core of an open disk.
-    fn core<R>(&mut self, disk: usize, act: impl FnOnce(&mut Open, &Stamps<'_>) -> R) -> Option<R> {
+    pub fn core<R>(
+        &mut self,
+        disk: usize,
+        act: impl FnOnce(&mut Open, &Stamps<'_>) -> R,
+    ) -> Option<R> {
         let of = self.disks.get_mut(disk)?;
         let vm = self.vms.get(of.vm)?;
         let (stamp, time_ns) = (vm.stamp.clone(), self.now);
@@ -226,23 +247,30 @@ impl World {
         if let Some(of) = self.disks.get_mut(disk) {
             of.ios.insert(name, io);
         }
-        if !self.offer(disk, name, None) {
-            self.count("guest: write held");
+        if let Err(why) = self.offer(disk, name, None) {
+            self.count(match why {
+                Why::Room => "guest: write held for room",
+                Why::Intent => "guest: write held for the region map",
+                Why::Overlap => "guest: write held for another",
+            });
             let armed = self.core(disk, |open, _| {
-                open.held.push_back(name);
+                open.held.push_back((name, why));
                 std::mem::replace(&mut open.retry_armed, true)
             });
+            if why == Why::Intent {
+                self.drive_regions(disk);
+            }
             if armed == Some(false) {
                 self.after(RETRY_NS, Event::Retry(disk, run));
             }
         }
     }
 
-    /// Shows an I/O to the core. `false`: it is to be held.
-    fn offer(&mut self, disk: usize, name: u64, waited_ns: Option<u64>) -> bool {
+    /// Shows an I/O to the core. An error: what it is to be held for.
+    fn offer(&mut self, disk: usize, name: u64, again: Option<(u64, Why)>) -> Result<(), Why> {
         let run = self.run_of(disk);
         let Some(io) = self.disks.get(disk).and_then(|d| d.ios.get(&name)).cloned() else {
-            return true;
+            return Ok(());
         };
         let mut bytes = Vec::new();
         if io.kind == RecordKind::Write {
@@ -255,12 +283,21 @@ impl World {
             len_bytes: io.units.len() as u64 * UNIT_BYTES,
             sources: if bytes.is_empty() { &[] } else { &sources },
         };
-        let decision = self.core(disk, |open, stamps| match waited_ns {
+        let decision = self.core(disk, |open, stamps| match again {
             None => open.core.start(&change, stamps),
-            Some(waited) => open.core.retry(&change, stamps, waited),
+            Some((waited, why)) => open.core.retry(&change, stamps, waited, why),
         });
-        let Some(Decision::Pass { token, .. }) = decision else {
-            return false;
+        let token = match decision {
+            None => return Ok(()),
+            Some(Decision::Pass { token, .. }) => token,
+            Some(Decision::Defer(why)) => {
+                let held = self.now - io.at;
+                if held > BUDGET_NS {
+                    let ms = held as f64 / 1e6;
+                    self.violated(format!("a guest's write is held since {ms} ms"));
+                }
+                return Err(why);
+            }
         };
         let held = self.now - io.at;
         self.longest_held_ns = self.longest_held_ns.max(held);
@@ -279,7 +316,8 @@ impl World {
         self.after(land, Event::Land(disk, run, name));
         self.after(done, Event::Done(disk, run, name));
         self.wake_pump(disk);
-        true
+        self.arm_regions(disk);
+        Ok(())
     }
 
     /// Part of an I/O reaches the disk.
@@ -335,26 +373,54 @@ impl World {
         }
     }
 
-    /// Held I/Os are tried again, in order.
+    /// Held I/Os are tried again, in order, before their timer says so.
     pub fn retry(&mut self, disk: usize, of: u64) {
+        self.try_held(disk, of, false);
+    }
+
+    /// The timer of held I/Os.
+    pub fn retry_timer(&mut self, disk: usize, of: u64) {
+        self.try_held(disk, of, true);
+    }
+
+    fn try_held(&mut self, disk: usize, of: u64, timer: bool) {
         if self.open_of(disk, of).is_none() {
             return;
         }
-        loop {
-            let front = self.core(disk, |open, _| open.held.front().copied());
-            let Some(Some(name)) = front else { break };
-            let at = self.disks.get(disk).and_then(|d| d.ios.get(&name));
-            let waited = self.now - at.map_or(self.now, |io| io.at);
-            if !self.offer(disk, name, Some(waited)) {
-                break;
+        let mut at = 0;
+        let mut intent = false;
+        while let Some(Some((name, why))) = self.core(disk, |open, _| open.held.get(at).copied()) {
+            let io = self.disks.get(disk).and_then(|d| d.ios.get(&name));
+            let waited = self.now - io.map_or(self.now, |io| io.at);
+            match self.offer(disk, name, Some((waited, why))) {
+                Ok(()) => {
+                    self.core(disk, |open, _| open.held.remove(at));
+                }
+                Err(why) => {
+                    self.core(disk, |open, _| {
+                        if let Some(held) = open.held.get_mut(at) {
+                            held.1 = why;
+                        }
+                    });
+                    intent |= why == Why::Intent;
+                    if why == Why::Room {
+                        break; // those behind it have come later
+                    }
+                    at += 1;
+                }
             }
-            self.core(disk, |open, _| open.held.pop_front());
         }
-        let left = self.core(disk, |open, _| {
-            open.retry_armed = !open.held.is_empty();
-            open.retry_armed
+        if intent {
+            self.drive_regions(disk);
+        }
+        // One timer is under way as long as anything is held.
+        let again = self.core(disk, |open, _| {
+            if timer {
+                open.retry_armed = !open.held.is_empty();
+            }
+            timer && open.retry_armed
         });
-        if left == Some(true) {
+        if again == Some(true) {
             self.after(RETRY_NS, Event::Retry(disk, of));
         }
         self.arm_sync(disk, SYNC_RETRY_NS);
@@ -389,7 +455,11 @@ impl World {
             self.wake_pump(disk);
             match step {
                 None | Some(SyncStep::Idle) => return,
-                Some(SyncStep::Wait { .. }) => {
+                Some(SyncStep::Wait { after_ns, .. }) => {
+                    if after_ns > 0 {
+                        self.arm_sync(disk, after_ns);
+                        return;
+                    }
                     // Reads, completions and freed space call again; nothing else changes anything.
                     let alone = self.disks.get(disk).is_some_and(|d| {
                         d.ios.is_empty() && d.open.as_ref().is_some_and(|o| o.reads.is_empty())
@@ -484,8 +554,16 @@ impl World {
     /// The filter's round.
     pub fn housekeeping(&mut self, disk: usize, of: u64) {
         if self.open_of(disk, of).is_some() {
-            self.core(disk, |open, _| open.house_armed = false);
+            let now = self.now;
+            let due = self.core(disk, |open, _| {
+                open.house_armed = false;
+                open.core.intent_due(now)
+            });
             self.drive_sync(disk);
+            if due == Some(true) {
+                self.drive_regions(disk);
+            }
+            self.look_at_fence(disk);
         }
     }
 

@@ -4,22 +4,26 @@
 //! before the lane is touched, and what is done with the lane is the matching row of the core's table.
 
 use crate::daemon::Daemon;
-use crate::guest::{CORE_BUDGET_NS, Open};
+use crate::guest::{CORE_BUDGET_NS, Open, RELAXED};
+use crate::regions::QUIET_NS;
 use crate::storage::SidecarFault;
 use crate::world::{Event, MS, SECOND, World};
+use filter_core::disk::intent::Intent;
 use filter_core::disk::{Config, Disk, Start};
 use filter_core::lane::attach::{
     self, Action, Found, LaneFile, OldProducer, Sidecar as SidecarFound, WasDoing,
 };
 use filter_core::lane::heap::HeapLane;
-use filter_core::lane::layout::{Geometry, Identity, LaneState, MIN_RING_BYTES};
-use filter_core::lane::producer::Producer;
-use filter_core::lane::sync::{AtomicU32, Ordering};
+use filter_core::lane::layout::{Geometry, Identity, LaneError, LaneState, MIN_RING_BYTES};
+use filter_core::lane::producer::{Producer, Stamps};
+use filter_core::lane::sync::AtomicU32;
 use filter_core::lane::walk::{Scan, scan};
-use filter_core::sidecar::Sidecar;
+use filter_core::sidecar::{BLOCK_BYTES, Sidecar, SidecarError, regions};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+/// A region of the sidecar's map: 256 KiB, so that small disks have many.
+pub const REGION_SHIFT: u32 = 18;
 /// The domain of all disks.
 pub const DOMAIN: &str = "sim";
 
@@ -136,93 +140,74 @@ impl World {
 
     /// Opens a disk: `open.rs` of the filter library, without its files.
     fn attach(&mut self, disk: usize, host: usize) -> Result<(), Refused> {
-        let sidecar_fault = self.numbers.chance(self.rates.sidecar);
-        let torn = self.numbers.chance(500);
         let dies_early = self.numbers.chance(15);
         let dies_late = self.numbers.chance(15);
-        let hosts = self.hosts.get_mut(host);
-        let (Some(on), Some(this)) = (hosts, self.disks.get_mut(disk)) else {
+        let content_now = self.name();
+        let text = |error: SidecarError| Refused::Sidecar(error.to_string());
+        let header = self.header_of(disk);
+        let (Some(on), Some(this)) = (self.hosts.get(host), self.disks.get_mut(disk)) else {
             return Err(Refused::Died);
         };
-        let sidecar = Sidecar::decode(this.sidecar.raw());
-        let sidecar = sidecar.map_err(|error| Refused::Sidecar(error.to_string()))?;
         let boot_id = boot_id(host, on.boot);
         let capacity = this.capacity_bytes();
+        let content_before = std::mem::replace(&mut this.content_id, content_now);
+        let header = header.ok_or(Refused::Sidecar("damaged".into()))?;
+        let trusted = header.is_trusted(content_before);
+        let map = regions::decode(this.sidecar.raw(), &this.id, header.region_blocks).ok();
         let lane = on.lanes.get(&disk).cloned();
-        let looked = look(lane.as_deref(), &sidecar, &boot_id, capacity);
+        let known = trusted && map.is_some();
+        let looked = look(lane.as_deref(), &header, known, &boot_id, capacity);
         let row = attach::decide(&looked.found);
-        let fresh = match row.action {
+        let (start, new_lane) = match row.action {
             Action::Refuse => return Err(Refused::Sidecar("in use".into())),
-            Action::Fresh => true,
-            Action::Restart | Action::AdoptMarked | Action::AdoptClean => false,
+            Action::Full => (Start::Full, true),
+            Action::Regions => (Start::Regions, true),
+            Action::Restart => (Start::Full, false),
+            Action::AdoptMarked => (Start::Marked, false),
+            Action::AdoptClean => (Start::Clean, false),
         };
-        let next = sidecar.attached(boot_id, fresh);
-        let next = next.map_err(|error| Refused::Sidecar(error.to_string()))?;
-        let fault = match (sidecar_fault, torn) {
-            (false, _) => None,
-            (true, false) => Some(SidecarFault::Refused),
-            (true, true) => Some(SidecarFault::Torn),
+        let id = this.id;
+        let mut intent = match map {
+            Some(map) if start != Start::Full => {
+                let mut intent = Intent::load(id, &map, QUIET_NS).map_err(text)?;
+                intent.want_beyond(header.capacity_bytes, capacity);
+                intent
+            }
+            map => {
+                let map = map.unwrap_or_default();
+                Intent::full(id, REGION_SHIFT, header.region_blocks, &map, QUIET_NS)
+            }
         };
-        let saved = this.sidecar.write(
-            next.offset_bytes(),
-            &next.encode(),
-            fault,
-            &mut self.numbers,
-        );
-        if !saved {
-            self.count(match torn {
-                true => "fault: sidecar write torn",
-                false => "fault: sidecar write refused",
-            });
-            return Err(Refused::Sidecar("its write was refused".into()));
-        }
+        let written = intent.write_all(|offset, bytes| self.write_sidecar(disk, offset, bytes));
+        written?;
+        let mut next = header
+            .attached(boot_id, content_now, new_lane)
+            .map_err(text)?;
+        next.capacity_bytes = capacity;
+        self.write_sidecar(disk, next.offset_bytes(), &next.encode())?;
         if dies_early {
             return Err(Refused::Died);
         }
-        let vm = this.vm;
-        let identity = Identity {
-            geometry: Geometry::for_disk(4 * capacity, MIN_RING_BYTES)
-                .map_err(|error| Refused::Sidecar(error.to_string()))?,
-            disk_id: this.id,
-            vm_id: [vm as u8 + 1; 16],
-            boot_id,
-            base_seq: sidecar.seq_floor + 1,
-            domain: DOMAIN.into(),
-            vm_name: format!("vm-{vm}"),
-            disk_label: format!("disk-{disk}"),
+        let adopted = lane.zip(looked.scan).filter(|_| !new_lane);
+        let (lane, scan) = match adopted {
+            Some(adopted) => adopted,
+            None => self.make_lane(disk, host, &header, boot_id)?,
         };
-        let (lane, scan) = match (lane, looked.scan) {
-            (Some(lane), Some(scan)) if !fresh => (lane, scan),
-            _ => {
-                let lane = HeapLane::create(&identity, capacity)
-                    .map_err(|error| Refused::Sidecar(error.to_string()))?;
-                let lane = Arc::new(lane);
-                on.lanes.insert(disk, lane.clone());
-                let scan = Scan {
-                    tail: 0,
-                    next_seq: identity.base_seq,
-                    last_stamp: 0,
-                };
-                (lane, scan)
-            }
-        };
-        let cut_epoch = on.cut_epoch.clone();
         self.within(0, 100 * MS, Event::Scan(host, 0));
         if dies_late {
             return Err(Refused::Died);
         }
-        if let Some(vm) = self.vms.get(vm) {
-            // A clock that is good to some seconds, and what the lane itself knows.
-            let floor = scan.last_stamp.max(self.now);
-            vm.stamp.fetch_max(floor, Ordering::Relaxed); // one thread
-        }
+        let now = self.now;
+        let (Some(on), Some(this)) = (self.hosts.get(host), self.disks.get_mut(disk)) else {
+            return Err(Refused::Died);
+        };
+        let Some(vm) = self.vms.get(this.vm) else {
+            return Err(Refused::Died);
+        };
+        // A clock that is good to some seconds, and what the lane itself knows.
+        vm.stamp.fetch_max(scan.last_stamp.max(now), RELAXED);
         let mut producer =
             Producer::new(lane.memory(), next.attach_epoch, scan.tail, scan.next_seq);
-        let start = match row.action {
-            Action::AdoptMarked => Start::Marked,
-            Action::AdoptClean => Start::Clean,
-            _ => Start::Full,
-        };
         if row.action == Action::Restart {
             producer.restart();
         }
@@ -230,27 +215,109 @@ impl World {
             defer_budget_ns: CORE_BUDGET_NS,
             ..Config::default()
         };
-        let mut core = Disk::new(producer, capacity, start, config);
-        if !fresh && looked.capacity_bytes < capacity {
-            core.grown_since(looked.capacity_bytes);
+        let mut core = Disk::new(producer, capacity, start, Some(intent), config);
+        if new_lane {
+            let stamps = Stamps {
+                stamp: &vm.stamp,
+                cut_epoch: &on.cut_epoch,
+                time_ns: now,
+            };
+            // A ring that was just made has room for it.
+            let _ = core.begin_base(&stamps);
         }
+        let seen = match new_lane {
+            true => header.capacity_bytes,
+            false => header.capacity_bytes.min(looked.capacity_bytes),
+        };
+        core.grown_since(seen);
+        this.open = Some(Open::new(core, lane, on.cut_epoch.clone()));
         self.count(match row.action {
-            Action::Fresh => "attach: fresh",
+            Action::Full => "attach: full",
+            Action::Regions => "attach: regions",
             Action::Restart => "attach: restart",
             Action::AdoptMarked => "attach: adopted, marked",
             Action::AdoptClean => "attach: adopted, clean",
             Action::Refuse => "attach: refused",
         });
-        self.say(|| format!("disk {disk}: {} -> {:?}, {start:?}", row.when, row.action));
-        if let Some(this) = self.disks.get_mut(disk) {
-            this.open = Some(Open::new(core, lane, cut_epoch));
-        }
+        self.say(|| {
+            let epoch = next.attach_epoch;
+            format!("disk {disk}: {} -> {start:?}, epoch {epoch}", row.when)
+        });
         self.arm_sync(disk, MS);
+        self.arm_regions(disk);
         Ok(())
+    }
+
+    /// A write of the sidecar while a disk is opened.
+    fn write_sidecar(
+        &mut self,
+        disk: usize,
+        offset: u64,
+        block: &[u8; BLOCK_BYTES],
+    ) -> Result<(), Refused> {
+        let fails = self.numbers.chance(self.rates.sidecar);
+        let torn = self.numbers.chance(500);
+        let fault = match (fails, torn) {
+            (false, _) => None,
+            (true, false) => Some(SidecarFault::Refused),
+            (true, true) => Some(SidecarFault::Torn),
+        };
+        if let Some(this) = self.disks.get_mut(disk)
+            && this.sidecar.write(offset, block, fault, &mut self.numbers)
+        {
+            return Ok(());
+        }
+        self.count(match torn {
+            true => "fault: sidecar write torn",
+            false => "fault: sidecar write refused",
+        });
+        Err(Refused::Sidecar("its write was refused".into()))
+    }
+
+    fn make_lane(
+        &mut self,
+        disk: usize,
+        host: usize,
+        header: &Sidecar,
+        boot_id: [u8; 16],
+    ) -> Result<(Arc<HeapLane>, Scan), Refused> {
+        let text = |error: LaneError| Refused::Sidecar(error.to_string());
+        let hosts = self.hosts.get_mut(host);
+        let (Some(on), Some(this)) = (hosts, self.disks.get(disk)) else {
+            return Err(Refused::Died);
+        };
+        let capacity = this.capacity_bytes();
+        let base_seq = header.seq_floor + 1;
+        let identity = Identity {
+            geometry: Geometry::for_disk(4 * capacity, MIN_RING_BYTES).map_err(text)?,
+            disk_id: this.id,
+            vm_id: [this.vm as u8 + 1; 16],
+            boot_id,
+            base_seq,
+            domain: DOMAIN.into(),
+            vm_name: format!("vm-{}", this.vm),
+            disk_label: format!("disk-{disk}"),
+        };
+        let lane = Arc::new(HeapLane::create(&identity, capacity).map_err(text)?);
+        on.lanes.insert(disk, lane.clone());
+        let scan = Scan {
+            tail: 0,
+            next_seq: base_seq,
+            last_stamp: 0,
+        };
+        Ok((lane, scan))
     }
 
     /// A VM's process is killed: what it passed down may land or not, nobody hears of it.
     pub fn vm_kill(&mut self, vm: usize) {
+        self.vm_gone(vm, false);
+    }
+
+    fn vm_gone(&mut self, vm: usize, power: bool) {
+        let runs = self.vms.get(vm).filter(|vm| vm.runs);
+        for disk in runs.map_or(Vec::new(), |vm| vm.disks.clone()) {
+            self.regions_cut_off(disk, power);
+        }
         let Some(this) = self.vms.get_mut(vm).filter(|vm| vm.runs) else {
             return;
         };
@@ -261,7 +328,8 @@ impl World {
                 continue;
             };
             this.open = None;
-            for io in std::mem::take(&mut this.ios).into_values() {
+            let this_ios = std::mem::take(&mut this.ios);
+            for io in this_ios.into_values() {
                 if io.token.is_none() {
                     continue; // never went down
                 }
@@ -296,13 +364,19 @@ impl World {
                 continue;
             };
             let in_order = open.core.close();
-            if let Ok(sidecar) = Sidecar::decode(this.sidecar.raw()) {
-                let next = sidecar.closed(in_order);
-                let at = next.offset_bytes();
-                let written = this
-                    .sidecar
-                    .write(at, &next.encode(), None, &mut self.numbers);
-                debug_assert!(written);
+            // Flushed below just now: what the appliance holds needs no bit any more.
+            open.core.intent_close();
+            let sidecar = &mut this.sidecar;
+            let numbers = &mut self.numbers;
+            let written = open.core.intent_write_all(|at, bytes| {
+                sidecar
+                    .write(at, bytes, None, numbers)
+                    .then_some(())
+                    .ok_or(())
+            });
+            debug_assert!(written.is_ok());
+            if let Some(header) = self.header_of(disk) {
+                self.save_header(disk, &header.closed(in_order));
             }
             self.count(match in_order {
                 true => "close: in order",
@@ -320,7 +394,7 @@ impl World {
                 continue;
             }
             let ran = self.vms.get(vm).is_some_and(|vm| vm.runs);
-            self.vm_kill(vm);
+            self.vm_gone(vm, true);
             for disk in self.vms.get(vm).map_or(Vec::new(), |vm| vm.disks.clone()) {
                 if ran && let Some(this) = self.disks.get_mut(disk) {
                     let lost = this.storage.power_cut(&mut self.numbers);
@@ -360,13 +434,17 @@ struct Looked {
 fn look(
     lane: Option<&HeapLane>,
     sidecar: &Sidecar,
+    trusted: bool,
     boot_id: &[u8; 16],
     capacity_bytes: u64,
 ) -> Looked {
     let mut found = Found {
         file: LaneFile::Absent,
         producer: OldProducer::Gone,
-        sidecar: SidecarFound::Absent,
+        sidecar: match trusted {
+            true => SidecarFound::OtherEpoch,
+            false => SidecarFound::Doubtful,
+        },
         was: WasDoing::Nothing,
         restart_asked: false,
     };
@@ -384,27 +462,25 @@ fn look(
     let foreign =
         identity.boot_id != *boot_id || memory.geometry().max_capacity_bytes() < capacity_bytes;
     let scanned = scan(memory);
-    let state = LaneState::from_word(words.state.load(Ordering::Relaxed)); // one thread
+    let state = LaneState::from_word(words.state.load(RELAXED)); // one thread
     found.file = match (&scanned, foreign, state) {
         (_, true, _) => LaneFile::Foreign,
         (Err(_), ..) | (_, _, None) => LaneFile::Unusable,
         _ => LaneFile::Good,
     };
-    let lane_epoch = words.attach_epoch.load(Ordering::Relaxed); // one thread
-    let ours = sidecar.matches_lane(lane_epoch, boot_id);
-    found.sidecar = match ours {
-        true => SidecarFound::Matches,
-        false => SidecarFound::OtherEpoch,
-    };
+    let lane_epoch = words.attach_epoch.load(RELAXED); // one thread
+    if trusted && sidecar.matches_lane(lane_epoch, boot_id) {
+        found.sidecar = SidecarFound::Matches;
+    }
     found.was = match state {
         Some(LaneState::Closed) => WasDoing::Closed,
         Some(LaneState::Streaming | LaneState::Syncing) => WasDoing::Publishing,
         Some(LaneState::Tracking) => WasDoing::Tracking,
         Some(LaneState::Fresh) | None => WasDoing::Nothing,
     };
-    let asked = memory.consumer().restart_request.load(Ordering::Relaxed); // one thread
-    found.restart_asked = asked != words.restart_done.load(Ordering::Relaxed); // one thread
-    let capacity_bytes = words.capacity_bytes.load(Ordering::Relaxed); // one thread
+    let asked = memory.consumer().restart_request.load(RELAXED); // one thread
+    found.restart_asked = asked != words.restart_done.load(RELAXED); // one thread
+    let capacity_bytes = words.capacity_bytes.load(RELAXED); // one thread
     Looked {
         found,
         scan: scanned.ok(),

@@ -11,6 +11,7 @@
 //! |---|---|
 //! | [`world`] | everything, the queue of events, the clock |
 //! | [`guest`] | guests' writes, their filters |
+//! | [`regions`] | the region map in the sidecar, fences |
 //! | [`host`] | VMs and hosts: beginnings, ends, crashes |
 //! | [`daemon`] | pumps, cuts at the host |
 //! | [`network`] | connections |
@@ -30,6 +31,7 @@ pub mod host;
 pub mod network;
 pub mod numbers;
 pub mod oracle;
+pub mod regions;
 pub mod run;
 pub mod server;
 pub mod storage;

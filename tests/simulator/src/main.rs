@@ -138,9 +138,8 @@ fn print(total: &Total, seconds: f64) {
 fn take_out(name: Option<&str>) -> Result<(), String> {
     use filter_core::mutant;
     let Some(name) = name else { return Ok(()) };
-    let found = mutant::ALL
-        .iter()
-        .find(|guard| format!("{guard:?}") == name);
+    let mut all = mutant::ALL.iter().map(|(guard, _)| *guard);
+    let found = all.find(|guard| format!("{guard:?}") == name);
     let guard = found.ok_or_else(|| format!("there is no guard `{name}`"))?;
     mutant::take_out(Some(guard));
     Ok(())

@@ -67,8 +67,8 @@ fn begin(world: &mut World) {
             let units = world.numbers.between(100, 1200) as usize;
             let disk = world.oracle.add(units);
             let id = [disk as u8 + 1; 16];
-            let mut sidecar = Stored::default();
-            let first = Sidecar::new(id, [0; 16]);
+            let first = Sidecar::new(id, 1);
+            let mut sidecar = Stored::new(first.total_bytes());
             let (at, block) = (first.offset_bytes(), first.encode());
             sidecar.write(at, &block, None, &mut world.numbers);
             world.disks.push(ProtectedDisk {
@@ -76,6 +76,8 @@ fn begin(world: &mut World) {
                 id,
                 storage: Storage::new(units),
                 sidecar,
+                content_id: 1,
+                copy: None,
                 open: None,
                 ios: BTreeMap::new(),
             });

@@ -10,7 +10,7 @@ use crate::network::{Connection, Frame};
 use crate::upload::{Shared, Upload};
 use crate::world::{Event, MS, SECOND, US, World};
 use drva::disk::{Outcome, Route};
-use drva::domain::ClosedCut;
+use drva::domain::{Asked, ClosedCut};
 use drva::log::LogOptions;
 use filter_core::mutant::{Guard, holds};
 use filter_core::wire::{ErrorCode, FRAME_HEADER_BYTES, FrameHeader, Message, PortRole};
@@ -456,8 +456,8 @@ impl World {
                         channels.insert((connection, channel), (lane.disk_id, generation));
                         self.count("lane opened");
                     }
-                    Err((code, text)) => {
-                        outbox.send(&Message::Error { code, seq: 0, text }, channel)
+                    Err((code, seq, text)) => {
+                        outbox.send(&Message::Error { code, seq, text }, channel)
                     }
                 }
                 self.arm_log();
@@ -670,7 +670,11 @@ impl World {
         };
         domain.last_epoch += 1;
         let epoch = domain.last_epoch;
-        domain.outstanding = Some(epoch);
+        domain.outstanding = Some(Asked {
+            epoch,
+            host,
+            void: false,
+        });
         drop(shared);
         let number = self.hosts.iter().position(|h| h.id == host);
         let control = self
@@ -794,13 +798,16 @@ impl World {
         }
         let out = positions.iter();
         let out = out.map(|(id, seq)| (Uuid::from_bytes(*id), *seq)).collect();
-        shared.domain.close_cut(ClosedCut {
+        let closed = shared.domain.close_cut(ClosedCut {
             epoch,
             time_ns,
             name: None,
             positions: out,
         });
         drop(shared);
+        if !closed {
+            return self.void("a disk came from another host meanwhile");
+        }
         server.taken = positions;
         server.cut = Cut::None;
         server.cut_wait = self.plan.cut_interval;

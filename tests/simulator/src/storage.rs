@@ -6,7 +6,7 @@
 //! Content is kept as one number for each unit of 4 KiB; its bytes are that number, again and again.
 
 use crate::numbers::Numbers;
-use filter_core::sidecar::{BLOCK_BYTES, SIDECAR_BYTES};
+use filter_core::sidecar::BLOCK_BYTES;
 use std::collections::BTreeMap;
 
 /// Bytes of a unit: the guest's I/O is a multiple of it.
@@ -105,22 +105,21 @@ pub enum SidecarFault {
 }
 
 /// A sidecar.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Sidecar {
-    raw: [u8; SIDECAR_BYTES],
-}
-
-impl Default for Sidecar {
-    fn default() -> Self {
-        Self {
-            raw: [0; SIDECAR_BYTES],
-        }
-    }
+    raw: Vec<u8>,
 }
 
 impl Sidecar {
+    /// Of this length.
+    pub fn new(len_bytes: u64) -> Self {
+        Self {
+            raw: vec![0; len_bytes as usize],
+        }
+    }
+
     /// Its bytes.
-    pub const fn raw(&self) -> &[u8; SIDECAR_BYTES] {
+    pub fn raw(&self) -> &[u8] {
         &self.raw
     }
 

@@ -5,14 +5,13 @@
 //! exactly its records were fed; what must wait stays in the log.
 
 use crate::appliance::Domain;
+use drva::gate::Keeper;
 use drva::log::format::{Entries, EntryKind};
 use drva::log::reader::Reader;
-use filter_core::mutant::{Guard, holds};
 use filter_core::record::RecordIter;
 use object_store::ObjectStore;
 use recovery_store::{CutMeta, CutWriter, DomainInfo, Fed, RetryPolicy, StoreError, WriterOptions};
 use std::cell::RefCell;
-use std::collections::HashSet;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -61,19 +60,12 @@ pub struct Upload {
     pub part_bytes: usize,
 }
 
-#[derive(Default)]
-struct Held {
-    batch: Option<u64>,
-    disks: HashSet<[u8; 16]>,
-    limit: u32,
-}
-
 struct Attempt<'a> {
     of: &'a Upload,
     writer: CutWriter,
     reader: Reader,
     described: u32,
-    held: Held,
+    keeper: Keeper,
 }
 
 impl Upload {
@@ -122,7 +114,7 @@ impl Upload {
             writer,
             reader: Reader::new(first),
             described: 0,
-            held: Held::default(),
+            keeper: Keeper::default(),
         };
         let Err(error) = attempt.run().await;
         attempt.writer.close().await;
@@ -150,7 +142,7 @@ impl Attempt<'_> {
 
     async fn step(&mut self) -> Result<bool, StoreError> {
         self.describe()?;
-        self.release_held();
+        self.look_at_gate();
         let next = self.reader.next(&self.of.shared.borrow().domain.log);
         match next {
             Ok(Some((number, body))) => {
@@ -203,14 +195,22 @@ impl Attempt<'_> {
         Ok(())
     }
 
-    fn limit(&self) -> u32 {
-        let shared = self.of.shared.borrow();
-        let closed = shared.domain.closed.front().map(|cut| cut.epoch);
-        closed.or(shared.domain.outstanding).unwrap_or(u32::MAX)
+    fn look_at_gate(&mut self) {
+        let again = {
+            let domain = &self.of.shared.borrow().domain;
+            let asked = domain.outstanding.map(|asked| asked.epoch);
+            self.keeper.look(domain.closed.front(), asked)
+        };
+        if let Some(batch) = again {
+            self.reader.rewind(batch);
+        }
     }
 
     async fn feed(&mut self, number: u64, body: &[u8]) -> Result<(), StoreError> {
-        let limit = self.limit();
+        self.look_at_gate();
+        if self.reader.next_batch() <= number {
+            return Ok(()); // it is read again
+        }
         self.describe()?;
         for entry in Entries::new(body, number).flatten() {
             if entry.kind != EntryKind::Run {
@@ -218,12 +218,12 @@ impl Attempt<'_> {
             }
             let disk = Uuid::from_bytes(entry.disk_id);
             for record in RecordIter::trusting(entry.content).flatten() {
-                let waits = record.header.cut_epoch >= limit && holds(Guard::UploadHolds);
-                if waits || self.held.disks.contains(&entry.disk_id) {
-                    if self.held.batch.is_none() {
-                        (self.held.batch, self.held.limit) = (Some(number), limit);
-                    }
-                    self.held.disks.insert(entry.disk_id);
+                let writer = &self.writer;
+                let fed = || {
+                    let fed = writer.fed_positions();
+                    fed.get(&disk).map_or(0, |position| position.seq)
+                };
+                if !self.keeper.lets_pass(number, disk, &record.header, fed) {
                     break;
                 }
                 if self.writer.feed(disk, &record)? == Fed::PartFull {
@@ -238,6 +238,12 @@ impl Attempt<'_> {
         let Some(cut) = self.of.shared.borrow().domain.closed.front().cloned() else {
             return Ok(false);
         };
+        if self.keeper.is_impossible(cut.epoch) {
+            let why = "a record that it ends with does not exist".into();
+            self.of.post(Post::Void(cut.epoch, why));
+            self.settled();
+            return Ok(true);
+        }
         let fed = self.writer.fed_positions();
         let at = |disk| fed.get(disk).map_or(0, |position| position.seq);
         if cut.positions.iter().any(|(disk, seq)| at(disk) < *seq) {
@@ -250,26 +256,29 @@ impl Attempt<'_> {
             positions: cut.positions.clone(),
         };
         match self.writer.commit(meta).await {
-            Ok(done) => self.of.post(Post::Committed(done.cut, cut.epoch)),
+            Ok(done) => {
+                let shared = self.of.shared.borrow();
+                for (uuid, position) in &cut.positions {
+                    if let Some(disk) = shared.domain.disks.get(uuid.as_bytes()) {
+                        disk.settle(*position);
+                    }
+                }
+                drop(shared);
+                self.of.post(Post::Committed(done.cut, cut.epoch));
+            }
             Err(StoreError::Commit { reason, .. }) => self.of.post(Post::Void(cut.epoch, reason)),
             Err(error) => return Err(error),
         }
-        self.of.shared.borrow_mut().domain.closed.pop_front();
-        self.release_held();
-        self.tell();
+        self.settled();
         Ok(true)
     }
 
-    fn release_held(&mut self) {
-        let Some(batch) = self.held.batch else {
-            return;
-        };
-        if self.limit() > self.held.limit {
-            self.held = Held::default();
-            if holds(Guard::UploadRewinds) {
-                self.reader.rewind(batch);
-            }
-        }
+    /// The first closed cut is in the store, or void.
+    fn settled(&mut self) {
+        self.of.shared.borrow_mut().domain.closed.pop_front();
+        self.keeper.settled();
+        self.look_at_gate();
+        self.tell();
     }
 
     fn tell(&mut self) {

@@ -43,6 +43,12 @@ pub enum Event {
     Flushed(usize, u64),
     /// Held I/Os are tried again.
     Retry(usize, u64),
+    /// The region map is looked after.
+    Regions(usize, u64),
+    /// A write of the region map has ended.
+    RegionsWritten(usize, u64),
+    /// A flush for the region map has ended.
+    RegionsFlushed(usize, u64),
     /// The sync goes on.
     Sync(usize, u64),
     /// A read of the sync comes back: disk, incarnation, number.
@@ -119,6 +125,8 @@ pub struct Pace {
     pub link: u64,
     /// The log's volume.
     pub log: u64,
+    /// Sidecars.
+    pub sidecar: u64,
 }
 
 /// How often things fail by themselves, of 1000.
@@ -216,6 +224,7 @@ impl World {
                 disk: 100,
                 link: 100,
                 log: 100,
+                sidecar: 100,
             },
             rates: Rates::default(),
             counts: BTreeMap::new(),
@@ -296,7 +305,10 @@ impl World {
             Event::Land(disk, of, io) => self.land(disk, of, io),
             Event::Done(disk, of, io) => self.done(disk, of, io),
             Event::Flushed(disk, of) => self.flushed(disk, of),
-            Event::Retry(disk, of) => self.retry(disk, of),
+            Event::Retry(disk, of) => self.retry_timer(disk, of),
+            Event::Regions(disk, of) => self.regions_timer(disk, of),
+            Event::RegionsWritten(disk, of) => self.regions_written(disk, of),
+            Event::RegionsFlushed(disk, of) => self.regions_flushed(disk, of),
             Event::Sync(disk, of) => self.sync_timer(disk, of),
             Event::ReadBack(disk, of, read) => self.read_back(disk, of, read),
             Event::House(disk, of) => self.housekeeping(disk, of),

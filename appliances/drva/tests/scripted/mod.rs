@@ -23,6 +23,10 @@ use uuid::Uuid;
 /// Every wait ends here.
 pub const LIMIT: Duration = Duration::from_secs(60);
 pub const DOMAIN: &str = "scripted";
+/// The host that is meant if no other is named.
+pub const HOST: [u8; 16] = [0x51; 16];
+/// Another one.
+pub const OTHER_HOST: [u8; 16] = [0x52; 16];
 pub const CAPACITY_BYTES: u64 = 1 << 20;
 
 /// A folder with an appliance's data and store.
@@ -186,13 +190,18 @@ impl Drva {
     }
 
     pub fn connect(&self, role: PortRole) -> Link {
+        self.connect_as(HOST, role)
+    }
+
+    /// As the host of this identity.
+    pub fn connect_as(&self, host: [u8; 16], role: PortRole) -> Link {
         let mut link = self.connect_bare(role);
         let hello = Hello {
             oldest: 1,
             newest: 1,
             role: PeerRole::Daemon,
             port_offset: role.offset() as u8,
-            peer_id: [0x51; 16],
+            peer_id: host,
             incarnation: 1,
             name: "scripted".into(),
         };
@@ -261,6 +270,33 @@ impl Link {
         }
     }
 
+    /// Asks what the appliance holds of a channel's disk.
+    pub fn ask_hashes(&mut self, channel: u32, offset_bytes: u64, blocks: u32) -> Vec<[u8; 16]> {
+        let question = Message::HashRequest {
+            offset_bytes,
+            blocks,
+        };
+        self.send(&question, channel);
+        self.wait_hashes(channel, offset_bytes)
+    }
+
+    /// The answer to the first question that is not answered yet.
+    pub fn wait_hashes(&mut self, channel: u32, offset_bytes: u64) -> Vec<[u8; 16]> {
+        loop {
+            if let (
+                of,
+                Message::Hashes {
+                    offset_bytes: at,
+                    hashes,
+                },
+            ) = self.next()
+            {
+                assert_eq!((of, at), (channel, offset_bytes));
+                return hashes;
+            }
+        }
+    }
+
     /// In frames of a few records.
     pub fn records(&mut self, channel: u32, records: &[Rec]) {
         records.chunks(8).for_each(|part| self.frame(channel, part));
@@ -291,7 +327,7 @@ impl Link {
                 (of, Message::Ack { durable_seq, .. }) if of == channel && durable_seq >= seq => {
                     return;
                 }
-                (_, error @ Message::Error { .. }) => panic!("{error:?}"),
+                (of, error @ Message::Error { .. }) if of == channel => panic!("{error:?}"),
                 _ => {}
             }
         }
@@ -361,6 +397,24 @@ impl Disk {
             self.push(store::stream_base(1)),
             self.push(store::sync_end(1)),
         ]
+    }
+
+    /// The disk goes on in a new lane with this epoch, above a gap in the seqs; nothing was lost: its
+    /// sync is empty.
+    pub fn move_to_new_lane(&mut self, attach_epoch: u32) -> Vec<Rec> {
+        let relies_on = self.seq;
+        self.open.attach_epoch = attach_epoch;
+        self.open.base = Some(relies_on);
+        self.seq += 100;
+        let mut base = store::stream_base(1);
+        base.header.offset_bytes = relies_on;
+        vec![self.push(base), self.push(store::sync_end(1))]
+    }
+
+    /// The disk is larger from now on.
+    pub fn grow(&mut self, capacity_bytes: u64) {
+        self.open.capacity_bytes = capacity_bytes;
+        self.model.bytes.resize(capacity_bytes as usize, 0);
     }
 
     pub fn write(&mut self, offset_bytes: u64, len: u32, fill: u8) -> Rec {

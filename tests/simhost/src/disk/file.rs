@@ -3,12 +3,13 @@
 //! `unsafe` here is three plain calls on an open file that the standard library does not offer.
 
 use super::DiskError;
-use std::fs::{File, OpenOptions};
+use std::fs::{File, Metadata, OpenOptions, TryLockError};
 use std::io;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, FileTypeExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::SystemTime;
 
 /// A stretch of a disk that is either data or a hole that reads as zeros.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -93,6 +94,42 @@ impl FlatFile {
         self.capacity_bytes.load(Ordering::Acquire)
     }
 
+    /// It is a file, no device.
+    pub const fn is_regular(&self) -> bool {
+        self.regular
+    }
+
+    fn whole(&self, what: &'static str) -> impl FnOnce(io::Error) -> DiskError + use<> {
+        super::io_error(what, &self.path)
+    }
+
+    /// What the file system knows of it.
+    pub fn metadata(&self) -> Result<Metadata, DiskError> {
+        self.file.metadata().map_err(self.whole("look at"))
+    }
+
+    /// Sets the time of its last change.
+    pub fn set_modified(&self, to: SystemTime) -> Result<(), DiskError> {
+        let set = self.file.set_modified(to);
+        set.map_err(self.whole("set the time of"))
+    }
+
+    /// Keeps every other opening for writing out, until [`Self::unlock`] or the end of this one.
+    pub fn lock(&self) -> Result<(), DiskError> {
+        let taken = self.file.try_lock().map_err(|error| match error {
+            TryLockError::WouldBlock => {
+                io::Error::new(io::ErrorKind::ResourceBusy, "another process has it open")
+            }
+            TryLockError::Error(error) => error,
+        });
+        taken.map_err(self.whole("open"))
+    }
+
+    /// Lets others open it for writing.
+    pub fn unlock(&self) -> Result<(), DiskError> {
+        self.file.unlock().map_err(self.whole("unlock"))
+    }
+
     fn error(&self, what: &'static str, offset: u64, len: u64, source: io::Error) -> DiskError {
         let place = format!(" at byte {offset}, {len} bytes");
         DiskError::Io {
@@ -175,11 +212,6 @@ impl FlatFile {
         Ok(())
     }
 
-    /// Gives space back; the range reads as zeros afterwards.
-    pub fn discard(&self, offset: u64, len: u64) -> Result<(), DiskError> {
-        self.write_zeroes(offset, len, true)
-    }
-
     /// Everything written before is durable when it returns.
     pub fn flush(&self) -> Result<(), DiskError> {
         self.file
@@ -200,6 +232,14 @@ impl FlatFile {
         grown.map_err(|e| self.error("grow", old, capacity_bytes, e))?;
         self.capacity_bytes.store(capacity_bytes, Ordering::Release); // pairs with `capacity_bytes`
         Ok(())
+    }
+
+    /// Takes a growth back of which nobody was told.
+    pub(crate) fn take_back_growth(&self, capacity_bytes: u64) -> Result<(), DiskError> {
+        self.capacity_bytes.store(capacity_bytes, Ordering::Release); // pairs with `capacity_bytes`
+        self.file
+            .set_len(capacity_bytes)
+            .map_err(self.whole("make smaller again"))
     }
 
     fn seek(&self, offset: u64, whence: libc::c_int) -> io::Result<Option<u64>> {

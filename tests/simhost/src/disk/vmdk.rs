@@ -2,7 +2,7 @@
 //!
 //! Invariant: lines that are not understood (`ddb.*` of others) are kept as they are.
 
-use super::{DiskError, FlatFile};
+use super::{DiskError, FlatFile, io_error as io};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
@@ -13,16 +13,6 @@ fn refuse(path: &Path, why: impl Into<String>) -> DiskError {
     DiskError::Descriptor {
         path: path.to_owned(),
         why: why.into(),
-    }
-}
-
-fn io(what: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> DiskError {
-    let path = path.to_owned();
-    move |source| DiskError::Io {
-        what,
-        path,
-        place: String::new(),
-        source,
     }
 }
 
@@ -96,16 +86,22 @@ pub fn flat_path(path: &Path) -> PathBuf {
 
 /// Makes a disk of zeros; refuses to replace a descriptor or a flat extent.
 pub fn create(path: &Path, capacity_bytes: u64) -> Result<FlatFile, DiskError> {
+    create_as(path, capacity_bytes, uuid::Uuid::new_v4().into_bytes())
+}
+
+/// The same with a uuid that was chosen before.
+pub fn create_as(path: &Path, capacity_bytes: u64, uuid: [u8; 16]) -> Result<FlatFile, DiskError> {
     let flat = flat_path(path);
     let name = flat.file_name().unwrap_or_default().to_string_lossy();
     let sectors = capacity_bytes / SECTOR_BYTES;
     let cylinders = (sectors / (255 * 63)).clamp(1, 65535);
     let text = format!(
-        "# Disk DescriptorFile\nversion=1\nCID=fffffffe\nparentCID=ffffffff\n\
+        "# Disk DescriptorFile\nversion=1\nCID={NEW_CID:08x}\nparentCID=ffffffff\n\
          createType=\"monolithicFlat\"\n\n# Extent description\nRW {sectors} FLAT \"{name}\" 0\n\n\
          # The Disk Data Base\nddb.adapterType = \"lsilogic\"\nddb.virtualHWVersion = \"14\"\n\
          ddb.geometry.cylinders = \"{cylinders}\"\nddb.geometry.heads = \"255\"\n\
-         ddb.geometry.sectors = \"63\"\n"
+         ddb.geometry.sectors = \"63\"\nddb.uuid = \"{}\"\n",
+        uuid_text(&uuid)
     );
     // The descriptor first: if one is there nothing has been touched.
     let mut descriptor = std::fs::File::create_new(path).map_err(io("make", path))?;
@@ -117,6 +113,94 @@ pub fn create(path: &Path, capacity_bytes: u64) -> Result<FlatFile, DiskError> {
         let _ = std::fs::remove_file(path);
     }
     made
+}
+
+/// The content id of a disk that was never opened for writing.
+const NEW_CID: u32 = 0xffff_fffe;
+/// What `parentCID` says where there is no parent.
+const NO_CID: u32 = 0xffff_ffff;
+
+/// As `ddb.uuid` is written: pairs of digits, a dash in the middle.
+fn uuid_text(uuid: &[u8; 16]) -> String {
+    let pairs = |half: &[u8]| {
+        let pairs: Vec<String> = half.iter().map(|byte| format!("{byte:02x}")).collect();
+        pairs.join(" ")
+    };
+    let (one, two) = uuid.split_at(8);
+    format!("{}-{}", pairs(one), pairs(two))
+}
+
+fn parse_uuid(text: &str) -> Option<[u8; 16]> {
+    let digits: String = text.chars().filter(|c| !" -\"".contains(*c)).collect();
+    let number = u128::from_str_radix(&digits, 16).ok();
+    number
+        .filter(|number| digits.len() == 32 && *number != 0)
+        .map(u128::to_be_bytes)
+}
+
+/// The content id and the uuid of a descriptor; a uuid that cannot be read is none.
+pub fn ids(path: &Path) -> Result<(u32, Option<[u8; 16]>), DiskError> {
+    let text = std::fs::read_to_string(path).map_err(io("read", path))?;
+    let value_of = |key: &str| {
+        let mut pairs = text.lines().filter_map(|line| line.split_once('='));
+        pairs.find(|(k, _)| k.trim() == key).map(|(_, v)| v.trim())
+    };
+    let cid = match value_of("CID").map(|text| u32::from_str_radix(text, 16)) {
+        Some(Ok(cid)) => cid,
+        Some(Err(_)) => return Err(refuse(path, "its `CID` is not a hexadecimal number")),
+        None => NEW_CID,
+    };
+    Ok((cid, value_of("ddb.uuid").and_then(parse_uuid)))
+}
+
+/// Another content id than this.
+pub fn next_content_id(cid: u32) -> u32 {
+    loop {
+        let next = uuid::Uuid::new_v4().as_u128() as u32;
+        if ![0, cid, NEW_CID, NO_CID].contains(&next) {
+            return next;
+        }
+    }
+}
+
+/// Sets the content id, and the uuid if there is one to set; durable when it returns.
+pub fn set_ids(path: &Path, cid: u32, uuid: Option<[u8; 16]>) -> Result<(), DiskError> {
+    let text = std::fs::read_to_string(path).map_err(io("read", path))?;
+    let is_key = |line: &str, key: &str| line.split('=').next().is_some_and(|k| k.trim() == key);
+    let mut lines: Vec<String> = text
+        .lines()
+        .filter(|line| uuid.is_none() || !is_key(line, "ddb.uuid"))
+        .map(String::from)
+        .collect();
+    match lines.iter_mut().find(|line| is_key(line, "CID")) {
+        Some(line) => *line = format!("CID={cid:08x}"),
+        // Behind the line that makes it a descriptor.
+        None => lines.insert(1.min(lines.len()), format!("CID={cid:08x}")),
+    }
+    lines.extend(uuid.map(|uuid| format!("ddb.uuid = \"{}\"", uuid_text(&uuid))));
+    rewrite(path, &lines)
+}
+
+/// The disk has grown: its extent line says so. Durable when it returns.
+pub fn set_capacity(path: &Path, capacity_bytes: u64) -> Result<(), DiskError> {
+    let text = std::fs::read_to_string(path).map_err(io("read", path))?;
+    let sectors = capacity_bytes / SECTOR_BYTES;
+    let lines: Vec<String> = text
+        .lines()
+        .map(|line| {
+            let mut words = line.splitn(3, ' ');
+            match (words.next(), words.next(), words.next()) {
+                (Some("RW"), Some(_), Some(rest)) => format!("RW {sectors} {rest}"),
+                _ => line.to_string(),
+            }
+        })
+        .collect();
+    rewrite(path, &lines)
+}
+
+fn rewrite(path: &Path, lines: &[String]) -> Result<(), DiskError> {
+    let text = lines.join("\n") + "\n";
+    super::identity::replace(path, text.as_bytes()).map_err(io("rewrite", path))
 }
 
 /// Sets a `ddb.` line of a descriptor, or removes it; all other lines stay. Durable when it returns.
@@ -140,17 +224,7 @@ pub fn set_line(path: &Path, key: &str, value: Option<&str>) -> Result<(), DiskE
     if let Some(value) = value {
         lines.push(format!("{key} = \"{value}\""));
     }
-    let temporary = path.with_extension("vmdk.new");
-    let write = || {
-        std::fs::write(&temporary, lines.join("\n") + "\n")?;
-        std::fs::File::open(&temporary)?.sync_all()?;
-        std::fs::rename(&temporary, path)?;
-        let folder = path
-            .parent()
-            .filter(|folder| !folder.as_os_str().is_empty());
-        std::fs::File::open(folder.unwrap_or(Path::new(".")))?.sync_all()
-    };
-    write().map_err(io("rewrite", path))
+    rewrite(path, &lines)
 }
 
 #[cfg(test)]

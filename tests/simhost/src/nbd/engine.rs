@@ -5,7 +5,7 @@
 
 use super::connection::Connection;
 use super::proto::errno;
-use crate::disk::{DiskError, Extent, FlatFile};
+use crate::disk::{DiskError, Extent, OpenDisk, Storage};
 use std::sync::Arc;
 
 /// What a request does.
@@ -133,14 +133,14 @@ pub fn wire_error(error: &DiskError) -> u32 {
 }
 
 /// Carries a request out on a disk.
-pub fn execute(disk: &FlatFile, io: &mut Io) -> Result<(), DiskError> {
+pub fn execute(disk: &impl Storage, io: &mut Io) -> Result<(), DiskError> {
     let (offset, len) = (io.offset_bytes, u64::from(io.len_bytes));
     match io.kind {
         Kind::Read => disk.read_at(io.data_mut(), offset)?,
         Kind::Write => disk.write_at(io.data(), offset)?,
         Kind::Zero if io.must_be_fast => disk.write_zeroes_fast(offset, len, io.may_unmap)?,
         Kind::Zero => disk.write_zeroes(offset, len, io.may_unmap)?,
-        Kind::Unmap => disk.discard(offset, len)?,
+        Kind::Unmap => disk.write_zeroes(offset, len, true)?,
         Kind::Flush => return disk.flush(),
     }
     if io.fua { disk.flush() } else { Ok(()) }
@@ -148,7 +148,7 @@ pub fn execute(disk: &FlatFile, io: &mut Io) -> Result<(), DiskError> {
 
 /// An export without a filter: requests are carried out on the caller's thread.
 #[derive(Debug)]
-pub struct DiskEngine(pub FlatFile);
+pub struct DiskEngine(pub OpenDisk);
 
 impl Engine for DiskEngine {
     fn capacity_bytes(&self) -> u64 {

@@ -3,9 +3,10 @@
 //! Invariant: a command that cannot be understood is answered with what was expected; none stops the
 //! process.
 
-use super::hostdisk::HostDisk;
-use crate::contract::Contract;
+use super::Vm;
+use super::events::{self, Event};
 use crate::socket::{ListenError, UnixSocket};
+use anyhow::{Context, bail};
 use serde_json::{Value, json};
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::UnixStream;
@@ -24,11 +25,7 @@ pub struct Control {
 
 impl Control {
     /// Listens.
-    pub fn start(
-        path: &Path,
-        disks: Vec<Arc<HostDisk>>,
-        contract: Arc<Contract>,
-    ) -> Result<Self, ListenError> {
+    pub fn start(path: &Path, vm: Arc<Vm>) -> Result<Self, ListenError> {
         let socket = Arc::new(UnixSocket::bind(path)?);
         let stopping = Arc::new(AtomicBool::new(false));
         let (of, stop) = (socket.clone(), stopping.clone());
@@ -40,8 +37,8 @@ impl Control {
                 }
                 match accepted {
                     Ok(stream) => {
-                        let (disks, contract) = (disks.clone(), contract.clone());
-                        let serve = move || serve(&stream, &disks, &contract);
+                        let vm = vm.clone();
+                        let serve = move || serve(&stream, &vm);
                         let name = std::thread::Builder::new().name("command".into());
                         if let Err(error) = name.spawn(serve) {
                             tracing::warn!("control: cannot serve a connection: {error}");
@@ -74,13 +71,14 @@ impl Drop for Control {
     }
 }
 
-fn serve(stream: &UnixStream, disks: &[Arc<HostDisk>], contract: &Contract) {
+fn serve(stream: &UnixStream, vm: &Vm) {
     for line in BufReader::new(stream).lines() {
         let Ok(line) = line else { return };
         let answer = match serde_json::from_str(&line) {
-            Ok(command) => run(&command, disks, contract),
-            Err(error) => json!({"error": format!("not a JSON document: {error}")}),
+            Ok(command) => run(&command, vm),
+            Err(error) => Err(anyhow::anyhow!("not a JSON document: {error}")),
         };
+        let answer = answer.unwrap_or_else(|error| json!({"error": format!("{error:#}")}));
         if writeln!(&mut &*stream, "{answer}").is_err() {
             return;
         }
@@ -99,8 +97,9 @@ fn state_name(state: u32) -> &'static str {
     }
 }
 
-fn status(disks: &[Arc<HostDisk>], contract: &Contract) -> Value {
-    let disks: Vec<Value> = disks
+fn status(vm: &Vm) -> Value {
+    let disks: Vec<Value> = vm
+        .disks
         .iter()
         .map(|disk| {
             let status = disk.status();
@@ -118,44 +117,95 @@ fn status(disks: &[Arc<HostDisk>], contract: &Contract) -> Value {
                 "dirty_bytes": figure(|s| s.dirty_bytes),
                 "deferred_count": figure(|s| s.deferred_count),
                 "deferred_ns_max": figure(|s| s.deferred_ns_max),
+                "held_count": figure(|s| s.held_count),
                 "tracking_count": figure(|s| s.tracking_count),
+                "intent_bytes": figure(|s| s.intent_bytes),
+                "intent_late_count": figure(|s| s.intent_late_count),
+                "synced_bytes": figure(|s| s.synced_bytes),
             })
         })
         .collect();
-    let max_ns = contract.deferred_max_ns.load(Ordering::Relaxed); // a figure
+    let max_ns = vm.contract.deferred_max_ns.load(Ordering::Relaxed); // a figure
     json!({
         "disks": disks,
-        "contract_violations": contract.violations(),
+        "contract_violations": vm.contract.violations(),
         "host_deferred_max_ns": max_ns,
     })
 }
 
-fn run(command: &Value, disks: &[Arc<HostDisk>], contract: &Contract) -> Value {
+/// What the commands are, for whoever asks for another.
+const COMMANDS: &str = "status, drain, grow, snapshot, revert, consolidate, snapshots, clone, fault, \
+     faults, heal, kill-at";
+
+fn run(command: &Value, vm: &Vm) -> anyhow::Result<Value> {
     let number = |key: &str| command.get(key).and_then(Value::as_u64);
-    let label = command.get("disk").and_then(Value::as_str);
+    let text = |key: &str| command.get(key).and_then(Value::as_str);
     let chosen = || {
-        disks
-            .iter()
-            .find(|disk| Some(disk.setup.label.as_str()) == label)
+        let label = text("disk").context("`disk` is missing: a disk's label")?;
+        let found = vm.disks.iter().find(|disk| disk.setup.label == label);
+        found.with_context(|| format!("no disk under the filter is labelled `{label}`"))
     };
-    match command.get("cmd").and_then(Value::as_str) {
-        Some("status") => status(disks, contract),
+    // All disks of the VM, or the one that is named.
+    let some = || match text("disk") {
+        None => Ok(vm.disks.clone()),
+        Some(_) => chosen().map(|disk| vec![disk.clone()]),
+    };
+    let event = |event| {
+        let disks = some()?;
+        if disks.is_empty() {
+            bail!("this VM has no disk under a filter");
+        }
+        events::snapshot(&disks, event, number("id"))
+    };
+    let is_event = [
+        "drain",
+        "grow",
+        "snapshot",
+        "revert",
+        "consolidate",
+        "clone",
+    ];
+    let is_event = text("cmd").is_some_and(|cmd| is_event.contains(&cmd));
+    // The filter is told of one thing at a time.
+    let _one = is_event.then(|| vm.events.lock());
+    match text("cmd") {
+        Some("snapshot") => event(Event::Create),
+        Some("revert") => event(Event::Revert),
+        Some("consolidate") => event(Event::Consolidate),
+        Some("snapshots") => events::snapshots(&some()?),
+        Some("clone") => {
+            let to = text("to").context("`to` is missing: the copy's path")?;
+            events::clone_disk(chosen()?, Path::new(to))
+        }
+        Some("status") => Ok(status(vm)),
         Some("drain") => {
             let timeout = Duration::from_millis(number("timeout_ms").unwrap_or(10_000));
-            let worst = disks
-                .iter()
-                .map(|disk| disk.drain(timeout))
-                .min()
-                .unwrap_or(0);
-            json!({"drained": worst >= 0, "code": worst})
+            let drained = vm.disks.iter().map(|disk| disk.drain(timeout));
+            let worst = drained.min().unwrap_or(0);
+            Ok(json!({"drained": worst >= 0, "code": worst}))
         }
-        Some("grow") => match (chosen(), number("capacity_bytes")) {
-            (Some(disk), Some(capacity)) => match disk.grow(capacity) {
-                Ok(code) => json!({"code": code}),
-                Err(error) => json!({"error": error.to_string()}),
-            },
-            _ => json!({"error": "grow needs disk and capacity_bytes"}),
-        },
-        _ => json!({"error": "cmd is one of status, drain, grow"}),
+        Some("grow") => {
+            let capacity = number("capacity_bytes").context("`capacity_bytes` is missing")?;
+            Ok(json!({"code": events::grow(chosen()?, capacity)?}))
+        }
+        Some("fault") => {
+            let mut asked = command.clone();
+            if let Some(asked) = asked.as_object_mut() {
+                asked.remove("cmd");
+            }
+            Ok(json!({"id": vm.faults.add(asked)?}))
+        }
+        Some("faults") => Ok(vm.faults.list()),
+        Some("heal") => Ok(json!({"healed": vm.faults.heal(number("id"))})),
+        Some("kill-at") => {
+            let point = text("point").context("`point` is missing")?;
+            let point = match number("nth") {
+                Some(nth) => format!("{point}:{nth}"),
+                None => point.into(),
+            };
+            vm.faults.kill_at(&point, text("disk").map(String::from))?;
+            Ok(json!({"armed": point}))
+        }
+        _ => bail!("cmd is one of {COMMANDS}"),
     }
 }

@@ -3,15 +3,19 @@
 //! Invariant: between open and close, and only there, I/O is passed to the filter; at close none is
 //! under way, and afterwards nothing of the filter's is left.
 
+use super::below::Below;
+use super::events::agreed;
 use super::faults::Faults;
 use super::load::Filter;
 use super::pipeline::Pipeline;
+use super::points::Point;
 use super::tasks::Tasks;
 use crate::abi;
 use crate::contract::Contract;
 use crate::contract::ledger::Ledger;
-use crate::disk::{self, FlatFile, Format};
-use anyhow::bail;
+use crate::disk::undo::Undo;
+use crate::disk::{self, Format};
+use anyhow::{Context, bail};
 use parking_lot::Mutex;
 use std::collections::HashMap;
 use std::ffi::{CString, c_void};
@@ -22,7 +26,7 @@ use std::sync::atomic::{AtomicBool, AtomicPtr, Ordering};
 use std::time::{Duration, Instant};
 
 /// What a VM process knows of a disk before it is opened.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct DiskSetup {
     /// Short name, and name of the export.
     pub label: String,
@@ -38,8 +42,10 @@ pub struct DiskSetup {
     pub run_dir: PathBuf,
     /// For the filter.
     pub properties: Vec<(String, String)>,
+    /// Completed writes that no flush covered are lost at a power cut.
+    pub volatile_cache: bool,
     /// What is to go wrong.
-    pub faults: Faults,
+    pub faults: Arc<Faults>,
 }
 
 /// Every I/O's offset and length are multiples of this.
@@ -53,7 +59,7 @@ pub struct HostDisk {
     /// Its setup.
     pub setup: DiskSetup,
     /// The file.
-    pub disk: FlatFile,
+    pub disk: Below,
     /// The filter.
     pub filter: Filter,
     /// The host's threads.
@@ -121,7 +127,13 @@ impl HostDisk {
         contract: Arc<Contract>,
         setup: DiskSetup,
     ) -> anyhow::Result<Arc<Self>> {
-        let disk = disk::open(&setup.path, Some(setup.format))?;
+        let (disk, cache) = if setup.volatile_cache {
+            let disk = disk::open_cached(&setup.path, Some(setup.format))?;
+            (disk, Some(Undo::open(&setup.path)?))
+        } else {
+            (disk::open(&setup.path, Some(setup.format))?, None)
+        };
+        let disk = Below::new(disk, &setup.label, setup.faults.clone(), cache);
         let this = Arc::new(Self {
             setup,
             disk,
@@ -139,6 +151,7 @@ impl HostDisk {
             instance: AtomicPtr::new(null_mut()),
         });
         let handle = this.handle();
+        this.pass(Point::Opening);
         let (instance, status) = this.with_info(|info| {
             let (mut instance, status) = this.filter.open(handle, info);
             let mut status = status;
@@ -161,6 +174,7 @@ impl HostDisk {
             bail!("the filter refuses to open {path} (code {status}){why}; its log says more");
         }
         this.instance.store(instance, Ordering::Relaxed); // published by the next line
+        this.pass(Point::Opened);
         this.serving.store(true, Ordering::Release); // pairs with the loads in the I/O path
         Ok(this)
     }
@@ -191,13 +205,14 @@ impl HostDisk {
                 value: value.as_ptr(),
             })
             .collect();
+        let identity = self.disk.identity();
         let info = abi::jio_disk_info {
             size: size_of::<abi::jio_disk_info>() as u32,
             purpose: abi::JIO_PURPOSE_VM,
             flags: 0,
             block_bytes: BLOCK_BYTES as u32,
             capacity_bytes: self.disk.capacity_bytes(),
-            disk_uuid: [0; 16],
+            disk_uuid: identity.disk_uuid,
             vm_uuid: setup.vm_uuid,
             label: strings.label.as_ptr(),
             path: strings.path.as_ptr(),
@@ -206,7 +221,9 @@ impl HostDisk {
             boot_id: strings.boot_id.as_ptr(),
             properties: properties.as_ptr(),
             property_count: properties.len() as u64,
-            reserved: [0; 4],
+            content_id: identity.content_id,
+            content_id_before: identity.content_id_before,
+            reserved: [0; 2],
         };
         Ok(act(&info))
     }
@@ -216,6 +233,11 @@ impl HostDisk {
         self.serving
             .load(Ordering::Acquire) // pairs with the stores of open and close
             .then(|| self.instance.load(Ordering::Relaxed)) // published by `serving`
+    }
+
+    /// The process passes a point at which it may be killed.
+    pub fn pass(&self, point: Point) {
+        self.setup.faults.pass(point, &self.setup.label);
     }
 
     /// Notes a violation of the contract.
@@ -237,7 +259,9 @@ impl HostDisk {
             std::thread::sleep(Duration::from_millis(1));
         }
         self.serving.store(false, Ordering::Release); // pairs with the loads in the I/O path
+        self.pass(Point::Closing);
         let status = self.filter.close(instance, abi::JIO_CLOSE_CLEAN);
+        self.pass(Point::Closed);
         self.open.store(false, Ordering::Release); // pairs with the services' looks
         if status < 0 {
             tracing::warn!(
@@ -247,6 +271,9 @@ impl HostDisk {
         }
         if !self.sidecars.lock().is_empty() {
             self.violated("a sidecar is open after close");
+        }
+        if let Err(error) = self.disk.closed() {
+            tracing::warn!("{error}"); // the next opening takes it for an unclean end
         }
         for left in self.ledger.left_behind() {
             self.violated(&left);
@@ -266,12 +293,17 @@ impl HostDisk {
         self.filter.drain(instance, timeout.as_nanos() as u64)
     }
 
-    /// Enlarges the disk and tells the filter.
-    pub fn grow(&self, capacity_bytes: u64) -> anyhow::Result<i32> {
-        let Some(instance) = self.instance() else {
-            return Ok(abi::JIO_E_CLOSED);
-        };
-        self.disk.grow(capacity_bytes)?;
-        Ok(self.filter.grow(instance, capacity_bytes))
+    /// The filter's stun: the guest is stopped, its I/O has ended.
+    pub fn stun(&self) -> anyhow::Result<()> {
+        let instance = self.instance().context("the disk is closed")?;
+        agreed(&self.setup.label, "stun", self.filter.stun(instance), true)
+    }
+
+    /// The filter's unstun.
+    pub fn unstun(&self) {
+        let code = self.instance().map(|instance| self.filter.unstun(instance));
+        if let Some(Err(error)) = code.map(|c| agreed(&self.setup.label, "unstun", c, true)) {
+            tracing::warn!("{error}");
+        }
     }
 }

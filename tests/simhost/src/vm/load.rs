@@ -168,6 +168,31 @@ impl Filter {
     }
 
     /// See the contract.
+    pub fn stun(&self, instance: *mut c_void) -> i32 {
+        call!(Control: self.stun(instance) else abi::JIO_E_NOT_SUPPORTED)
+    }
+
+    /// See the contract.
+    pub fn unstun(&self, instance: *mut c_void) -> i32 {
+        call!(Control: self.unstun(instance) else abi::JIO_E_NOT_SUPPORTED)
+    }
+
+    /// See the contract.
+    pub fn snapshot(&self, instance: *mut c_void, info: &abi::jio_snapshot) -> i32 {
+        call!(Control: self.snapshot(instance, info) else abi::JIO_E_NOT_SUPPORTED)
+    }
+
+    /// See the contract: `clone`, a name that Rust gives to something else.
+    pub fn clone_disk(&self, instance: *mut c_void, info: &abi::jio_clone) -> i32 {
+        call!(Control: self.clone(instance, info) else abi::JIO_E_NOT_SUPPORTED)
+    }
+
+    /// See the contract.
+    pub fn migrate(&self, instance: *mut c_void, info: &abi::jio_migrate) -> i32 {
+        call!(Control: self.migrate(instance, info) else abi::JIO_E_NOT_SUPPORTED)
+    }
+
+    /// See the contract.
     pub fn drain(&self, instance: *mut c_void, timeout_ns: u64) -> i32 {
         call!(Control: self.drain(instance, timeout_ns) else abi::JIO_E_NOT_SUPPORTED)
     }

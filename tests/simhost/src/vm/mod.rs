@@ -6,20 +6,26 @@
 //! | `load` | dlopen and the table of services |
 //! | `hostdisk` | a disk under the filter: its life |
 //! | `pipeline` | an I/O of it: down, up, held, given up |
-//! | `faults` | failed writes and delays, on request |
+//! | `below` | what lies below the filter |
+//! | `events` | snapshots, copies, growth |
+//! | `faults` | writes that fail, are late, are torn, on request |
+//! | `points` | where the process can be killed |
 //! | `services` | the functions behind the table |
 //! | `requests` | the filter's own I/O |
 //! | `tasks` | timers, work, threads for I/O |
 //! | `sidecar` | the files beside a disk |
 
+mod below;
 mod control;
+mod events;
 mod faults;
 mod hostdisk;
 mod load;
 mod pipeline;
+mod points;
 mod requests;
 mod services;
-mod sidecar;
+pub(crate) mod sidecar;
 mod tasks;
 
 use crate::disk::{self, Format};
@@ -65,12 +71,26 @@ pub struct VmArgs {
     /// A property for the filter: KEY=VALUE.
     #[arg(long = "property")]
     pub properties: Vec<String>,
-    /// Unix socket for commands, one JSON document a line: status, drain, grow, revert.
+    /// Unix socket for commands, one JSON document a line: status, drain, grow, snapshot, revert,
+    /// consolidate, snapshots, clone, fault, faults, heal, kill-at; docs/faults.md has them all.
     #[arg(long)]
     pub control_socket: Option<PathBuf>,
     /// Fail writes that touch a range, some times: LABEL:OFFSET:LENGTH:COUNT.
     #[arg(long = "fault-write")]
     pub fault_writes: Vec<String>,
+    /// A fault: KEY=VALUE,... with what=write|read|flush|any|sidecar, do=fail|delay|tear|tear-kill, and
+    /// if wanted disk=LABEL, offset_bytes=, len_bytes=, skip=, count=, chance= (0 to 1), delay_us=.
+    #[arg(long = "fault")]
+    pub faults: Vec<String>,
+    /// Kill the process when it passes a point for the n-th time: POINT or POINT:N.
+    #[arg(long = "kill-at")]
+    pub kill_at: Vec<String>,
+    /// Seed of all chance in the faults; by default a new one, which is printed.
+    #[arg(long)]
+    pub fault_seed: Option<u64>,
+    /// Completed writes that no flush covered are lost when the host has a power cut.
+    #[arg(long)]
+    pub volatile_cache: bool,
     /// End at once when the filter breaks the contract, not only with a failure at the end.
     #[arg(long)]
     pub strict: bool,
@@ -79,7 +99,8 @@ pub struct VmArgs {
     pub fault_delay_us: u64,
 }
 
-fn parse_disk(text: &str) -> anyhow::Result<(String, PathBuf, Option<Format>)> {
+/// The label, the path and the format of a `--disk`.
+pub(crate) fn parse_disk(text: &str) -> anyhow::Result<(String, PathBuf, Option<Format>)> {
     let (label, rest) = text
         .split_once('=')
         .with_context(|| format!("--disk {text}: expected LABEL=PATH"))?;
@@ -93,6 +114,27 @@ fn parse_disk(text: &str) -> anyhow::Result<(String, PathBuf, Option<Format>)> {
         bail!("--disk {text}: expected LABEL=PATH");
     }
     Ok((label.into(), path.into(), format))
+}
+
+/// The faults that the flags ask for.
+fn faults_of(args: &VmArgs) -> anyhow::Result<Arc<faults::Faults>> {
+    let faults = faults::Faults::new(args.fault_seed);
+    for flag in &args.fault_writes {
+        faults.add_write_flag(flag)?;
+    }
+    for flag in &args.faults {
+        faults.add_flag(flag)?;
+    }
+    for flag in &args.kill_at {
+        faults.kill_at(flag, None).context("--kill-at")?;
+    }
+    if args.fault_delay_us > 0 {
+        faults.add_flag(&format!(
+            "what=any,do=delay,delay_us={}",
+            args.fault_delay_us
+        ))?;
+    }
+    Ok(Arc::new(faults))
 }
 
 /// An id that stays the same for the same name.
@@ -109,7 +151,12 @@ fn id_from_name(name: &str) -> uuid::Uuid {
 
 struct Vm {
     disks: Vec<Arc<HostDisk>>,
+    /// Served without the filter.
+    plain: Vec<Arc<DiskEngine>>,
     contract: Arc<crate::contract::Contract>,
+    faults: Arc<faults::Faults>,
+    /// The filter is told of one thing at a time.
+    events: parking_lot::Mutex<()>,
 }
 
 /// Exports by label.
@@ -119,13 +166,23 @@ fn open_disks(args: &VmArgs) -> anyhow::Result<(Named, Vm)> {
     let contract = Arc::new(crate::contract::Contract::new(args.strict));
     let mut vm = Vm {
         disks: Vec::new(),
+        plain: Vec::new(),
         contract: contract.clone(),
+        faults: faults_of(args)?,
+        events: parking_lot::Mutex::default(),
     };
+    let asked =
+        !(args.faults.is_empty() && args.kill_at.is_empty() && args.fault_writes.is_empty());
+    if args.no_filter && (asked || args.volatile_cache || args.fault_delay_us > 0) {
+        bail!("faults strike below the filter: they cannot be had with --no-filter");
+    }
     let mut exports: Named = Vec::new();
     if args.no_filter {
         for text in &args.disks {
             let (label, path, format) = parse_disk(text)?;
-            exports.push((label, Arc::new(DiskEngine(disk::open(&path, format)?))));
+            let engine = Arc::new(DiskEngine(disk::open(&path, format)?));
+            exports.push((label, engine.clone()));
+            vm.plain.push(engine);
         }
         return Ok((exports, vm));
     }
@@ -154,7 +211,8 @@ fn open_disks(args: &VmArgs) -> anyhow::Result<(Named, Vm)> {
             vm_uuid: *uuid.as_bytes(),
             run_dir: args.run_dir.clone(),
             properties: properties.clone(),
-            faults: faults::Faults::parse(&label, &args.fault_writes, args.fault_delay_us)?,
+            volatile_cache: args.volatile_cache,
+            faults: vm.faults.clone(),
         };
         let disk = HostDisk::open(library, tasks.clone(), contract.clone(), setup)?;
         exports.push((label, Arc::new(pipeline::FilterEngine(disk.clone()))));
@@ -181,11 +239,7 @@ pub fn run(args: &VmArgs) -> anyhow::Result<()> {
     let vm = Arc::new(vm);
     let mut server = Server::start(&listens, Exports::new(exports))?;
     let control = match &args.control_socket {
-        Some(path) => Some(control::Control::start(
-            path,
-            vm.disks.clone(),
-            vm.contract.clone(),
-        )?),
+        Some(path) => Some(control::Control::start(path, vm.clone())?),
         None => None,
     };
     let tcp = server.addresses().iter().find_map(|listen| match listen {
@@ -198,13 +252,18 @@ pub fn run(args: &VmArgs) -> anyhow::Result<()> {
         "nbd_tcp": tcp,
         "exports": labels,
         "control_socket": args.control_socket,
+        "fault_seed": vm.faults.seed(),
     });
     println!("READY {ready}");
     signals.forever().next();
     server.stop();
     drop(control);
+    let _last = vm.events.lock();
     for disk in &vm.disks {
         disk.close();
+    }
+    for engine in &vm.plain {
+        engine.0.closed()?;
     }
     let deferred_max_ns = vm
         .contract

@@ -6,6 +6,7 @@
 //! that answers one twice is told so.
 
 use super::hostdisk::{BLOCK_BYTES, HostDisk};
+use super::points::Point;
 use crate::abi;
 use crate::contract::HOLD_SLACK;
 use crate::contract::io::{Answer, Answered, IoCell, IoState};
@@ -17,7 +18,7 @@ use parking_lot::{Condvar, Mutex};
 use std::collections::VecDeque;
 use std::ptr::null_mut;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 /// An I/O on its way. The contract's struct comes first, so that a pointer to one is a pointer to the
@@ -54,6 +55,10 @@ pub struct Pipeline {
     pool: Mutex<VecDeque<Box<FilterIo>>>,
     held: Mutex<Vec<Held>>,
     answered: Condvar,
+    /// The guest is stopped: what it asks for waits in the list.
+    stopped: AtomicBool,
+    #[allow(clippy::vec_box)] // as above
+    waiting: Mutex<Vec<Box<Io>>>,
 }
 
 // SAFETY: the pool holds I/O objects that no thread uses; the list holds addresses, which are used only
@@ -182,7 +187,14 @@ impl HostDisk {
             io.complete(errno::INVAL);
             return;
         }
-        self.pipeline.in_flight.fetch_add(1, Ordering::AcqRel);
+        // First counted, then looked: whoever stops the guest does it the other way round, so one of both
+        // sees the other.
+        self.pipeline.in_flight.fetch_add(1, Ordering::SeqCst);
+        if self.pipeline.stopped.load(Ordering::SeqCst) {
+            self.pipeline.in_flight.fetch_sub(1, Ordering::SeqCst);
+            self.park(io);
+            return;
+        }
         let Some(instance) = self.instance() else {
             self.pipeline.in_flight.fetch_sub(1, Ordering::AcqRel);
             io.complete(errno::SHUTDOWN);
@@ -237,6 +249,46 @@ impl HostDisk {
         }
     }
 
+    /// An I/O that came while the guest is stopped.
+    fn park(self: &Arc<Self>, io: Box<Io>) {
+        let mut waiting = self.pipeline.waiting.lock();
+        if self.pipeline.stopped.load(Ordering::SeqCst) {
+            waiting.push(io);
+            return;
+        }
+        drop(waiting);
+        self.submit(io); // let go meanwhile
+    }
+
+    /// From now on no new I/O of the guest begins.
+    pub fn stop_guest(&self) {
+        self.pipeline.stopped.store(true, Ordering::SeqCst);
+    }
+
+    /// Waits until none is under way, or held by the filter.
+    pub fn wait_for_guest(&self, deadline: Instant) -> anyhow::Result<()> {
+        while self.pipeline.in_flight.load(Ordering::SeqCst) > 0 {
+            if Instant::now() > deadline {
+                anyhow::bail!("disk {}: the guest's I/O does not end", self.setup.label);
+            }
+            std::thread::sleep(Duration::from_micros(200));
+        }
+        Ok(())
+    }
+
+    /// The guest goes on, with what has waited first.
+    pub fn let_guest_go(self: &Arc<Self>) {
+        let waiting = {
+            let mut waiting = self.pipeline.waiting.lock();
+            self.pipeline.stopped.store(false, Ordering::SeqCst);
+            std::mem::take(&mut *waiting)
+        };
+        for io in waiting {
+            let this = self.clone();
+            self.tasks.run_io(Box::new(move || this.submit(io)));
+        }
+    }
+
     /// Goes on with an I/O that was answered while its `io_start` or `io_abort` ran.
     fn carry_on(self: &Arc<Self>, raw: *mut FilterIo, from: usize) {
         // SAFETY: answered, so nobody but this thread has it.
@@ -256,15 +308,21 @@ impl HostDisk {
         // SAFETY: the caller's: nobody else has it until the filter is called below.
         let object = unsafe { &mut *raw };
         let Some(io) = object.io.as_mut() else { return };
-        let (kind, offset, len) = (io.kind, io.offset_bytes, u64::from(io.len_bytes));
-        let outcome = if self.setup.faults.strike(kind, offset, len) {
-            Err(errno::IO)
-        } else {
-            execute(&self.disk, io).map_err(|error| {
-                tracing::warn!("disk {}: {error}", self.setup.label);
-                wire_error(&error)
-            })
+        let point = match io.kind {
+            Kind::Write | Kind::Zero | Kind::Unmap => Some(Point::IoWritten),
+            Kind::Flush => Some(Point::Flushed),
+            Kind::Read => None,
         };
+        if point == Some(Point::IoWritten) {
+            self.pass(Point::IoStarted);
+        }
+        let outcome = execute(&self.disk, io).map_err(|error| {
+            tracing::warn!("disk {}: {error}", self.setup.label);
+            wire_error(&error)
+        });
+        if let Some(point) = point {
+            self.pass(point);
+        }
         let error = outcome.err().unwrap_or(0);
         object.result = error;
         let status = match error {

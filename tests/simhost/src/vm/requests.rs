@@ -5,7 +5,7 @@
 use super::hostdisk::{BLOCK_BYTES, HostDisk};
 use crate::abi;
 use crate::contract::ledger;
-use crate::disk::{DiskError, FlatFile};
+use crate::disk::{DiskError, Storage};
 use std::sync::atomic::Ordering;
 
 const OK: i32 = abi::JIO_OK;
@@ -57,10 +57,16 @@ fn longest(kind: u32) -> u64 {
 }
 
 /// A request without data.
-fn run_plain(disk: &FlatFile, kind: u32, flags: u32, at: u64, len: u64) -> Result<(), DiskError> {
+fn run_plain(
+    disk: &impl Storage,
+    kind: u32,
+    flags: u32,
+    at: u64,
+    len: u64,
+) -> Result<(), DiskError> {
     match kind {
         abi::JIO_IO_ZERO => disk.write_zeroes(at, len, flags & abi::JIO_IO_MAY_UNMAP != 0),
-        abi::JIO_IO_UNMAP => disk.discard(at, len),
+        abi::JIO_IO_UNMAP => disk.write_zeroes(at, len, true),
         _ => disk.flush(),
     }
 }
@@ -146,12 +152,15 @@ unsafe fn run_request(disk: &HostDisk, request: *mut abi::jio_request) {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
+    use crate::disk::Format;
 
     #[test]
     fn a_request_without_data_may_be_longer_than_4_gib() {
         let dir = tempfile::tempdir().unwrap();
         let len = (4 << 30) + 8192;
-        let disk = FlatFile::create(&dir.path().join("d.raw"), len + 8192).unwrap();
+        let path = dir.path().join("d.raw");
+        crate::disk::create(&path, Format::Raw, len + 8192).unwrap();
+        let disk = crate::disk::open(&path, None).unwrap();
         for kind in [abi::JIO_IO_ZERO, abi::JIO_IO_UNMAP] {
             assert!(longest(kind) >= len);
             for at in [4096, 8192, len - 4096, len] {

@@ -3,7 +3,9 @@
 //! Invariant: each checks what the filter hands over before it uses it; what breaks the contract is
 //! refused and counted.
 
+use super::faults::{Strike, What, die};
 use super::hostdisk::HostDisk;
+use super::points::Point;
 use super::requests::submit;
 use super::sidecar::{self, SidecarFile};
 use super::tasks::Task;
@@ -365,6 +367,25 @@ unsafe extern "C" fn sidecar_read(
     with_sidecar(disk, handle, (offset, len), |file| file.read(offset, bytes))
 }
 
+/// Writes to a sidecar what the faults leave of it.
+fn write_struck(disk: &HostDisk, file: &SidecarFile, offset: u64, bytes: &[u8]) -> io::Result<()> {
+    let (faults, label) = (&disk.setup.faults, &disk.setup.label);
+    match faults.strike(What::Sidecar, label, offset, bytes.len() as u64) {
+        Strike::Pass => return file.write(offset, bytes),
+        Strike::Fail => {}
+        Strike::Tear { landed, kill } => {
+            for run in landed {
+                let at = offset + run.start as u64;
+                file.write(at, bytes.get(run).unwrap_or_default())?;
+            }
+            if kill {
+                die("in the middle of a write of a sidecar");
+            }
+        }
+    }
+    Err(io::Error::from_raw_os_error(libc::EIO))
+}
+
 unsafe extern "C" fn sidecar_write(
     disk: *mut abi::jio_disk,
     handle: *mut abi::jio_sidecar,
@@ -377,8 +398,15 @@ unsafe extern "C" fn sidecar_write(
     }
     // SAFETY: the contract: `len` bytes may be read at `buffer`.
     let bytes = unsafe { std::slice::from_raw_parts(buffer.cast::<u8>(), len as usize) };
+    // SAFETY: the contract.
+    let Some(of) = (unsafe { HostDisk::of(disk) }) else {
+        return abi::JIO_E_INVALID;
+    };
     with_sidecar(disk, handle, (offset, len), |file| {
-        file.write(offset, bytes)
+        of.pass(Point::SidecarBefore);
+        write_struck(of, file, offset, bytes)?;
+        of.pass(Point::SidecarAfter);
+        Ok(())
     })
 }
 

@@ -3,6 +3,7 @@
 //! Invariant: a sidecar has one holder at a time, over all processes (a lock on the file); a write is
 //! on stable storage when it returns.
 
+use crate::disk::identity::sync_folder;
 use crate::disk::{Format, vmdk};
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io;
@@ -20,9 +21,49 @@ pub fn path_of(disk: &Path, key: u64) -> PathBuf {
     disk.with_file_name(format!("{stem}-{key:016x}.vmfd"))
 }
 
-fn sync_folder(path: &Path) -> io::Result<()> {
-    let parent = path.parent().filter(|p| !p.as_os_str().is_empty());
-    File::open(parent.unwrap_or(Path::new(".")))?.sync_all()
+/// The key in a sidecar's name, `<prefix><16 hex>.vmfd`.
+pub fn key_of(path: &Path, prefix: &str) -> Option<u64> {
+    let name = path.file_name()?.to_str()?;
+    let digits = name.strip_prefix(prefix)?.strip_suffix(".vmfd")?;
+    let number = u64::from_str_radix(digits, 16).ok()?;
+    (digits.len() == 16).then_some(number)
+}
+
+/// The sidecars of a disk.
+pub fn list(disk: &Path) -> io::Result<Vec<(u64, PathBuf)>> {
+    let prefix = format!(
+        "{}-",
+        disk.file_stem().unwrap_or_default().to_string_lossy()
+    );
+    let folder = disk.parent().filter(|p| !p.as_os_str().is_empty());
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(folder.unwrap_or(Path::new(".")))? {
+        let path = entry?.path();
+        found.extend(key_of(&path, &prefix).map(|key| (key, path)));
+    }
+    found.sort();
+    Ok(found)
+}
+
+/// Gives a sidecar other content, in place, whoever has it open; durable when it returns.
+pub fn overwrite(disk: &Path, key: u64, bytes: &[u8]) -> io::Result<()> {
+    let path = path_of(disk, key);
+    let file = OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .open(&path)?;
+    file.set_len(bytes.len() as u64)?;
+    file.write_all_at(bytes, 0)?;
+    file.sync_all()?;
+    sync_folder(&path)
+}
+
+/// Notes the sidecar of a copy in its descriptor.
+pub fn describe_copy(disk: &Path, format: Format, key: u64) -> io::Result<()> {
+    let path = path_of(disk, key);
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    describe(disk, format, Some((key, &name)))
 }
 
 /// An open sidecar.

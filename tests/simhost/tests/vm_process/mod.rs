@@ -2,7 +2,8 @@
 #![allow(clippy::unwrap_used, dead_code)]
 
 use simhost::nbd::client::Client;
-use std::io::{BufRead, BufReader, Read};
+use std::io::{BufRead, BufReader, Read, Write};
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{Receiver, channel};
@@ -32,6 +33,16 @@ pub fn start(library: &Path, more: &[&str]) -> Vm {
 
 /// The same in a folder of an earlier one.
 pub fn start_in(folder: tempfile::TempDir, library: &Path, more: &[&str]) -> Vm {
+    let (mut vm, line) = try_start_in(folder, library, more);
+    if !line.starts_with("READY ") {
+        let _ = vm.child.kill();
+        panic!("the VM is not ready: {line}\n{}", vm.end().log);
+    }
+    vm
+}
+
+/// The same, with the line that it printed; none if it ended.
+pub fn try_start_in(folder: tempfile::TempDir, library: &Path, more: &[&str]) -> (Vm, String) {
     let disk = folder.path().join("disk0.img");
     if !disk.exists() {
         std::fs::File::create(&disk)
@@ -45,6 +56,10 @@ pub fn start_in(folder: tempfile::TempDir, library: &Path, more: &[&str]) -> Vm 
         .arg(format!("--disk=disk0={}", disk.display()))
         .arg(format!("--run-dir={}", folder.path().join("run").display()))
         .arg(format!("--nbd-socket={}", socket.display()))
+        .arg(format!(
+            "--control-socket={}",
+            folder.path().join("control.sock").display()
+        ))
         .arg(format!("--filter-lib={}", library.display()))
         .args(more)
         .stdout(Stdio::piped())
@@ -65,18 +80,29 @@ pub fn start_in(folder: tempfile::TempDir, library: &Path, more: &[&str]) -> Vm 
         let _ = BufReader::new(stdout).read_line(&mut line);
         let _ = send.send(line);
     });
-    let mut vm = Vm {
+    let vm = Vm {
         child,
         folder,
         socket,
         log,
     };
     let line = ready.recv_timeout(PATIENCE).unwrap_or_default();
-    if !line.starts_with("READY ") {
-        let _ = vm.child.kill();
-        panic!("the VM is not ready: {line}\n{}", vm.end().log);
-    }
-    vm
+    (vm, line)
+}
+
+/// A command on the control socket.
+pub fn command(vm: &Vm, command: &str) -> serde_json::Value {
+    command_of(&vm.folder.path().join("control.sock"), command)
+}
+
+/// A command on any control socket; Null: it hung up without an answer.
+pub fn command_of(socket: &Path, command: &str) -> serde_json::Value {
+    let stream = UnixStream::connect(socket).unwrap();
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    writeln!(&mut &stream, "{command}").unwrap();
+    let mut line = String::new();
+    let _ = BufReader::new(&stream).read_line(&mut line);
+    serde_json::from_str(&line).unwrap_or_default()
 }
 
 impl Vm {

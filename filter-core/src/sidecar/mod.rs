@@ -3,20 +3,25 @@
 //! Invariant: the epoch only grows, and is durable before any I/O of that attach; of the two copies
 //! the newer whole one counts, and only the older is ever written, so a torn write costs nothing.
 //!
-//! One sidecar of two blocks of 4 KiB. Each block, little-endian:
+//! Blocks of 4 KiB: two copies of the header, then two copies of each block of the region map
+//! ([`regions`]). The header, little-endian:
 //!
 //! | at | bytes | field |
 //! |---|---|---|
 //! | 0 | 8 | magic `jdrSIDE1` |
-//! | 8 | 4 | version, 1 |
+//! | 8 | 4 | version, 2 |
 //! | 12 | 4 | flags: 1 = closed in order; 2 = replication was given up after a defect |
 //! | 16 | 8 | generation: +1 a write; the copy is generation mod 2 |
 //! | 24 | 16 | the disk's id, made at attach |
 //! | 40 | 16 | boot id of the host that wrote it |
-//! | 56 | 4 | attach epoch |
-//! | 60 | 4 | reserved, zero |
+//! | 56 | 4 | attach epoch; 0: never opened |
+//! | 60 | 4 | blocks of the region map |
 //! | 64 | 8 | seq floor: a new lane starts above it |
-//! | 72 | 4 | CRC32C of the 72 bytes before |
+//! | 72 | 8 | content id that the host gave at the last attach; 0: it could not tell |
+//! | 80 | 8 | capacity whose regions' bits the map has |
+//! | 88 | 4 | CRC32C of the 88 bytes before |
+
+pub mod regions;
 
 use crate::crc::crc32c;
 use crate::mutant::{Guard, holds};
@@ -24,13 +29,15 @@ use crate::record::{le_u32, le_u64};
 
 /// Bytes of one copy.
 pub const BLOCK_BYTES: usize = 4096;
-/// Bytes of the sidecar.
-pub const SIDECAR_BYTES: usize = 2 * BLOCK_BYTES;
+/// Bytes of the two headers, with which every sidecar begins.
+pub const HEADERS_BYTES: usize = 2 * BLOCK_BYTES;
+/// Most blocks of a region map: a sidecar is at most 256 MiB long.
+pub const MAX_REGION_BLOCKS: u32 = (1 << 15) - 1;
 /// How far the seq floor is raised when a new lane is made: more records than a lane ever carries.
 pub const SEQ_STRIDE: u64 = 1 << 40;
 const MAGIC: u64 = u64::from_le_bytes(*b"jdrSIDE1");
-const VERSION: u32 = 1;
-const COVERED: usize = 72;
+const VERSION: u32 = 2;
+const COVERED: usize = 88;
 
 /// Why a sidecar cannot be used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -38,12 +45,19 @@ pub enum SidecarError {
     /// Neither copy is whole.
     #[error("neither copy of the sidecar is whole")]
     Damaged,
-    /// A newer program wrote it.
+    /// Another program wrote it.
     #[error("the sidecar has version {0}, this program knows {VERSION}")]
     Version(u32),
     /// The epochs or seqs are used up.
     #[error("the sidecar's attach epochs or sequence numbers are used up: detach and attach again")]
     Exhausted,
+}
+
+impl SidecarError {
+    /// Whether an older program wrote it, whose sidecars are replaced.
+    pub const fn is_older(&self) -> bool {
+        matches!(self, Self::Version(version) if *version < VERSION)
+    }
 }
 
 /// The content of a sidecar.
@@ -59,6 +73,12 @@ pub struct Sidecar {
     pub attach_epoch: u32,
     /// A new lane starts above this seq.
     pub seq_floor: u64,
+    /// Blocks of the region map.
+    pub region_blocks: u32,
+    /// The disk's capacity, as far as the region map knows of it, in bytes.
+    pub capacity_bytes: u64,
+    /// What the host called the disk's content at the last attach; 0: it could not tell.
+    pub content_id: u64,
     /// The disk was closed in order.
     pub closed: bool,
     /// Replication was given up after a defect: the disk may have changed unseen.
@@ -67,13 +87,16 @@ pub struct Sidecar {
 
 impl Sidecar {
     /// Of a disk that comes under protection.
-    pub const fn new(disk_id: [u8; 16], boot_id: [u8; 16]) -> Self {
+    pub const fn new(disk_id: [u8; 16], region_blocks: u32) -> Self {
         Self {
             generation: 0,
             disk_id,
-            boot_id,
+            boot_id: [0; 16],
             attach_epoch: 0,
             seq_floor: 0,
+            region_blocks,
+            capacity_bytes: 0,
+            content_id: 0,
             closed: false,
             failed: false,
         }
@@ -81,7 +104,12 @@ impl Sidecar {
 
     /// What to write for an attach; it must be durable before the first I/O. `new_lane`: its first
     /// seq is `seq_floor + 1` of the *old* value, and the floor is raised past it.
-    pub fn attached(&self, boot_id: [u8; 16], new_lane: bool) -> Result<Self, SidecarError> {
+    pub fn attached(
+        &self,
+        boot_id: [u8; 16],
+        content_id: u64,
+        new_lane: bool,
+    ) -> Result<Self, SidecarError> {
         let attach_epoch = self
             .attach_epoch
             .checked_add(1)
@@ -97,11 +125,35 @@ impl Sidecar {
         let (closed, failed, generation) = (false, false, self.generation + 1);
         Ok(Self {
             boot_id,
+            content_id,
             attach_epoch,
             seq_floor,
             closed,
             failed,
             generation,
+            ..*self
+        })
+    }
+
+    /// What to write once the region map has the bits of everything up to this capacity.
+    pub const fn grown(&self, capacity_bytes: u64) -> Self {
+        Self {
+            capacity_bytes,
+            generation: self.generation + 1,
+            ..*self
+        }
+    }
+
+    /// What to write when the appliance has seen a newer epoch than this one although nobody attached
+    /// since: disk and sidecar were rolled back.
+    pub fn risen(&self, above_epoch: u32) -> Result<Self, SidecarError> {
+        let attach_epoch = above_epoch
+            .max(self.attach_epoch)
+            .checked_add(1)
+            .ok_or(SidecarError::Exhausted)?;
+        Ok(Self {
+            attach_epoch,
+            generation: self.generation + 1,
             ..*self
         })
     }
@@ -135,6 +187,22 @@ impl Sidecar {
         !self.failed && self.boot_id == *boot_id && ours
     }
 
+    /// Whether nobody can have changed the disk without its filter's noticing, as far as the sidecar
+    /// and the host know: it was opened before, no defect stopped replication, and the content is
+    /// still what the last attach opened. `content_before`: what it was called before this opening.
+    pub fn is_trusted(&self, content_before: u64) -> bool {
+        let same = self.content_id == 0
+            || content_before == 0
+            || self.content_id == content_before
+            || !holds(Guard::FullWhenChanged);
+        self.attach_epoch > 0 && !self.failed && same
+    }
+
+    /// Bytes of the whole sidecar.
+    pub const fn total_bytes(&self) -> u64 {
+        total_bytes(self.region_blocks)
+    }
+
     /// Where in the sidecar this generation is written, in bytes.
     pub const fn offset_bytes(&self) -> u64 {
         (self.generation % 2) * BLOCK_BYTES as u64
@@ -151,14 +219,17 @@ impl Sidecar {
         out[24..40].copy_from_slice(&self.disk_id);
         out[40..56].copy_from_slice(&self.boot_id);
         out[56..60].copy_from_slice(&self.attach_epoch.to_le_bytes());
+        out[60..64].copy_from_slice(&self.region_blocks.to_le_bytes());
         out[64..72].copy_from_slice(&self.seq_floor.to_le_bytes());
+        out[72..80].copy_from_slice(&self.content_id.to_le_bytes());
+        out[80..88].copy_from_slice(&self.capacity_bytes.to_le_bytes());
         let crc = crc32c(0, &out[..COVERED]);
         out[COVERED..COVERED + 4].copy_from_slice(&crc.to_le_bytes());
         out
     }
 
     /// Reads both copies; the newer whole one counts.
-    pub fn decode(raw: &[u8; SIDECAR_BYTES]) -> Result<Self, SidecarError> {
+    pub fn decode(raw: &[u8; HEADERS_BYTES]) -> Result<Self, SidecarError> {
         let (blocks, _) = raw.as_chunks::<BLOCK_BYTES>();
         let mut newest = Err(SidecarError::Damaged);
         for (copy, block) in blocks.iter().enumerate() {
@@ -176,6 +247,11 @@ impl Sidecar {
     }
 }
 
+/// Bytes of a sidecar whose region map has so many blocks.
+pub const fn total_bytes(region_blocks: u32) -> u64 {
+    (2 + 2 * region_blocks as u64) * BLOCK_BYTES as u64
+}
+
 fn decode_block(raw: &[u8; BLOCK_BYTES]) -> Result<Sidecar, SidecarError> {
     let stored = le_u32(raw, COVERED);
     if le_u64(raw, 0) != MAGIC || stored != crc32c(0, &raw[..COVERED]) {
@@ -191,12 +267,19 @@ fn decode_block(raw: &[u8; BLOCK_BYTES]) -> Result<Sidecar, SidecarError> {
         id
     };
     let flags = le_u32(raw, 12);
+    let region_blocks = le_u32(raw, 60);
+    if region_blocks > MAX_REGION_BLOCKS {
+        return Err(SidecarError::Damaged);
+    }
     Ok(Sidecar {
         generation: le_u64(raw, 16),
         disk_id: id(24),
         boot_id: id(40),
         attach_epoch: le_u32(raw, 56),
         seq_floor: le_u64(raw, 64),
+        region_blocks,
+        content_id: le_u64(raw, 72),
+        capacity_bytes: le_u64(raw, 80),
         closed: flags & 1 != 0,
         failed: flags & 2 != 0,
     })
@@ -207,26 +290,26 @@ mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
 
-    fn write(raw: &mut [u8; SIDECAR_BYTES], sidecar: &Sidecar) {
+    fn write(raw: &mut [u8; HEADERS_BYTES], sidecar: &Sidecar) {
         let at = sidecar.offset_bytes() as usize;
         raw[at..at + BLOCK_BYTES].copy_from_slice(&sidecar.encode());
     }
 
     #[test]
     fn a_torn_write_leaves_the_copy_before() {
-        let mut raw = [0u8; SIDECAR_BYTES];
+        let mut raw = [0u8; HEADERS_BYTES];
         assert_eq!(Sidecar::decode(&raw), Err(SidecarError::Damaged));
-        let mut sidecar = Sidecar::new([1; 16], [2; 16]);
+        let mut sidecar = Sidecar::new([1; 16], 3);
         write(&mut raw, &sidecar);
         for _ in 0..5 {
-            let next = sidecar.attached([2; 16], true).unwrap();
-            for cut in [0, 1, 16, 20, 57, 70, 74, 76] {
+            let next = sidecar.attached([2; 16], 9, true).unwrap();
+            for cut in [0, 1, 16, 20, 57, 70, 74, 90, 92] {
                 let mut torn = raw;
                 let at = next.offset_bytes() as usize;
                 torn[at..at + cut].copy_from_slice(&next.encode()[..cut]);
                 let found = Sidecar::decode(&torn).unwrap();
                 assert!(
-                    found == sidecar || (cut == 76 && found == next),
+                    found == sidecar || (cut == 92 && found == next),
                     "cut at {cut}: {found:?}"
                 );
             }
@@ -240,9 +323,7 @@ mod tests {
 
     #[test]
     fn every_flipped_bit_is_noticed() {
-        let good = Sidecar::new([1; 16], [2; 16])
-            .attached([2; 16], true)
-            .unwrap();
+        let good = Sidecar::new([1; 16], 3).attached([2; 16], 9, true).unwrap();
         let block = good.encode();
         for bit in 0..(COVERED + 4) * 8 {
             let mut bad = block;
@@ -254,27 +335,40 @@ mod tests {
     #[test]
     fn a_lane_belongs_only_to_the_last_attach_of_this_boot() {
         let boot = [2; 16];
-        let one = Sidecar::new([1; 16], boot).attached(boot, true).unwrap();
+        let one = Sidecar::new([1; 16], 3).attached(boot, 9, true).unwrap();
         assert!(one.matches_lane(1, &boot));
         assert!(!one.matches_lane(2, &boot));
         assert!(!one.matches_lane(1, &[3; 16]));
-        let two = one.attached(boot, false).unwrap();
+        let two = one.attached(boot, 9, false).unwrap();
         assert!(two.matches_lane(1, &boot), "died between sidecar and lane");
         assert!(two.matches_lane(2, &boot));
         // Opened on another host in between: the old lane is stale.
-        let elsewhere = one.attached([3; 16], true).unwrap();
+        let elsewhere = one.attached([3; 16], 9, true).unwrap();
         assert!(!elsewhere.matches_lane(1, &boot));
         assert!(!two.failed().matches_lane(2, &boot));
     }
 
     #[test]
     fn a_newer_version_is_refused() {
-        let mut raw = [0u8; SIDECAR_BYTES];
-        let mut block = Sidecar::new([1; 16], [2; 16]).encode();
+        let mut raw = [0u8; HEADERS_BYTES];
+        let mut block = Sidecar::new([1; 16], 3).encode();
         block[8] = 9;
         let crc = crc32c(0, &block[..COVERED]);
         block[COVERED..COVERED + 4].copy_from_slice(&crc.to_le_bytes());
         raw[..BLOCK_BYTES].copy_from_slice(&block);
         assert_eq!(Sidecar::decode(&raw), Err(SidecarError::Version(9)));
+    }
+
+    #[test]
+    fn a_disk_that_was_changed_behind_the_filter_is_not_trusted() {
+        let new = Sidecar::new([1; 16], 1);
+        assert!(!new.is_trusted(0), "never opened");
+        let opened = new.attached([2; 16], 77, true).unwrap();
+        assert!(opened.is_trusted(77) && opened.is_trusted(0));
+        assert!(!opened.is_trusted(78), "opened by another");
+        assert!(!opened.failed().is_trusted(77));
+        let blind = new.attached([2; 16], 0, true).unwrap();
+        assert!(blind.is_trusted(78), "the host could not tell before");
+        assert_eq!(total_bytes(1), 4 * 4096);
     }
 }

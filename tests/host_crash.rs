@@ -1,0 +1,197 @@
+//! A host that crashes or boots loses its lanes and dirty maps. Afterwards only the regions that the
+//! sidecar names are copied again; if the sidecar cannot be relied on, all of the disk is.
+#![allow(clippy::unwrap_used)]
+
+mod support;
+
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+use support::{Numbers, Part, Stack, seed};
+
+const MIB: u64 = 1 << 20;
+const DISK: u64 = 128 * MIB;
+/// Of the region map that the tests ask for.
+const REGION: u64 = MIB;
+
+fn stack(disk: &str) -> Stack {
+    let mut stack = Stack::new(&[(disk, DISK)]);
+    let file = match disk.strip_suffix(".vmdk") {
+        Some(label) => stack.dir.path().join(format!("{label}-flat.vmdk")),
+        None => stack.disks[0].1.clone(),
+    };
+    // Something is on the disk before it is protected.
+    write(&file, 0, 96 * MIB, seed());
+    for property in [
+        format!("jetdr.region-bytes={REGION}"),
+        "jetdr.region-quiet-ms=100".into(),
+    ] {
+        stack.vm_more.extend(["--property".into(), property]);
+    }
+    stack.start_drva();
+    stack.start_daemon();
+    stack.start_vm();
+    stack.settle();
+    stack
+}
+
+/// Bytes that follow from the seed.
+fn bytes(len: u64, seed: u64) -> Vec<u8> {
+    let mut numbers = Numbers(seed | 1);
+    (0..len / 8)
+        .flat_map(|_| numbers.next().to_le_bytes())
+        .collect()
+}
+
+fn write(path: &Path, at: u64, len: u64, seed: u64) {
+    let file = std::fs::File::options().write(true).open(path).unwrap();
+    file.write_all_at(&bytes(len, seed), at).unwrap();
+}
+
+fn figure(stack: &Stack, name: &str) -> u64 {
+    stack.vm_status()["disks"][0][name].as_u64().unwrap()
+}
+
+fn guest_writes(stack: &Stack, at: u64, len: u64) {
+    let label = &stack.disks[0].0;
+    let pattern = format!("write -P {} {at} {len}", at / MIB % 200 + 3);
+    let mut qemu_io = support::client("qemu-io");
+    let qemu_io = qemu_io.args(["-f", "raw", "-c", &pattern, &stack.uri(label)]);
+    support::ok(qemu_io.output());
+}
+
+/// Every region is durable in the log, flushed, and known to be.
+fn rest(stack: &Stack) {
+    stack.settle();
+    stack.wait("no region is in doubt", |stack| {
+        figure(stack, "intent_bytes") == 0
+    });
+}
+
+/// The host loses its power and boots: all of its processes are gone, and its run folder.
+fn crash(stack: &mut Stack) {
+    stack.vm.as_mut().unwrap().kill();
+    stack.daemon.as_mut().unwrap().kill();
+    boot(stack);
+}
+
+fn boot(stack: &Stack) {
+    for entry in std::fs::read_dir(stack.run.path()).unwrap().flatten() {
+        if entry.file_name() == "drva.sock" {
+            continue; // of another machine
+        }
+        let path = entry.path();
+        let gone = match path.is_dir() {
+            true => std::fs::remove_dir_all(&path),
+            false => std::fs::remove_file(&path),
+        };
+        gone.unwrap();
+    }
+}
+
+/// The host is up again; what it has synced when the disk streams, in bytes.
+fn come_back(stack: &mut Stack) -> u64 {
+    stack.start_daemon();
+    stack.start_vm();
+    stack.settle();
+    figure(stack, "synced_bytes")
+}
+
+#[test]
+fn a_crash_costs_the_regions_that_were_written() {
+    let mut stack = stack("disk0.raw");
+    rest(&stack);
+    // What is written shortly before the crash, and not even sent.
+    stack.daemon.as_mut().unwrap().kill();
+    guest_writes(&stack, 10 * MIB, MIB);
+    guest_writes(&stack, 70 * MIB + 4096, 8192);
+    assert_eq!(figure(&stack, "intent_bytes"), 2 * REGION);
+    crash(&mut stack);
+    assert_eq!(come_back(&mut stack), 2 * REGION);
+    stack.recover_and_compare("after-crash");
+    stack.assert_contract();
+}
+
+#[test]
+fn a_boot_after_an_orderly_stop_costs_nothing() {
+    for disk in ["disk0.raw", "disk0.vmdk"] {
+        let mut stack = stack(disk);
+        guest_writes(&stack, MIB, MIB);
+        stack.vm.as_mut().unwrap().stop();
+        stack.daemon.as_mut().unwrap().kill();
+        boot(&stack);
+        assert_eq!(come_back(&mut stack), 0, "{disk}");
+        guest_writes(&stack, 2 * MIB, MIB);
+        stack.recover_and_compare("after-boot");
+    }
+}
+
+#[test]
+fn a_crash_amid_the_first_sync_costs_what_was_left_of_it() {
+    let mut stack = stack("disk0.raw");
+    rest(&stack);
+    // The whole content is replaced while nobody takes it: tracking, then a sync of it all.
+    stack.daemon.as_mut().unwrap().kill();
+    for at in (0..96).step_by(8) {
+        guest_writes(&stack, at * MIB, 8 * MIB);
+    }
+    crash(&mut stack);
+    stack.start_daemon();
+    stack.start_vm();
+    stack.wait("a good part is known to be durable", |stack| {
+        figure(stack, "intent_bytes") < 60 * MIB
+    });
+    let left = figure(&stack, "intent_bytes");
+    crash(&mut stack);
+    let synced = come_back(&mut stack);
+    assert!(synced <= left, "{synced} synced, {left} were left");
+    stack.recover_and_compare("after-two");
+}
+
+#[test]
+fn a_disk_that_was_opened_without_the_filter_is_synced_in_full() {
+    for (disk, crashed) in [
+        ("disk0.raw", false),
+        ("disk0.vmdk", false),
+        ("disk0.vmdk", true),
+    ] {
+        let mut stack = stack(disk);
+        rest(&stack);
+        match crashed {
+            true => crash(&mut stack),
+            false => stack.vm.as_mut().unwrap().stop(),
+        }
+        let path = stack.disks[0].1.display().to_string();
+        let mut nbd = vec!["simhost".to_string(), "nbd".into(), "--disk".into(), path];
+        let socket = stack.dir.path().join("behind.sock");
+        nbd.extend(["--socket".into(), socket.display().to_string()]);
+        let mut other = Part::start(&stack.log("behind"), &nbd);
+        let uri = format!("nbd+unix:///disk?socket={}", socket.display());
+        let mut qemu_io = support::client("qemu-io");
+        support::ok(
+            qemu_io
+                .args(["-f", "raw", "-c", "write -P 9 33M 4096", &uri])
+                .output(),
+        );
+        other.stop();
+        if crashed {
+            stack.start_daemon();
+        }
+        stack.start_vm();
+        stack.settle();
+        assert_eq!(figure(&stack, "synced_bytes"), DISK, "{disk}");
+        stack.recover_and_compare("after-all");
+    }
+}
+
+#[test]
+fn an_appliance_that_lost_its_log_gets_all_of_the_disk() {
+    let mut stack = stack("disk0.raw");
+    rest(&stack);
+    crash(&mut stack);
+    stack.drva.as_mut().unwrap().kill();
+    std::fs::remove_dir_all(stack.dir.path().join("data")).unwrap();
+    std::fs::remove_dir_all(stack.dir.path().join("store")).unwrap();
+    stack.start_drva();
+    assert_eq!(come_back(&mut stack), DISK);
+    stack.recover_and_compare("anew");
+}
