@@ -585,12 +585,23 @@ impl World {
         }
     }
 
-    fn what_is_missing(&self) -> String {
+    fn what_is_missing(&mut self) -> String {
         let mut text = Vec::new();
-        for (number, disk) in self.disks.iter().enumerate() {
-            let state = disk.open.as_ref().map(|open| open.core.state());
-            let held = disk.ios.len();
-            text.push(format!("disk {number}: {state:?}, {held} I/Os under way"));
+        for (number, disk) in self.disks.iter_mut().enumerate() {
+            let open = disk.open.as_mut();
+            let state = open.map(|open| {
+                let free = open.core.producer().free_bytes();
+                let (core, held) = (&open.core, open.held.len());
+                (core.state(), free, held, core.has_deferred(), core.dirty_bytes())
+            });
+            text.push(format!("disk {number}: {state:?}"));
+        }
+        for host in &self.hosts {
+            for served in host.daemon.iter().flat_map(|daemon| &daemon.lanes) {
+                let lane = &served.lane;
+                let at = (lane.stage, lane.moving_to, lane.consumer.restarting());
+                text.push(format!("{}: {at:?}", lane.label()));
+            }
         }
         text.push(format!("newest cut: {:?}", self.committed.last()));
         text.join("; ")

@@ -445,6 +445,16 @@ impl World {
                     outbox: outbox.clone(),
                     channel,
                 };
+                if self.trace {
+                    let (disk, epoch) = (lane.disk_id[0], lane.attach_epoch);
+                    let base = lane.base;
+                    println!(
+                        "{:>16.6} s  conn {connection}.{channel}: OPEN_LANE disk {} epoch {epoch} durable {} base {base:?}",
+                        self.now as f64 / 1e9,
+                        disk - 1,
+                        lane.durable_seq
+                    );
+                }
                 let opened = server
                     .shared
                     .borrow_mut()
@@ -507,6 +517,10 @@ impl World {
                 self.count("data over a superseded channel");
             }
             Outcome::Refused(code, seq, text) => {
+                if self.trace {
+                    let at = self.now as f64 / 1e9;
+                    println!("{at:>16.6} s  conn {connection}.{channel}: DATA refused {code:?} at {seq}: {text}");
+                }
                 server.channels.remove(&key);
                 outbox.send(&Message::Error { code, seq, text }, channel);
                 if code == ErrorCode::Corrupt {
