@@ -195,3 +195,48 @@ fn an_appliance_that_lost_its_log_gets_all_of_the_disk() {
     assert_eq!(come_back(&mut stack), DISK);
     stack.recover_and_compare("anew");
 }
+
+/// The disk and its sidecar as they were are put back: a snapshot of the storage below, a backup.
+#[test]
+fn a_disk_that_was_rolled_back_with_its_sidecar_is_synced_in_full() {
+    for booted in [false, true] {
+        let mut stack = stack("disk0.vmdk");
+        rest(&stack);
+        stack.vm.as_mut().unwrap().stop();
+        let aside = tempfile::tempdir_in(stack.dir.path()).unwrap();
+        let files: Vec<_> = std::fs::read_dir(stack.dir.path())
+            .unwrap()
+            .map(|entry| entry.unwrap().path())
+            .filter(|path| {
+                path.file_name()
+                    .unwrap()
+                    .to_string_lossy()
+                    .starts_with("disk0")
+            })
+            .collect();
+        assert!(files.len() >= 3, "descriptor, extent, sidecar: {files:?}");
+        let copy = |from: &Path, to: &Path| std::fs::copy(from, to).unwrap();
+        for file in &files {
+            copy(file, &aside.path().join(file.file_name().unwrap()));
+        }
+        stack.start_vm();
+        stack.settle();
+        assert_eq!(figure(&stack, "synced_bytes"), 0, "it adopts its lane");
+        guest_writes(&stack, 40 * MIB, MIB);
+        rest(&stack);
+        stack.vm.as_mut().unwrap().stop();
+        for file in &files {
+            copy(&aside.path().join(file.file_name().unwrap()), file);
+        }
+        if booted {
+            stack.daemon.as_mut().unwrap().kill();
+            boot(&stack);
+            stack.start_daemon();
+        }
+        stack.start_vm();
+        stack.wait("it was noticed", |stack| figure(stack, "epoch") == 3);
+        stack.settle();
+        assert!(figure(&stack, "synced_bytes") >= DISK);
+        stack.recover_and_compare("rolled-back");
+    }
+}

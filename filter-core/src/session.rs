@@ -90,7 +90,9 @@ pub enum Refusal {
         found: u64,
     },
     /// A newer attach epoch was seen: the host that sends this has lost the VM.
-    #[error("attach epoch {found} is fenced: epoch {current} has attached since")]
+    #[error(
+        "attach epoch {found} is fenced: another host, or an earlier state of the disk, was opened with epoch {current}"
+    )]
     Fenced {
         /// Newest epoch seen.
         current: u32,
@@ -113,6 +115,16 @@ pub enum Refusal {
     },
 }
 
+/// One opening of a disk, as its lane presents it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Attach {
+    /// Its epoch.
+    pub epoch: u32,
+    /// A number of its own: two openings have the same epoch if disk and sidecar were rolled back
+    /// between them. 0: not known.
+    pub id: u64,
+}
+
 /// What an appliance knows of one disk's stream.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Receiver {
@@ -121,8 +133,8 @@ pub struct Receiver {
     syncing: bool,
     seen_base: bool,
     full_base_seq: u64,
-    /// Newest epoch that a host presented a lane of.
-    presented_epoch: u32,
+    /// The newest opening that a host presented a lane of.
+    presented: Attach,
 }
 
 impl Receiver {
@@ -134,7 +146,7 @@ impl Receiver {
             syncing: true,
             seen_base: false,
             full_base_seq: 0,
-            presented_epoch: 0,
+            presented: Attach { epoch: 0, id: 0 },
         }
     }
 
@@ -151,13 +163,13 @@ impl Receiver {
             syncing,
             seen_base: received.0 > 0,
             full_base_seq,
-            presented_epoch: 0,
+            presented: Attach { epoch: 0, id: 0 },
         }
     }
 
-    /// The same, with the newest epoch that is known to have been presented.
-    pub const fn with_presented(mut self, epoch: u32) -> Self {
-        self.presented_epoch = epoch;
+    /// The same, with the newest opening that is known to have been presented.
+    pub const fn with_presented(mut self, presented: Attach) -> Self {
+        self.presented = presented;
         self
     }
 
@@ -183,24 +195,28 @@ impl Receiver {
 
     /// The newest epoch that is known of: presented, or of a record.
     pub fn newest_epoch(&self) -> u32 {
-        self.attach_epoch.max(self.presented_epoch)
+        self.attach_epoch.max(self.presented.epoch)
     }
 
-    /// Whether a lane of this epoch may be presented: not if a newer one was, or was received.
-    pub fn may_open(&self, attach_epoch: u32) -> Result<(), Refusal> {
-        let (current, found) = (self.newest_epoch(), attach_epoch);
-        if found < current && holds(Guard::FenceAtOpen) {
+    /// Whether a lane of this opening may be presented: not if a newer epoch was, or was received; nor
+    /// if another opening had the same epoch.
+    pub fn may_open(&self, attach: Attach) -> Result<(), Refusal> {
+        let (current, found) = (self.newest_epoch(), attach.epoch);
+        let known = self.presented;
+        let other =
+            known.epoch == found && known.id != attach.id && known.id != 0 && attach.id != 0;
+        if (found < current || other) && holds(Guard::FenceAtOpen) {
             return Err(Refusal::Fenced { current, found });
         }
         Ok(())
     }
 
-    /// A host presents a lane of this epoch: from now on none of an older one may be. Records are not
+    /// A host presents a lane of this opening: from now on none of an older epoch may be. Records are not
     /// fenced by that: an adopted lane still holds some of the epochs before its own, and they come
     /// first; for them the fence falls with the first record of the new epoch.
-    pub fn open(&mut self, attach_epoch: u32) -> Result<(), Refusal> {
-        self.may_open(attach_epoch)?;
-        self.presented_epoch = attach_epoch;
+    pub fn open(&mut self, attach: Attach) -> Result<(), Refusal> {
+        self.may_open(attach)?;
+        self.presented = attach;
         Ok(())
     }
 

@@ -66,8 +66,8 @@ fn an_older_epoch_is_fenced() {
             found: 3
         })
     );
-    assert!(receiver.open(3).is_err());
-    assert!(receiver.open(4).is_ok());
+    assert!(receiver.open(attach(3, 0)).is_err());
+    assert!(receiver.open(attach(4, 0)).is_ok());
     // A base does not pass the fence either.
     assert!(matches!(
         receiver.admit(&record(99, 3, BASE)),
@@ -123,10 +123,10 @@ fn a_base_is_taken_only_if_what_it_relies_on_is_here() {
 #[test]
 fn an_epoch_older_than_one_presented_is_not_opened() {
     let mut receiver = Receiver::restored(Received(5), 3, false, 1);
-    assert_eq!(receiver.open(5), Ok(()));
+    assert_eq!(receiver.open(attach(5, 0)), Ok(()));
     let fenced = |current, found| Err(Refusal::Fenced { current, found });
-    assert_eq!(receiver.open(4), fenced(5, 4));
-    assert_eq!(receiver.open(5), Ok(()));
+    assert_eq!(receiver.open(attach(4, 0)), fenced(5, 4));
+    assert_eq!(receiver.open(attach(5, 0)), Ok(()));
     // Records of a lane that was adopted come before those of its new epoch.
     assert_eq!(receiver.admit(&record(6, 3, 0)), Ok(Admit::Append));
     assert_eq!((receiver.attach_epoch(), receiver.newest_epoch()), (3, 5));
@@ -134,9 +134,9 @@ fn an_epoch_older_than_one_presented_is_not_opened() {
     let refused = receiver.admit(&record(8, 4, 0)).map(|_| ());
     assert_eq!(refused, fenced(5, 4));
     // As it is after a restart of the receiver.
-    let restored = Receiver::restored(Received(5), 3, false, 1).with_presented(5);
-    assert_eq!(restored.may_open(4), fenced(5, 4));
-    assert_eq!(Receiver::new().may_open(1), Ok(()));
+    let restored = Receiver::restored(Received(5), 3, false, 1).with_presented(attach(5, 0));
+    assert_eq!(restored.may_open(attach(4, 0)), fenced(5, 4));
+    assert_eq!(Receiver::new().may_open(attach(1, 0)), Ok(()));
 }
 
 #[test]
@@ -198,4 +198,29 @@ proptest! {
         let expected: std::vec::Vec<u64> = (1..=appended.len() as u64).collect();
         prop_assert_eq!(appended, expected);
     }
+}
+
+const fn attach(epoch: u32, id: u64) -> Attach {
+    Attach { epoch, id }
+}
+
+/// Disk and sidecar were rolled back: the next opening has an epoch that was there before.
+#[test]
+fn another_opening_of_the_same_epoch_is_fenced() {
+    let mut receiver = Receiver::restored(Received(5), 2, false, 1);
+    assert_eq!(receiver.open(attach(3, 77)), Ok(()));
+    assert_eq!(receiver.open(attach(3, 77)), Ok(()), "it comes again");
+    let (current, found) = (3, 3);
+    assert_eq!(
+        receiver.open(attach(3, 78)),
+        Err(Refusal::Fenced { current, found })
+    );
+    assert_eq!(receiver.open(attach(4, 78)), Ok(()));
+    let restored = Receiver::restored(Received(5), 2, false, 1).with_presented(attach(4, 78));
+    assert!(restored.may_open(attach(4, 79)).is_err());
+    assert!(restored.may_open(attach(4, 78)).is_ok());
+    assert!(
+        restored.may_open(attach(4, 0)).is_ok(),
+        "nothing is known of it"
+    );
 }

@@ -9,7 +9,7 @@ use crate::hashes::Questions;
 use crossbeam::channel::{Receiver, Sender, TryRecvError, unbounded};
 use filter_core::lane::consumer::{Consumer, LaneFault, Run};
 use filter_core::lane::layout::{LaneHome, LaneState};
-use filter_core::lane::sync::Ordering::Relaxed;
+use filter_core::lane::sync::Ordering::{Acquire, Relaxed};
 use filter_core::mapping::MappedLane;
 use filter_core::mutant::{Guard, holds};
 use filter_core::position::Durable;
@@ -143,7 +143,8 @@ impl<H: LaneHome> Lane<H> {
     }
 
     fn attach_epoch(&self) -> u32 {
-        self.mapped.memory().producer().attach_epoch.load(Relaxed) // checked by the appliance
+        let memory = self.mapped.memory();
+        memory.producer().attach_epoch.load(Acquire) // pairs with the producer's Release: the id came before
     }
 
     /// Whether the appliance knows the lane's channel.
@@ -213,6 +214,7 @@ impl<H: LaneHome> Lane<H> {
             disk_id: id.disk_id,
             vm_id: id.vm_id,
             attach_epoch: self.told.0,
+            attach_id: self.mapped.memory().producer().attach_id.load(Relaxed), // stored before the epoch
             durable_seq: self.consumer.durable().0,
             capacity_bytes: self.told.1,
             base: self.consumer.next_base(),
@@ -366,11 +368,13 @@ impl<H: LaneHome> Lane<H> {
         self.questions.find(&self.consumer, connected && soon);
     }
 
-    /// A fenced lane whose epoch has changed since may try again.
+    /// A fenced lane whose epoch has changed since may try again. What lies in it from before is of an
+    /// epoch that is refused for ever: the stream starts anew.
     pub fn look_at_fence(&mut self) {
         if let Stage::Fenced(epoch) = self.stage
             && self.attach_epoch() != epoch
         {
+            self.consumer.request_restart(self.consumer.durable().0);
             self.stage = Stage::Closed(None);
         }
     }

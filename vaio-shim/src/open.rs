@@ -326,6 +326,7 @@ pub fn attach(host: Host, handle: DiskHandle, info: &DiskInfo) -> Result<Attache
         None => make_lane(&run, info, &header, geometry, boot_id, domain)?,
     };
     let stamps = vm::stamps(&info.vm_uuid, host.now_wall_ns().max(scan.last_stamp));
+    Producer::tell_attach_id(lane.memory(), attach_id(host)?);
     let mut producer = Producer::new(lane.memory(), next.attach_epoch, scan.tail, scan.next_seq);
     if row.action == Action::Restart {
         producer.restart();
@@ -388,6 +389,13 @@ fn open_map(
     };
     beside.write_map(&mut intent)?;
     Ok((beside, intent))
+}
+
+fn attach_id(host: Host) -> Result<u64, OpenError> {
+    let random = host.random_id().ok_or(OpenError::Random)?;
+    let (id, _) = random.as_chunks::<8>();
+    // Zero would be: not known.
+    Ok(id.first().map_or(1, |id| u64::from_le_bytes(*id) | 1))
 }
 
 fn make_lane(

@@ -128,7 +128,7 @@ impl Replicated {
         Flush::submit(self, None)
     }
 
-    /// If the appliance knows a newer epoch: finds out whether somebody has attached since (then this
+    /// If the appliance knows of another opening with this epoch or a newer one: finds out whether somebody has attached since (then this
     /// host has lost the disk), or disk and sidecar were rolled back (then the stream starts anew).
     pub(crate) fn look_at_fence(self: &Arc<Self>) {
         let (fenced, ours) = {
@@ -137,7 +137,7 @@ impl Replicated {
             let fenced = memory.consumer().fenced_epoch.load(Relaxed); // looked at again and again
             (fenced, core.disk.producer().attach_epoch())
         };
-        if fenced <= ours || self.lost_to_epoch.load(Relaxed) == fenced {
+        if fenced == 0 || fenced < ours || self.lost_to_epoch.load(Relaxed) == fenced {
             return;
         }
         let mut beside = self.beside.lock();

@@ -12,7 +12,7 @@ use filter_core::lane::layout::DIRTY_BLOCK_BYTES;
 use filter_core::mutant::{Guard, holds};
 use filter_core::position::Received;
 use filter_core::record::{FLAG_SYNC_BEGIN, FLAG_SYNC_END, RecordIter};
-use filter_core::session::{Admit, Receiver, Refusal};
+use filter_core::session::{Admit, Attach, Receiver, Refusal};
 use filter_core::wire::{ErrorCode, Message};
 use parking_lot::{Mutex, RwLock};
 use recovery_store::DiskInfo;
@@ -131,14 +131,14 @@ impl Disk {
     }
 
     /// A disk as the log of a restarted appliance has it.
-    pub fn restored(info: DiskInfo, state: &DiskState, presented_epoch: u32) -> Self {
+    pub fn restored(info: DiskInfo, state: &DiskState, presented: Attach) -> Self {
         let receiver = Receiver::restored(
             Received(state.last_seq),
             state.attach_epoch,
             state.sync_begin != 0,
             state.full_base_seq,
         )
-        .with_presented(presented_epoch);
+        .with_presented(presented);
         let disk = Self::with(info, receiver, state.last_seq);
         if state.sync_begin != 0 {
             disk.stream.lock().brackets.begin(state.sync_begin);
@@ -177,9 +177,9 @@ impl Disk {
         self.stream.lock().receiver.newest_epoch()
     }
 
-    /// Whether a lane of this epoch may be presented.
-    pub fn may_open(&self, attach_epoch: u32) -> Result<(), Refusal> {
-        self.stream.lock().receiver.may_open(attach_epoch)
+    /// Whether a lane of this opening may be presented.
+    pub fn may_open(&self, attach: Attach) -> Result<(), Refusal> {
+        self.stream.lock().receiver.may_open(attach)
     }
 
     /// Whether a cut may end at this seq.
@@ -220,9 +220,10 @@ impl Disk {
     /// A host presents the disk on a channel, which supersedes the one before; a host whose epoch is
     /// older is told that it has lost the disk. Answers the host, and gives what tells this channel
     /// from others.
-    pub fn attach(&self, attach_epoch: u32, host: [u8; 16], route: Route) -> Result<u64, Refusal> {
+    pub fn attach(&self, attach: Attach, host: [u8; 16], route: Route) -> Result<u64, Refusal> {
+        let attach_epoch = attach.epoch;
         let mut stream = self.stream.lock();
-        stream.receiver.open(attach_epoch)?;
+        stream.receiver.open(attach)?;
         let generation = self.generation.fetch_add(1, Ordering::AcqRel) + 1; // under the lock
         *self.host.lock() = host;
         let mut present = self.route.lock();
@@ -234,11 +235,17 @@ impl Disk {
             full_base_seq: stream.receiver.full_base_seq(),
         };
         route.outbox.send(&opened, route.channel);
+        let (outbox, channel) = (route.outbox.clone(), route.channel);
+        let same = |before: &Present| {
+            Arc::ptr_eq(&before.route.outbox, &outbox) && before.route.channel == channel
+        };
         let before = present.replace(Present {
             route,
             attach_epoch,
         });
-        if let Some(lost) = before.filter(|before| before.attach_epoch < attach_epoch) {
+        // On the same channel it is the same host: a VM there has adopted the lane.
+        let lost = before.filter(|before| before.attach_epoch < attach_epoch && !same(before));
+        if let Some(lost) = lost {
             let (current, found) = (attach_epoch, lost.attach_epoch);
             let message = Message::Error {
                 code: ErrorCode::Fenced,

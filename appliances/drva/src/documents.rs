@@ -3,14 +3,16 @@
 //! Invariant: what is written here can be read back here; unknown members are passed over.
 
 use crate::domain::ClosedCut;
+use filter_core::session::Attach;
 use recovery_store::DiskInfo;
 use std::collections::BTreeMap;
 use uuid::Uuid;
 
-/// A disk's description, with the newest attach epoch that was presented of it.
-pub fn describe(info: &DiskInfo, presented_epoch: u32) -> String {
+/// A disk's description, with the newest opening that was presented of it.
+pub fn describe(info: &DiskInfo, presented: Attach) -> String {
     serde_json::json!({
-        "presented_epoch": presented_epoch,
+        "presented_epoch": presented.epoch,
+        "presented_id": presented.id,
         "vm_uuid": info.vm_uuid.to_string(),
         "vm_name": info.vm_name,
         "name": info.name,
@@ -20,7 +22,10 @@ pub fn describe(info: &DiskInfo, presented_epoch: u32) -> String {
 }
 
 /// And back.
-pub fn describe_back(disk_id: [u8; 16], text: &[u8]) -> Result<(DiskInfo, u32), serde_json::Error> {
+pub fn describe_back(
+    disk_id: [u8; 16],
+    text: &[u8],
+) -> Result<(DiskInfo, Attach), serde_json::Error> {
     let value: serde_json::Value = serde_json::from_slice(text)?;
     let string = |key: &str| value.get(key).and_then(|v| v.as_str()).unwrap_or_default();
     let number = |key: &str| value.get(key).and_then(|v| v.as_u64()).unwrap_or(0);
@@ -31,8 +36,11 @@ pub fn describe_back(disk_id: [u8; 16], text: &[u8]) -> Result<(DiskInfo, u32), 
         name: string("name").into(),
         capacity_bytes: number("capacity_bytes"),
     };
-    let presented_epoch = u32::try_from(number("presented_epoch")).unwrap_or(0);
-    Ok((info, presented_epoch))
+    let presented = Attach {
+        epoch: u32::try_from(number("presented_epoch")).unwrap_or(0),
+        id: number("presented_id"),
+    };
+    Ok((info, presented))
 }
 
 /// A closed cut.

@@ -11,7 +11,7 @@ use crate::log::format::EntryKind;
 use crate::log::recover::Recovered;
 use crate::log::{Durability, Log, LogError, LogOptions, Submission};
 use crossbeam::channel::{Receiver, Sender, bounded};
-use filter_core::session::Refusal;
+use filter_core::session::{Attach, Refusal};
 use filter_core::wire::{ErrorCode, OpenLane};
 use hdrhistogram::Histogram;
 use parking_lot::{Condvar, Mutex, RwLock};
@@ -285,6 +285,10 @@ impl Domain {
             };
             (ErrorCode::Fenced, word, refusal.to_string())
         };
+        let attach = Attach {
+            epoch: lane.attach_epoch,
+            id: lane.attach_id,
+        };
         let info = DiskInfo {
             uuid: Uuid::from_bytes(lane.disk_id),
             vm_uuid: Uuid::from_bytes(lane.vm_id),
@@ -297,7 +301,7 @@ impl Domain {
             match disks.get(&lane.disk_id) {
                 Some(disk) => {
                     // Nor may it describe what is not its own.
-                    disk.may_open(lane.attach_epoch).map_err(fenced)?;
+                    disk.may_open(attach).map_err(fenced)?;
                     let mut known = disk.info.write();
                     let mut info = info;
                     info.capacity_bytes = info.capacity_bytes.max(known.capacity_bytes);
@@ -317,7 +321,7 @@ impl Domain {
             }
         };
         if changed || lane.attach_epoch > disk.newest_epoch() {
-            let content = describe(&disk.info.read(), lane.attach_epoch);
+            let content = describe(&disk.info.read(), attach);
             // The epoch alone is not worth a wait: records bring it, too.
             let logged = self.log_entry(EntryKind::Disk, lane.disk_id, 0, content, &|| !changed);
             match logged {
@@ -328,9 +332,7 @@ impl Domain {
         if changed {
             self.described.fetch_add(1, Ordering::AcqRel); // pairs with the upload's load
         }
-        let generation = disk
-            .attach(lane.attach_epoch, host, route)
-            .map_err(fenced)?;
+        let generation = disk.attach(attach, host, route).map_err(fenced)?;
         self.presented_by(host);
         Ok((disk, generation))
     }

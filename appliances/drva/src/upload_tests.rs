@@ -40,6 +40,7 @@ fn present(domain: &Domain, disk_id: [u8; 16], host: [u8; 16]) -> (Arc<crate::di
         disk_id,
         vm_id: [4; 16],
         attach_epoch: 1,
+        attach_id: 0,
         durable_seq: 0,
         capacity_bytes: 1 << 20,
         base: Some(0),

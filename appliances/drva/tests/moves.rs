@@ -54,6 +54,23 @@ fn the_host_that_comes_with_the_newer_epoch_takes_the_disk_over() {
     assert_eq!(status["disks"][0]["received_seq"], new.seq, "{status:#}");
 }
 
+/// A VM that starts again on the same host adopts its lane: nobody has lost the disk.
+#[test]
+fn a_lane_that_is_presented_again_with_a_newer_epoch_fences_nobody() {
+    let site = Site::new(&[]);
+    let drva = site.start();
+    let mut host = drva.connect(DATA);
+    let mut disk = in_epoch(1);
+    host.open(1, &disk).unwrap();
+    host.records(1, &disk.begin());
+    host.wait_durable(1, 2);
+    disk.open.attach_epoch = 2;
+    assert_eq!(host.open(1, &disk), Ok(2));
+    // Waiting fails at an ERROR on the channel.
+    host.records(1, &[disk.write(0, 4096, 1)]);
+    host.wait_durable(1, 3);
+}
+
 #[test]
 fn the_host_that_lost_the_disk_does_not_get_it_by_coming_later() {
     let site = Site::new(&[]);

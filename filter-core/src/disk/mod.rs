@@ -592,11 +592,11 @@ impl Disk {
         }
     }
 
-    /// Whether the appliance knows a newer epoch than this lane's: another host has attached, or disk
-    /// and sidecar were rolled back.
+    /// Whether the appliance knows of another opening with this lane's epoch or a newer one: another
+    /// host has attached, or disk and sidecar were rolled back.
     pub fn is_fenced(&self) -> bool {
         let fenced = self.memory().consumer().fenced_epoch.load(Relaxed); // looked at again and again
-        fenced > self.producer.attach_epoch()
+        fenced != 0 && fenced >= self.producer.attach_epoch()
     }
 
     /// The epoch was raised in the sidecar, since disk and sidecar had been rolled back: everything is

@@ -77,6 +77,8 @@ pub struct ProducerWords {
     pub hash_blocks: AtomicU32,
     /// Start of that range, in bytes: a multiple of the dirty block.
     pub hash_offset: AtomicU64,
+    /// A number that no other opening of the disk has, so that one of the same epoch is told from it.
+    pub attach_id: AtomicU64,
     /// Not zero while a change has passed whose regions' bits the sidecar does not have.
     pub intent_late: AtomicU32,
 }

@@ -103,6 +103,7 @@ fn the_pages_lie_where_they_always_lay() {
         (offset_of!(P, hash_ask), narrow(|w| &w.hash_ask)),
         (offset_of!(P, hash_blocks), narrow(|w| &w.hash_blocks)),
         (offset_of!(P, hash_offset), width(|w| &w.hash_offset)),
+        (offset_of!(P, attach_id), width(|w| &w.attach_id)),
         (offset_of!(P, intent_late), narrow(|w| &w.intent_late)),
     ];
     let expected = [
@@ -122,7 +123,8 @@ fn the_pages_lie_where_they_always_lay() {
         (80, 4),
         (84, 4),
         (88, 8),
-        (96, 4),
+        (96, 8),
+        (104, 4),
     ];
     assert_eq!(producer, expected);
     assert_eq!((size_of::<P>(), align_of::<P>()), (128, 64));

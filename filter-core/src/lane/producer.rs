@@ -120,10 +120,17 @@ pub struct Producer {
 }
 
 impl Producer {
+    /// Tells by which number this opening of the disk is known; before the side is taken over.
+    pub fn tell_attach_id(memory: LaneMemory, attach_id: u64) {
+        memory.producer().attach_id.store(attach_id, Relaxed); // published with the epoch
+    }
+
     /// Takes over the producer's side at (`tail`, `next_seq`), as found by the attach scan.
     pub fn new(memory: LaneMemory, attach_epoch: u32, tail: u64, next_seq: u64) -> Self {
         let words = memory.producer();
-        words.attach_epoch.store(attach_epoch, Relaxed); // told, for people
+        words
+            .attach_epoch
+            .store(attach_epoch, super::sync::Ordering::Release); // pairs with the daemon's Acquire when it presents the lane
         // Round up a stamping word that a killed producer left odd.
         ring::stamp_leave(&words.stamping);
         // The head is looked at again, with checks, before space is reused.

@@ -127,6 +127,7 @@ impl<'a> Cursor<'a> {
         let durable_seq = self.seq(durable_seq)?;
         let (disk_id, vm_id) = (self.id("disk id")?, self.id("vm id")?);
         let attach_epoch = self.u32("attach epoch")?;
+        let attach_id = self.u64("attach id")?;
         let capacity_bytes = self.u64("capacity")?;
         if capacity_bytes > crate::record::MAX_DISK_BYTES {
             return Err(self.bad("capacity"));
@@ -151,6 +152,7 @@ impl<'a> Cursor<'a> {
             disk_id,
             vm_id,
             attach_epoch,
+            attach_id,
             durable_seq,
             capacity_bytes,
             base,

@@ -107,6 +107,7 @@ impl Message {
                 body.0.extend_from_slice(&lane.disk_id);
                 body.0.extend_from_slice(&lane.vm_id);
                 body.u32(lane.attach_epoch);
+                body.u64(lane.attach_id);
                 body.u64(lane.capacity_bytes);
                 body.u8(lane.base.is_some().into());
                 body.u64(lane.base.unwrap_or(0));

@@ -347,6 +347,8 @@ pub struct OpenLane {
     pub vm_id: [u8; 16],
     /// Epoch of the producer that is attached (or was last).
     pub attach_epoch: u32,
+    /// See [`crate::session::Attach`].
+    pub attach_id: u64,
     /// Everything up to here was acknowledged as durable before.
     pub durable_seq: u64,
     /// Capacity in bytes.

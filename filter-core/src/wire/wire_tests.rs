@@ -93,6 +93,7 @@ fn messages() -> Vec<Message> {
             disk_id: [1; 16],
             vm_id: [2; 16],
             attach_epoch: 3,
+            attach_id: 11,
             durable_seq: 4,
             capacity_bytes: 5 << 30,
             base: Some(6),

@@ -200,7 +200,10 @@ static jio_status_t event_stun(void *raw) {
     if (atomic_exchange(&instance->stunned, 1))
         tell(instance, "BROKEN stunned twice");
     sidecar_note(instance, 0);
-    return called(instance, "stun");
+    jio_status_t status = called(instance, "stun");
+    if (status < 0)
+        atomic_store(&instance->stunned, 0);
+    return status;
 }
 
 static jio_status_t event_unstun(void *raw) {

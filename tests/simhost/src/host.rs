@@ -5,7 +5,8 @@
 //! folder is emptied, the boot id changes.
 //!
 //! Commands come over a unix socket, one JSON document a line, one answer a line: `start` (vm, args),
-//! `stop`, `kill`, `restart` (vm), `list`, `reboot`, `power-cut` (keep, seed). What happens by itself is told on stdout, as
+//! `stop`, `kill`, `restart` (vm), `list`, `reboot`, `power-cut` (keep, seed), `migrate` (vm, to); `receive`
+//! and `withdraw` are for the other host of a migration. What happens by itself is told on stdout, as
 //! `EVENT {json}`.
 
 use crate::disk::{Format, undo};
@@ -94,6 +95,31 @@ fn prefix() -> Vec<OsString> {
     before.chain([OsString::from("vm")]).collect()
 }
 
+/// A command to another process, and its answer.
+fn ask(socket: &Path, command: &Value) -> anyhow::Result<Value> {
+    let ask = || {
+        let stream = UnixStream::connect(socket)?;
+        stream.set_read_timeout(Some(2 * START_LIMIT))?;
+        writeln!(&mut &stream, "{command}")?;
+        let mut line = String::new();
+        BufReader::new(&stream).read_line(&mut line)?;
+        if line.is_empty() {
+            return Err(std::io::Error::other("it ended without an answer"));
+        }
+        Ok(serde_json::from_str::<Value>(&line)?)
+    };
+    let answer = ask().with_context(|| format!("cannot ask {}", socket.display()))?;
+    match answer.get("error").and_then(Value::as_str) {
+        Some(error) => Err(Refused(error.into()).into()),
+        None => Ok(answer),
+    }
+}
+
+/// An answer that is an error.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+struct Refused(String);
+
 fn event(name: &str, vm: &str, what: &Value) {
     println!("EVENT {}", json!({"event": name, "vm": vm, "what": what}));
 }
@@ -130,14 +156,25 @@ impl Host {
         })
     }
 
-    fn spawn(&self, name: &str, args: &[String]) -> anyhow::Result<(Child, ChildStdout)> {
+    /// `arrives`: it comes from another host, with its sockets.
+    fn spawn(
+        &self,
+        name: &str,
+        args: &[String],
+        arrives: bool,
+    ) -> anyhow::Result<(Child, ChildStdout)> {
+        let (flag, socket) = if arrives {
+            ("--incoming", format!("{name}.incoming"))
+        } else {
+            ("--nbd-socket", format!("{name}.sock"))
+        };
         let mut child = Command::new(&self.program)
             .args(&self.prefix)
             .args(["--name", name])
             .arg("--run-dir")
             .arg(&self.args.run_dir)
-            .arg("--nbd-socket")
-            .arg(self.args.nbd_dir.join(format!("{name}.sock")))
+            .arg(flag)
+            .arg(self.args.nbd_dir.join(socket))
             .arg("--control-socket")
             .arg(self.args.nbd_dir.join(format!("{name}.control")))
             .args(args)
@@ -149,7 +186,21 @@ impl Host {
         Ok((child, stdout))
     }
 
-    fn start(&self, name: &str, args: Vec<String>) -> anyhow::Result<Value> {
+    fn start(self: &Arc<Self>, name: &str, args: Vec<String>) -> anyhow::Result<Value> {
+        self.begin(name, args, false)
+    }
+
+    /// Starts a process that waits for a VM of another host.
+    fn receive(self: &Arc<Self>, name: &str, args: Vec<String>) -> anyhow::Result<Value> {
+        self.begin(name, args, true)
+    }
+
+    fn begin(
+        self: &Arc<Self>,
+        name: &str,
+        args: Vec<String>,
+        arrives: bool,
+    ) -> anyhow::Result<Value> {
         if !is_name(name) {
             bail!("`{name}` is no name of a VM: letters, digits, `_`, `.`, `-`, at most 64");
         }
@@ -161,7 +212,7 @@ impl Host {
             if vms.len() >= MAX_VMS && !vms.contains_key(name) {
                 bail!("this host has {MAX_VMS} VMs already");
             }
-            let (child, stdout) = self.spawn(name, &args)?;
+            let (child, stdout) = self.spawn(name, &args, arrives)?;
             let vm = Vm {
                 args,
                 child,
@@ -173,15 +224,23 @@ impl Host {
             stdout
         };
         let (send, ready) = channel();
+        let (of, known) = (self.clone(), name.to_string());
         // The thread goes on reading, so that a VM that says more never blocks on a full pipe.
         std::thread::spawn(move || {
             let mut lines = BufReader::new(stdout).lines().map_while(Result::ok);
             let _ = send.send(lines.next().unwrap_or_default());
-            lines.for_each(drop);
+            for line in lines {
+                let ready = line
+                    .strip_prefix("READY ")
+                    .map(serde_json::from_str::<Value>);
+                if let Some(Ok(ready)) = ready {
+                    of.arrived(&known, ready);
+                }
+            }
         });
         let line = ready.recv_timeout(START_LIMIT).unwrap_or_default();
         let parsed = line
-            .strip_prefix("READY ")
+            .strip_prefix(if arrives { "WAITING " } else { "READY " })
             .and_then(|text| serde_json::from_str(text).ok());
         let Some(ready): Option<Value> = parsed else {
             let end = self.end(name, libc::SIGKILL, STOP_LIMIT)?;
@@ -191,6 +250,73 @@ impl Host {
             vm.ready = ready.clone();
         }
         Ok(ready)
+    }
+
+    /// A VM has come from another host.
+    fn arrived(&self, name: &str, ready: Value) {
+        if let Some(vm) = self.vms.lock().get_mut(name) {
+            vm.ready = ready.clone();
+        }
+        event("arrived", name, &ready);
+    }
+
+    /// Moves a running VM to another host, which is given by its control socket.
+    fn migrate(&self, name: &str, command: &Value) -> anyhow::Result<Value> {
+        let to = command.get("to").and_then(Value::as_str);
+        let to = PathBuf::from(to.context("`to` is missing: the other host's control socket")?);
+        let args = match self.vms.lock().get(name) {
+            Some(vm) if vm.end.is_none() => vm.args.clone(),
+            _ => bail!("no VM `{name}` runs here; see `list`"),
+        };
+        let control = self.args.nbd_dir.join(format!("{name}.control"));
+        ask(&control, &json!({"cmd": "migrate-prepare"}))?;
+        let there = json!({"cmd": "receive", "vm": name, "args": args});
+        let waiting = match ask(&to, &there) {
+            Ok(waiting) => waiting,
+            Err(error) => {
+                ask(&control, &json!({"cmd": "migrate-cancel"}))?;
+                return Err(error.context("the other host does not take it"));
+            }
+        };
+        if let Some(vm) = self.vms.lock().get_mut(name) {
+            vm.asked_to_end = true;
+        }
+        let cancel_at = command.get("cancel_at");
+        let incoming = waiting.get("incoming");
+        let go = json!({"cmd": "migrate-go", "to": incoming, "cancel_at": cancel_at});
+        let gone = ask(&control, &go);
+        if gone.is_err() {
+            if let Some(vm) = self.vms.lock().get_mut(name) {
+                vm.asked_to_end = false;
+            }
+        }
+        if gone.as_ref().is_err_and(|error| error.is::<Refused>()) {
+            // It runs here. If it ended without a word it may run there.
+            let _ = ask(&to, &json!({"cmd": "withdraw", "vm": name}));
+        }
+        let mut gone = gone?;
+        let end = self.end_of(name, STOP_LIMIT)?;
+        if let Some(gone) = gone.as_object_mut() {
+            gone.insert("end".into(), end);
+            gone.insert("to".into(), json!(to));
+        }
+        tracing::info!("VM {name} has moved: {gone}");
+        Ok(gone)
+    }
+
+    /// Ends a process that waits for a VM which does not come.
+    fn withdraw(&self, name: &str) -> anyhow::Result<Value> {
+        let waits = |vm: &Vm| vm.end.is_none() && vm.ready.get("incoming").is_some();
+        let is_waiting = self.vms.lock().get(name).is_some_and(waits);
+        match is_waiting {
+            true => self.end(name, libc::SIGTERM, STOP_LIMIT),
+            false => Ok(json!({"withdrawn": false})),
+        }
+    }
+
+    /// Waits for an end that is coming; kills what does not end in time.
+    fn end_of(&self, name: &str, limit: Duration) -> anyhow::Result<Value> {
+        self.end(name, 0, limit)
     }
 
     /// Sends a signal and waits for the end; kills what does not end in time.
@@ -260,7 +386,7 @@ impl Host {
         json!({ "vms": all })
     }
 
-    fn restart(&self, name: &str) -> anyhow::Result<Value> {
+    fn restart(self: &Arc<Self>, name: &str) -> anyhow::Result<Value> {
         self.end(name, libc::SIGKILL, STOP_LIMIT)?;
         let args = self.vms.lock().get(name).map(|vm| vm.args.clone());
         self.start(name, args.unwrap_or_default())
@@ -341,7 +467,7 @@ impl Host {
         }
     }
 
-    fn obey(&self, command: &Value) -> anyhow::Result<Value> {
+    fn obey(self: &Arc<Self>, command: &Value) -> anyhow::Result<Value> {
         let text = |key: &str| command.get(key).and_then(Value::as_str);
         let name = || text("vm").context("`vm` is missing");
         match text("cmd") {
@@ -352,6 +478,13 @@ impl Host {
                     args.iter().map(|a| a.as_str().map(String::from)).collect();
                 self.start(name()?, args.context("`args` are strings")?)
             }
+            Some("receive") => {
+                let args = command.get("args").cloned().unwrap_or_default();
+                let args = serde_json::from_value(args).context("`args` are strings")?;
+                self.receive(name()?, args)
+            }
+            Some("migrate") => self.migrate(name()?, command),
+            Some("withdraw") => self.withdraw(name()?),
             Some("stop") => self.end(name()?, libc::SIGTERM, STOP_LIMIT),
             Some("kill") => self.end(name()?, libc::SIGKILL, STOP_LIMIT),
             Some("restart") => self.restart(name()?),
@@ -362,11 +495,13 @@ impl Host {
                 let seed = command.get("seed").and_then(Value::as_u64);
                 self.power_cut(keep.unwrap_or(0.0), seed)
             }
-            _ => bail!("cmd is one of start, stop, kill, restart, list, reboot, power-cut"),
+            _ => {
+                bail!("cmd is one of start, stop, kill, restart, list, reboot, power-cut, migrate")
+            }
         }
     }
 
-    fn serve(&self, stream: &UnixStream) {
+    fn serve(self: &Arc<Self>, stream: &UnixStream) {
         let mut reader = BufReader::new(stream);
         loop {
             let mut line = String::new();

@@ -17,6 +17,7 @@ pub mod contract;
 pub mod disk;
 pub mod host;
 pub mod nbd;
+mod raw;
 pub mod snapshot;
 pub mod socket;
 pub mod vm;

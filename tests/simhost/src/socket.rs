@@ -5,7 +5,7 @@
 
 use std::io;
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
@@ -108,6 +108,17 @@ impl UnixSocket {
         })
     }
 
+    /// A socket that another process listened on; its file is ours from now on.
+    pub fn inherit(fd: OwnedFd, path: &Path) -> io::Result<Self> {
+        let listener = UnixListener::from(fd);
+        Ok(Self {
+            waker: OwnedFd::from(listener.try_clone()?).into(),
+            listener,
+            path: path.to_owned(),
+            identity: identity(path).ok(),
+        })
+    }
+
     /// Its path.
     pub fn path(&self) -> &Path {
         &self.path
@@ -121,6 +132,18 @@ impl UnixSocket {
     /// Ends a waiting `accept`, now and for good.
     pub fn wake(&self) {
         let _ = self.waker.shutdown(Shutdown::Both);
+    }
+}
+
+impl AsFd for UnixSocket {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.listener.as_fd()
+    }
+}
+
+impl AsFd for TcpSocket {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.listener.as_fd()
     }
 }
 
@@ -152,6 +175,16 @@ impl TcpSocket {
             })
         };
         bind().map_err(ListenError::io(address))
+    }
+
+    /// A socket that another process listened on.
+    pub fn inherit(fd: OwnedFd) -> io::Result<Self> {
+        let listener = TcpListener::from(fd);
+        Ok(Self {
+            waker: OwnedFd::from(listener.try_clone()?).into(),
+            address: listener.local_addr()?,
+            listener,
+        })
     }
 
     /// Where it really listens.

@@ -1,103 +1,12 @@
 //! A host with VMs: started, killed, restarted, rebooted, stopped.
 #![allow(clippy::unwrap_used)]
 
+mod host_process;
+
+use host_process::Host;
 use serde_json::{Value, json};
-use simhost::nbd::client::{Client, Op};
-use std::io::{BufRead, BufReader, Write};
-use std::os::unix::net::UnixStream;
+use simhost::nbd::client::Op;
 use std::path::Path;
-use std::process::{Child, ChildStdout, Command, Stdio};
-use std::time::{Duration, Instant};
-
-const PATIENCE: Duration = Duration::from_secs(60);
-
-struct Host {
-    child: Child,
-    stdout: BufReader<ChildStdout>,
-    folder: tempfile::TempDir,
-}
-
-impl Host {
-    fn start() -> Self {
-        let folder = tempfile::tempdir().unwrap();
-        let at = |name: &str| folder.path().join(name);
-        let mut child = Command::new(env!("CARGO_BIN_EXE_simhost"))
-            .arg("host")
-            .arg("--run-dir")
-            .arg(at("run"))
-            .arg("--nbd-dir")
-            .arg(at("nbd"))
-            .arg("--control-socket")
-            .arg(at("host.sock"))
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let mut stdout = BufReader::new(child.stdout.take().unwrap());
-        let mut line = String::new();
-        stdout.read_line(&mut line).unwrap();
-        assert!(line.starts_with("READY "), "{line}");
-        Self {
-            child,
-            stdout,
-            folder,
-        }
-    }
-
-    fn obey(&self, command: &Value) -> Value {
-        let stream = UnixStream::connect(self.folder.path().join("host.sock")).unwrap();
-        stream.set_read_timeout(Some(2 * PATIENCE)).unwrap();
-        writeln!(&mut &stream, "{command}").unwrap();
-        let mut line = String::new();
-        BufReader::new(&stream).read_line(&mut line).unwrap();
-        serde_json::from_str(&line).unwrap()
-    }
-
-    fn start_vm(&self, name: &str, library: &Path, more: &[&str]) -> Value {
-        let disk = self.folder.path().join(format!("{name}.img"));
-        let file = std::fs::OpenOptions::new()
-            .append(true)
-            .create(true)
-            .open(&disk);
-        file.unwrap().set_len(1 << 20).unwrap();
-        let mut args = vec![
-            format!("--disk=disk0={}", disk.display()),
-            format!("--filter-lib={}", library.display()),
-        ];
-        args.extend(more.iter().map(|a| a.to_string()));
-        self.obey(&json!({"cmd": "start", "vm": name, "args": args}))
-    }
-
-    fn client(&self, vm: &str) -> Client {
-        let socket = self.folder.path().join("nbd").join(format!("{vm}.sock"));
-        Client::connect_unix(&socket, "disk0").unwrap()
-    }
-
-    fn next_event(&mut self) -> Value {
-        let mut line = String::new();
-        self.stdout.read_line(&mut line).unwrap();
-        serde_json::from_str(line.strip_prefix("EVENT ").unwrap()).unwrap()
-    }
-
-    fn stop(&mut self) -> Option<i32> {
-        let pid = self.child.id().to_string();
-        assert!(Command::new("kill").arg(&pid).status().unwrap().success());
-        let deadline = Instant::now() + PATIENCE;
-        loop {
-            if let Some(status) = self.child.try_wait().unwrap() {
-                return status.code();
-            }
-            assert!(Instant::now() < deadline, "the host does not stop");
-            std::thread::sleep(Duration::from_millis(5)); // poll
-        }
-    }
-}
-
-impl Drop for Host {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
 
 #[test]
 fn vms_are_processes_of_their_own() {

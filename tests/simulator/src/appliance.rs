@@ -15,7 +15,7 @@ use drva::log::{
     Batcher, Durability, LogError, LogOptions, Segment, Submission, durability, gather,
     note_segment,
 };
-use filter_core::session::Refusal;
+use filter_core::session::{Attach, Refusal};
 use filter_core::wire::{ErrorCode, OpenLane};
 use recovery_store::DiskInfo;
 use std::collections::{BTreeMap, VecDeque};
@@ -253,10 +253,14 @@ impl Domain {
             name: lane.disk_label.clone(),
             capacity_bytes: lane.capacity_bytes,
         };
+        let attach = Attach {
+            epoch: lane.attach_epoch,
+            id: lane.attach_id,
+        };
         let known = self.disks.get(&lane.disk_id).cloned();
         let (disk, changed) = match known {
             Some(disk) => {
-                disk.may_open(lane.attach_epoch).map_err(fenced)?;
+                disk.may_open(attach).map_err(fenced)?;
                 let mut now = disk.info.write();
                 let mut info = info;
                 info.capacity_bytes = info.capacity_bytes.max(now.capacity_bytes);
@@ -272,13 +276,11 @@ impl Domain {
             }
         };
         if changed || lane.attach_epoch > disk.newest_epoch() {
-            let content = describe(&disk.info.read(), lane.attach_epoch);
+            let content = describe(&disk.info.read(), attach);
             self.entry(EntryKind::Disk, lane.disk_id, 0, content);
         }
         self.described += u32::from(changed);
-        let generation = disk
-            .attach(lane.attach_epoch, host, route)
-            .map_err(fenced)?;
+        let generation = disk.attach(attach, host, route).map_err(fenced)?;
         // A cut that another host was asked for is void.
         if let Some(asked) = self.outstanding.as_mut().filter(|of| of.host != host) {
             asked.void = true;

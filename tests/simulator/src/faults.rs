@@ -592,7 +592,13 @@ impl World {
             let state = open.map(|open| {
                 let free = open.core.producer().free_bytes();
                 let (core, held) = (&open.core, open.held.len());
-                (core.state(), free, held, core.has_deferred(), core.dirty_bytes())
+                (
+                    core.state(),
+                    free,
+                    held,
+                    core.has_deferred(),
+                    core.dirty_bytes(),
+                )
             });
             text.push(format!("disk {number}: {state:?}"));
         }

@@ -206,6 +206,8 @@ impl World {
         };
         // A clock that is good to some seconds, and what the lane itself knows.
         vm.stamp.fetch_max(scan.last_stamp.max(now), RELAXED);
+        // Another number at each opening.
+        Producer::tell_attach_id(lane.memory(), content_now | 1 << 40);
         let mut producer =
             Producer::new(lane.memory(), next.attach_epoch, scan.tail, scan.next_seq);
         if row.action == Action::Restart {

@@ -191,7 +191,11 @@ impl World {
         let (Some((fenced, ours)), Some(header)) = (fenced, self.header_of(disk)) else {
             return;
         };
-        if fenced <= ours || header.attach_epoch != ours || !holds(Guard::RisesWhenRolledBack) {
+        if fenced == 0
+            || fenced < ours
+            || header.attach_epoch != ours
+            || !holds(Guard::RisesWhenRolledBack)
+        {
             return;
         }
         let Ok(next) = header.risen(fenced) else {

@@ -519,7 +519,9 @@ impl World {
             Outcome::Refused(code, seq, text) => {
                 if self.trace {
                     let at = self.now as f64 / 1e9;
-                    println!("{at:>16.6} s  conn {connection}.{channel}: DATA refused {code:?} at {seq}: {text}");
+                    println!(
+                        "{at:>16.6} s  conn {connection}.{channel}: DATA refused {code:?} at {seq}: {text}"
+                    );
                 }
                 server.channels.remove(&key);
                 outbox.send(&Message::Error { code, seq, text }, channel);

@@ -362,6 +362,7 @@ impl Disk {
                 disk_id: uuid.into_bytes(),
                 vm_id: [0x20; 16],
                 attach_epoch: 1,
+                attach_id: 0,
                 durable_seq: 0,
                 capacity_bytes: CAPACITY_BYTES,
                 base: Some(0),

@@ -10,9 +10,11 @@ use super::budget::Budget;
 use super::engine::{Io, Kind};
 use super::proto::{self, RequestHeader, cflag, chunk, errno};
 use super::stream::Stream;
+use crate::raw;
 use parking_lot::{Condvar, Mutex, MutexGuard};
 use std::io::{self, Read};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::ThreadId;
 use std::time::Instant;
 
@@ -33,6 +35,8 @@ struct State {
     /// Bytes that a thread has taken and is sending without the lock.
     sending: Option<usize>,
     reader: Option<ThreadId>,
+    /// The reading thread, from its beginning to its end.
+    thread: Option<raw::Thread>,
     under_way: usize,
     payload_bytes: usize,
     /// Taken from what all connections share.
@@ -43,6 +47,9 @@ struct State {
     pool_bytes: usize,
     /// The writing thread has something to do.
     is_stalled: bool,
+    /// The reading thread stands: what it has read and not served; and one request under way waits for
+    /// the rest.
+    parked: Option<(Vec<u8>, bool)>,
     is_broken: bool,
     is_ended: bool,
 }
@@ -81,6 +88,10 @@ pub struct Connection {
     stream: Stream,
     structured: bool,
     budget: Arc<Budget>,
+    /// The reading thread is to stand before its next read.
+    is_paused: AtomicBool,
+    /// It is about to read, or reads.
+    is_reading: AtomicBool,
     state: Mutex<State>,
     /// The reading thread waits here for room, for the sender, for the end of what is under way; the
     /// writing thread for the sender.
@@ -107,6 +118,8 @@ impl Connection {
             stream,
             structured,
             budget,
+            is_paused: AtomicBool::new(false),
+            is_reading: AtomicBool::new(false),
             state: Mutex::new(state),
             changed: Condvar::new(),
             stalled: Condvar::new(),
@@ -330,10 +343,25 @@ impl Connection {
 
     // ---- requests -------------------------------------------------------------------------------
 
-    /// Reads from the client. The reading thread's.
-    pub(super) fn read(&self, buffer: &mut [u8]) -> io::Result<usize> {
+    /// Reads from the client; stands while the connection is paused. `so_far` is what was read and not
+    /// served, and whether a request under way waits for the rest. The reading thread's.
+    pub(super) fn read(
+        &self,
+        buffer: &mut [u8],
+        so_far: impl Fn() -> (Vec<u8>, bool),
+    ) -> io::Result<usize> {
         loop {
-            match (&mut &self.stream).read(buffer) {
+            // First said, then looked: whoever pauses does it the other way round, so one of both sees the
+            // other.
+            self.is_reading.store(true, Ordering::SeqCst);
+            if self.is_paused.load(Ordering::SeqCst) {
+                self.is_reading.store(false, Ordering::SeqCst);
+                self.stand(so_far());
+                continue;
+            }
+            let read = (&mut &self.stream).read(buffer);
+            self.is_reading.store(false, Ordering::SeqCst);
+            match read {
                 // A reply that was just being sent without waiting: it holds the lock.
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => drop(self.state.lock()),
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
@@ -344,8 +372,59 @@ impl Connection {
 
     /// The reading thread begins.
     pub(super) fn begin(&self) {
-        self.state.lock().reader = Some(std::thread::current().id());
+        let mut state = self.state.lock();
+        state.reader = Some(std::thread::current().id());
+        state.thread = Some(raw::Thread::current());
     }
+
+    // ---- pauses ---------------------------------------------------------------------------------
+
+    fn stand(&self, ahead: (Vec<u8>, bool)) {
+        let mut state = self.state.lock();
+        state.parked = Some(ahead);
+        self.changed.notify_all();
+        while self.is_paused.load(Ordering::SeqCst) && !state.is_broken {
+            self.changed.wait(&mut state);
+        }
+        state.parked = None;
+    }
+
+    /// The reading thread is to stand before its next read; calls it out of one.
+    pub(super) fn pause(&self) {
+        self.is_paused.store(true, Ordering::SeqCst);
+        let state = self.state.lock();
+        if let Some(thread) = state.thread
+            && self.is_reading.load(Ordering::SeqCst)
+        {
+            // SAFETY: it takes itself out under this lock before it ends.
+            unsafe { thread.interrupt() };
+        }
+    }
+
+    /// It goes on.
+    pub(super) fn resume(&self) {
+        self.is_paused.store(false, Ordering::SeqCst);
+        self.look_again();
+    }
+
+    /// The reading thread stands, no request is under way, each reply is sent.
+    pub(super) fn is_quiet(&self) -> bool {
+        let state = self.state.lock();
+        let own = |(_, within): &(Vec<u8>, bool)| usize::from(*within);
+        let is_idle = state.parked.as_ref().map(own) == Some(state.under_way);
+        is_idle && state.out.is_empty() && state.sending.is_none() && !state.is_stalled
+    }
+
+    /// What was read ahead, and the socket; only while it is quiet.
+    pub(super) fn parked(&self) -> io::Result<Option<(Stream, Vec<u8>)>> {
+        let parked = self.state.lock().parked.clone();
+        let Some((ahead, _)) = parked else {
+            return Ok(None);
+        };
+        Ok(Some((self.stream.try_clone()?, ahead)))
+    }
+
+    // ---- requests, again ------------------------------------------------------------------------
 
     /// Something changed for which this connection waits.
     pub(super) fn look_again(&self) {
@@ -428,6 +507,7 @@ impl Connection {
     pub(super) fn stop_gathering(&self) {
         let mut state = self.state.lock();
         state.reader = None;
+        state.thread = None;
         self.pushed(&mut state, false);
     }
 
@@ -497,7 +577,10 @@ mod tests {
         second.set_nonblocking(true).unwrap();
         std::thread::spawn(move || {
             let mut buffer = [0; 8];
-            send.send(of.read(&mut buffer).map(|n| buffer[..n].to_vec()))
+            send.send(
+                of.read(&mut buffer, Default::default)
+                    .map(|n| buffer[..n].to_vec()),
+            )
         });
         let early = read.recv_timeout(Duration::from_millis(200));
         assert!(early.is_err(), "{early:?}");

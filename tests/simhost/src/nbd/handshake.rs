@@ -12,9 +12,12 @@ use std::sync::Arc;
 use std::time::Instant;
 
 /// What was agreed.
+#[derive(Clone)]
 pub struct Agreed {
     /// The export.
     pub engine: Arc<dyn Engine>,
+    /// Its name.
+    pub export: String,
     /// Replies are structured.
     pub structured: bool,
     /// The client knows that zeros can be asked for that must be fast.
@@ -103,6 +106,7 @@ impl Talk<'_> {
         Ok(Some(Agreed {
             fast_zero: engine.has_fast_zero(),
             engine,
+            export: name.into(),
             structured: self.structured,
             block_status,
         }))
@@ -160,6 +164,7 @@ impl Talk<'_> {
         Ok(Agreed {
             fast_zero: engine.has_fast_zero(),
             engine,
+            export: String::from_utf8_lossy(data).into_owned(),
             structured: self.structured,
             block_status: false,
         })

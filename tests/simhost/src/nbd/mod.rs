@@ -6,6 +6,7 @@
 //! | [`engine`] | what serves requests: inline or later, from any thread |
 //! | [`handshake`] | options, up to transmission |
 //! | [`server`] | listeners, and the life of connections |
+//! | [`handover`] | connections that go to another process |
 //! | [`connection`] | what is under way of one client, and the way of its replies |
 //! | [`transmit`] | requests: read, checked, handed to the engine |
 //! | [`budget`] | how much clients may take |
@@ -19,6 +20,7 @@ pub mod budget;
 pub mod client;
 pub mod connection;
 pub mod engine;
+pub mod handover;
 pub mod handshake;
 pub mod proto;
 pub mod server;

@@ -20,6 +20,12 @@ struct Input {
     buffer: Vec<u8>,
     at: usize,
     end: usize,
+    /// The request whose payload is being read, as it came.
+    request: [u8; REQUEST_BYTES],
+    /// So much of its payload was thrown away: what it was does not matter to anybody.
+    skipped: usize,
+    /// The payload is thrown away: no request of the engine waits for it.
+    is_skipping: bool,
 }
 
 impl Input {
@@ -37,8 +43,8 @@ impl Input {
             self.buffer.copy_within(self.at..self.end, 0);
             self.end -= self.at;
             self.at = 0;
-            let free = self.buffer.get_mut(self.end..).unwrap_or_default();
-            match connection.read(free)? {
+            let (ahead, free) = self.buffer.split_at_mut(self.end);
+            match connection.read(free, || (ahead.to_vec(), false))? {
                 0 if self.end == 0 => return Ok(false),
                 0 => return Err(io::ErrorKind::UnexpectedEof.into()),
                 n => self.end += n,
@@ -49,17 +55,25 @@ impl Input {
 
     /// Moves exactly `target.len()` bytes of payload: what was read ahead, then from the socket.
     fn take(&mut self, connection: &Connection, target: &mut [u8]) -> io::Result<()> {
-        let ahead = self.available().len().min(target.len());
-        let (head, mut tail) = target.split_at_mut(ahead);
-        head.copy_from_slice(self.available().get(..ahead).unwrap_or_default());
-        self.at += ahead;
-        if !tail.is_empty() {
+        let mut done = self.available().len().min(target.len());
+        let head = target.get_mut(..done).unwrap_or_default();
+        head.copy_from_slice(self.available().get(..done).unwrap_or_default());
+        self.at += done;
+        if done < target.len() {
             connection.flush();
         }
-        while !tail.is_empty() {
-            match connection.read(tail)? {
+        while done < target.len() {
+            let (have, free) = target.split_at_mut(done);
+            // All of the request so far: whoever goes on with the connection begins with it.
+            let so_far = || {
+                let mut ahead = self.request.to_vec();
+                ahead.resize(REQUEST_BYTES + self.skipped, 0);
+                ahead.extend_from_slice(have);
+                (ahead, !self.is_skipping)
+            };
+            match connection.read(free, so_far)? {
                 0 => return Err(io::ErrorKind::UnexpectedEof.into()),
-                n => tail = tail.get_mut(n..).unwrap_or_default(),
+                n => done += n,
             }
         }
         Ok(())
@@ -67,11 +81,14 @@ impl Input {
 
     fn skip(&mut self, connection: &Connection, mut len: usize) -> io::Result<()> {
         let mut sink = [0u8; 4096];
+        self.is_skipping = true;
         while len > 0 {
             let step = len.min(sink.len());
             self.take(connection, sink.get_mut(..step).unwrap_or_default())?;
+            self.skipped += step;
             len -= step;
         }
+        (self.skipped, self.is_skipping) = (0, false);
         Ok(())
     }
 }
@@ -90,19 +107,30 @@ pub enum TransmissionError {
     PayloadTooLong(u32),
 }
 
-/// Serves requests until the client goes.
-pub fn transmit(connection: &Arc<Connection>, agreed: &Agreed) -> Result<(), TransmissionError> {
+/// Serves requests until the client goes, first those that were read `ahead`.
+pub fn transmit(
+    connection: &Arc<Connection>,
+    agreed: &Agreed,
+    ahead: Vec<u8>,
+) -> Result<(), TransmissionError> {
+    let end = ahead.len();
+    let mut buffer = ahead;
+    buffer.resize(end.max(INPUT_BYTES), 0);
     let mut input = Input {
-        buffer: vec![0; INPUT_BYTES],
+        buffer,
         at: 0,
-        end: 0,
+        end,
+        request: [0; REQUEST_BYTES],
+        skipped: 0,
+        is_skipping: false,
     };
     connection.begin();
     while input.fill(connection, REQUEST_BYTES)? {
-        let Some(raw) = input.available().first_chunk() else {
+        let Some(raw) = input.available().first_chunk::<REQUEST_BYTES>() else {
             break;
         };
-        let header = proto::parse_request(raw).ok_or(TransmissionError::Magic)?;
+        input.request = *raw;
+        let header = proto::parse_request(&input.request).ok_or(TransmissionError::Magic)?;
         input.at += REQUEST_BYTES;
         if header.command == cmd::DISC {
             break;

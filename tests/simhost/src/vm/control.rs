@@ -5,6 +5,8 @@
 
 use super::Vm;
 use super::events::{self, Event};
+use super::handoff;
+use crate::contract::EXIT_VIOLATION;
 use crate::socket::{ListenError, UnixSocket};
 use anyhow::{Context, bail};
 use serde_json::{Value, json};
@@ -15,6 +17,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
+
+/// What the VM is told of next.
+#[derive(Debug, Default)]
+pub struct Doing {
+    /// The filters agreed to a migration.
+    migrating: bool,
+}
 
 /// The control socket. Closed when dropped.
 pub struct Control {
@@ -38,7 +47,8 @@ impl Control {
                 match accepted {
                     Ok(stream) => {
                         let vm = vm.clone();
-                        let serve = move || serve(&stream, &vm);
+                        let file = of.clone();
+                        let serve = move || serve(&stream, &vm, &file);
                         let name = std::thread::Builder::new().name("command".into());
                         if let Err(error) = name.spawn(serve) {
                             tracing::warn!("control: cannot serve a connection: {error}");
@@ -71,7 +81,7 @@ impl Drop for Control {
     }
 }
 
-fn serve(stream: &UnixStream, vm: &Vm) {
+fn serve(stream: &UnixStream, vm: &Vm, socket: &UnixSocket) {
     for line in BufReader::new(stream).lines() {
         let Ok(line) = line else { return };
         let answer = match serde_json::from_str(&line) {
@@ -79,7 +89,15 @@ fn serve(stream: &UnixStream, vm: &Vm) {
             Err(error) => Err(anyhow::anyhow!("not a JSON document: {error}")),
         };
         let answer = answer.unwrap_or_else(|error| json!({"error": format!("{error:#}")}));
-        if writeln!(&mut &*stream, "{answer}").is_err() {
+        let written = writeln!(&mut &*stream, "{answer}");
+        if answer.get("migrated").is_some() {
+            // At once: nothing of the sockets and disks is this process's any more.
+            let _ = std::fs::remove_file(socket.path());
+            tracing::info!("the VM has moved: {answer}");
+            let is_clean = vm.contract.violations() == 0;
+            std::process::exit(if is_clean { 0 } else { EXIT_VIOLATION });
+        }
+        if written.is_err() {
             return;
         }
     }
@@ -134,8 +152,8 @@ fn status(vm: &Vm) -> Value {
 }
 
 /// What the commands are, for whoever asks for another.
-const COMMANDS: &str = "status, drain, grow, snapshot, revert, consolidate, snapshots, clone, fault, \
-     faults, heal, kill-at";
+const COMMANDS: &str = "status, drain, grow, snapshot, revert, consolidate, snapshots, clone, \
+     migrate-prepare, migrate-go, migrate-cancel, fault, faults, heal, kill-at";
 
 fn run(command: &Value, vm: &Vm) -> anyhow::Result<Value> {
     let number = |key: &str| command.get(key).and_then(Value::as_u64);
@@ -164,10 +182,30 @@ fn run(command: &Value, vm: &Vm) -> anyhow::Result<Value> {
         "revert",
         "consolidate",
         "clone",
+        "migrate-prepare",
+        "migrate-go",
+        "migrate-cancel",
     ];
     let is_event = text("cmd").is_some_and(|cmd| is_event.contains(&cmd));
     // The filter is told of one thing at a time.
-    let _one = is_event.then(|| vm.events.lock());
+    let mut doing = is_event.then(|| vm.events.lock());
+    if let Some(doing) = doing.as_mut() {
+        let is_step = matches!(text("cmd"), Some("migrate-go" | "migrate-cancel"));
+        match (doing.migrating, is_step) {
+            (true, false) if text("cmd") != Some("drain") => {
+                bail!("a migration is under way; migrate-cancel ends it")
+            }
+            (false, true) => bail!("no migration is under way"),
+            _ => {}
+        }
+        if is_step {
+            doing.migrating = false;
+        }
+        if text("cmd") == Some("migrate-prepare") {
+            handoff::prepare(vm)?;
+            doing.migrating = true;
+        }
+    }
     match text("cmd") {
         Some("snapshot") => event(Event::Create),
         Some("revert") => event(Event::Revert),
@@ -176,6 +214,18 @@ fn run(command: &Value, vm: &Vm) -> anyhow::Result<Value> {
         Some("clone") => {
             let to = text("to").context("`to` is missing: the copy's path")?;
             events::clone_disk(chosen()?, Path::new(to))
+        }
+        Some("migrate-prepare") => Ok(json!({"prepared": true})),
+        Some("migrate-cancel") => {
+            handoff::cancel(vm);
+            Ok(json!({"cancelled": true}))
+        }
+        Some("migrate-go") => {
+            let to = text("to").context("`to` is missing: where the VM is waited for")?;
+            let answer = handoff::go(vm, Path::new(to), text("cancel_at"))?;
+            // Nobody begins anything with what is not here any more.
+            std::mem::forget(doing);
+            Ok(answer)
         }
         Some("status") => Ok(status(vm)),
         Some("drain") => {

@@ -44,6 +44,8 @@ pub struct DiskSetup {
     pub properties: Vec<(String, String)>,
     /// Completed writes that no flush covered are lost at a power cut.
     pub volatile_cache: bool,
+    /// Opened as the destination of a migration.
+    pub migrated: bool,
     /// What is to go wrong.
     pub faults: Arc<Faults>,
 }
@@ -150,9 +152,23 @@ impl HostDisk {
             serving: AtomicBool::new(false),
             instance: AtomicPtr::new(null_mut()),
         });
+        this.begin(this.setup.migrated)?;
+        Ok(this)
+    }
+
+    /// Opens it again, where it was closed for a migration that did not happen.
+    pub fn open_again(self: &Arc<Self>) -> anyhow::Result<()> {
+        self.disk.open_again()?;
+        self.open.store(true, Ordering::Release); // pairs with the services' looks
+        self.begin(true)
+    }
+
+    /// The filter's open.
+    fn begin(self: &Arc<Self>, migrated: bool) -> anyhow::Result<()> {
+        let this = self;
         let handle = this.handle();
         this.pass(Point::Opening);
-        let (instance, status) = this.with_info(|info| {
+        let (instance, status) = this.with_info(migrated, |info| {
             let (mut instance, status) = this.filter.open(handle, info);
             let mut status = status;
             if status == abi::JIO_E_NOT_FOUND {
@@ -176,10 +192,14 @@ impl HostDisk {
         this.instance.store(instance, Ordering::Relaxed); // published by the next line
         this.pass(Point::Opened);
         this.serving.store(true, Ordering::Release); // pairs with the loads in the I/O path
-        Ok(this)
+        Ok(())
     }
 
-    fn with_info<R>(&self, act: impl FnOnce(&abi::jio_disk_info) -> R) -> anyhow::Result<R> {
+    fn with_info<R>(
+        &self,
+        migrated: bool,
+        act: impl FnOnce(&abi::jio_disk_info) -> R,
+    ) -> anyhow::Result<R> {
         let setup = &self.setup;
         let boot_id = std::fs::read_to_string(setup.run_dir.join("boot-id")).unwrap_or_default();
         let path = setup.path.to_string_lossy();
@@ -209,7 +229,7 @@ impl HostDisk {
         let info = abi::jio_disk_info {
             size: size_of::<abi::jio_disk_info>() as u32,
             purpose: abi::JIO_PURPOSE_VM,
-            flags: 0,
+            flags: if migrated { abi::JIO_DISK_MIGRATED } else { 0 },
             block_bytes: BLOCK_BYTES as u32,
             capacity_bytes: self.disk.capacity_bytes(),
             disk_uuid: identity.disk_uuid,
@@ -245,8 +265,8 @@ impl HostDisk {
         self.contract.violated(&self.setup.label, what);
     }
 
-    /// Closes the disk.
-    pub fn close(self: &Arc<Self>) {
+    /// Closes the disk; `how` is the contract's.
+    pub fn close(self: &Arc<Self>, how: u32) {
         let Some(instance) = self.instance() else {
             return;
         };
@@ -260,7 +280,7 @@ impl HostDisk {
         }
         self.serving.store(false, Ordering::Release); // pairs with the loads in the I/O path
         self.pass(Point::Closing);
-        let status = self.filter.close(instance, abi::JIO_CLOSE_CLEAN);
+        let status = self.filter.close(instance, how);
         self.pass(Point::Closed);
         self.open.store(false, Ordering::Release); // pairs with the services' looks
         if status < 0 {

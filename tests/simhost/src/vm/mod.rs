@@ -4,6 +4,7 @@
 //! |---|---|
 //! | this one | start, control, stop |
 //! | `load` | dlopen and the table of services |
+//! | `handoff` | a VM that moves to another host |
 //! | `hostdisk` | a disk under the filter: its life |
 //! | `pipeline` | an I/O of it: down, up, held, given up |
 //! | `below` | what lies below the filter |
@@ -19,6 +20,7 @@ mod below;
 mod control;
 mod events;
 mod faults;
+mod handoff;
 mod hostdisk;
 mod load;
 mod pipeline;
@@ -28,14 +30,24 @@ mod services;
 pub(crate) mod sidecar;
 mod tasks;
 
+use crate::abi;
 use crate::disk::{self, Format};
 use crate::nbd::engine::{DiskEngine, Engine};
+use crate::nbd::handover;
 use crate::nbd::server::{Exports, Listen, Server};
+use crate::raw;
+use crate::socket::UnixSocket;
 use anyhow::{Context, bail};
+use faults::Faults;
 use hostdisk::{DiskSetup, HostDisk};
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::os::fd::AsFd;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
+
+/// How long a VM that is to come is waited for.
+const ARRIVAL_LIMIT: Duration = Duration::from_secs(60);
 
 /// The process of one VM.
 #[derive(clap::Args, Clone, Debug)]
@@ -91,6 +103,10 @@ pub struct VmArgs {
     /// Completed writes that no flush covered are lost when the host has a power cut.
     #[arg(long)]
     pub volatile_cache: bool,
+    /// Unix socket on which a VM of another host comes: its disks are opened, and its clients served, when
+    /// it has come.
+    #[arg(long, conflicts_with_all = ["nbd_socket", "no_filter"])]
+    pub incoming: Option<PathBuf>,
     /// End at once when the filter breaks the contract, not only with a failure at the end.
     #[arg(long)]
     pub strict: bool,
@@ -156,36 +172,47 @@ struct Vm {
     contract: Arc<crate::contract::Contract>,
     faults: Arc<faults::Faults>,
     /// The filter is told of one thing at a time.
-    events: parking_lot::Mutex<()>,
+    events: parking_lot::Mutex<control::Doing>,
+    server: parking_lot::Mutex<Option<Server>>,
+}
+
+impl Vm {
+    /// The clients go on after a pause.
+    fn resume(&self) {
+        if let Some(server) = self.server.lock().as_mut() {
+            server.resume();
+        }
+    }
 }
 
 /// Exports by label.
 type Named = Vec<(String, Arc<dyn Engine>)>;
 
-fn open_disks(args: &VmArgs) -> anyhow::Result<(Named, Vm)> {
-    let contract = Arc::new(crate::contract::Contract::new(args.strict));
-    let mut vm = Vm {
-        disks: Vec::new(),
-        plain: Vec::new(),
-        contract: contract.clone(),
-        faults: faults_of(args)?,
-        events: parking_lot::Mutex::default(),
-    };
+/// A VM without disks yet.
+fn new_vm(args: &VmArgs) -> anyhow::Result<Vm> {
     let asked =
         !(args.faults.is_empty() && args.kill_at.is_empty() && args.fault_writes.is_empty());
     if args.no_filter && (asked || args.volatile_cache || args.fault_delay_us > 0) {
         bail!("faults strike below the filter: they cannot be had with --no-filter");
     }
-    let mut exports: Named = Vec::new();
-    if args.no_filter {
-        for text in &args.disks {
-            let (label, path, format) = parse_disk(text)?;
-            let engine = Arc::new(DiskEngine(disk::open(&path, format)?));
-            exports.push((label, engine.clone()));
-            vm.plain.push(engine);
-        }
-        return Ok((exports, vm));
-    }
+    Ok(Vm {
+        disks: Vec::new(),
+        plain: Vec::new(),
+        contract: Arc::new(crate::contract::Contract::new(args.strict)),
+        faults: faults_of(args)?,
+        events: parking_lot::Mutex::default(),
+        server: parking_lot::Mutex::default(),
+    })
+}
+
+/// What is needed to open disks under the filter: got before, so that a migration waits for nothing.
+struct Ready {
+    library: load::Filter,
+    tasks: Arc<tasks::Tasks>,
+    setups: Vec<DiskSetup>,
+}
+
+fn ready(args: &VmArgs, faults: &Arc<Faults>) -> anyhow::Result<Ready> {
     let library = load::load(args.filter_lib.as_deref())?;
     let tasks = Arc::new(tasks::Tasks::start()?);
     let uuid = args.uuid.unwrap_or_else(|| id_from_name(&args.name));
@@ -198,32 +225,115 @@ fn open_disks(args: &VmArgs) -> anyhow::Result<(Named, Vm)> {
     }
     std::fs::create_dir_all(&args.run_dir)
         .with_context(|| format!("cannot make the run folder {}", args.run_dir.display()))?;
+    let mut setups: Vec<DiskSetup> = Vec::new();
     for text in &args.disks {
         let (label, path, format) = parse_disk(text)?;
-        if exports.iter().any(|(known, _)| *known == label) {
+        if setups.iter().any(|known| known.label == label) {
             bail!("two disks are labelled `{label}`");
         }
-        let setup = DiskSetup {
+        setups.push(DiskSetup {
             format: format.unwrap_or(Format::of(&path)),
-            label: label.clone(),
+            label,
             path,
             vm_name: args.name.clone(),
             vm_uuid: *uuid.as_bytes(),
             run_dir: args.run_dir.clone(),
             properties: properties.clone(),
             volatile_cache: args.volatile_cache,
-            faults: vm.faults.clone(),
-        };
-        let disk = HostDisk::open(library, tasks.clone(), contract.clone(), setup)?;
-        exports.push((label, Arc::new(pipeline::FilterEngine(disk.clone()))));
-        vm.disks.push(disk);
+            migrated: args.incoming.is_some(),
+            faults: faults.clone(),
+        });
     }
-    Ok((exports, vm))
+    Ok(Ready {
+        library,
+        tasks,
+        setups,
+    })
+}
+
+impl Ready {
+    /// All disks, or none.
+    fn open(
+        &self,
+        contract: &Arc<crate::contract::Contract>,
+    ) -> anyhow::Result<Vec<Arc<HostDisk>>> {
+        let mut disks: Vec<Arc<HostDisk>> = Vec::new();
+        for setup in &self.setups {
+            let (tasks, contract) = (self.tasks.clone(), contract.clone());
+            match HostDisk::open(self.library, tasks, contract, setup.clone()) {
+                Ok(disk) => disks.push(disk),
+                Err(error) => {
+                    disks
+                        .iter()
+                        .for_each(|disk| disk.close(abi::JIO_CLOSE_CLEAN));
+                    return Err(error);
+                }
+            }
+        }
+        Ok(disks)
+    }
+}
+
+fn exports_of(disks: &[Arc<HostDisk>]) -> Named {
+    let exports = disks.iter().map(|disk| {
+        let engine: Arc<dyn Engine> = Arc::new(pipeline::FilterEngine(disk.clone()));
+        (disk.setup.label.clone(), engine)
+    });
+    exports.collect()
+}
+
+/// Opens the disks, and serves them where the flags say.
+fn start(args: &VmArgs, listens: &[Listen], mut vm: Vm) -> anyhow::Result<Vm> {
+    let exports = if args.no_filter {
+        let mut exports: Named = Vec::new();
+        for text in &args.disks {
+            let (label, path, format) = parse_disk(text)?;
+            let engine = Arc::new(DiskEngine(disk::open(&path, format)?));
+            exports.push((label, engine.clone()));
+            vm.plain.push(engine);
+        }
+        exports
+    } else {
+        vm.disks = ready(args, &vm.faults)?.open(&vm.contract)?;
+        exports_of(&vm.disks)
+    };
+    vm.server = Some(Server::start(listens, Exports::new(exports))?).into();
+    Ok(vm)
+}
+
+/// Waits for the VM to come from another host, and goes on with it.
+fn arrive(args: &VmArgs, at: &Path, mut vm: Vm) -> anyhow::Result<Vm> {
+    let ready = ready(args, &vm.faults)?;
+    let socket = UnixSocket::bind(at)?;
+    let waiting = serde_json::json!({"pid": std::process::id(), "incoming": at});
+    println!("WAITING {waiting}");
+    let (_never, other) = std::os::unix::net::UnixStream::pair()?;
+    let come = raw::wait_for_either(socket.as_fd(), other.as_fd(), Some(ARRIVAL_LIMIT))?;
+    if !come.0 {
+        bail!("no VM came to {}", at.display());
+    }
+    let link = socket.accept()?;
+    let labels: Vec<String> = ready.setups.iter().map(|s| s.label.clone()).collect();
+    handoff::welcome(&link, &labels, &vm.faults)?;
+    let received = handover::take_over(&link).context("the source ended before it handed over")?;
+    vm.faults.pass(points::Point::InReceived, "");
+    let disks = ready.open(&vm.contract);
+    if !handoff::opened(&link, &disks) {
+        bail!(
+            disks
+                .err()
+                .unwrap_or_else(|| anyhow::anyhow!("the migration did not happen"))
+        );
+    }
+    vm.disks = disks?;
+    let exports = Exports::new(exports_of(&vm.disks));
+    vm.server = Some(received.serve(exports)?).into();
+    let _ = handover::send(&link, &serde_json::json!("running"));
+    Ok(vm)
 }
 
 /// Runs until SIGTERM or SIGINT.
 pub fn run(args: &VmArgs) -> anyhow::Result<()> {
-    let mut signals = signal_hook::iterator::Signals::new([libc::SIGTERM, libc::SIGINT])?;
     let mut listens = Vec::new();
     if let Some(path) = &args.nbd_socket {
         listens.push(Listen::Unix(path.clone()));
@@ -231,24 +341,39 @@ pub fn run(args: &VmArgs) -> anyhow::Result<()> {
     if let Some(address) = args.nbd_tcp {
         listens.push(Listen::Tcp(address));
     }
-    if listens.is_empty() {
+    if listens.is_empty() && args.incoming.is_none() {
         bail!("nobody could reach the disks: give --nbd-socket or --nbd-tcp");
     }
-    let (exports, vm) = open_disks(args)?;
-    let labels: Vec<String> = exports.iter().map(|(label, _)| label.clone()).collect();
-    let vm = Arc::new(vm);
-    let mut server = Server::start(&listens, Exports::new(exports))?;
+    let vm = new_vm(args)?;
+    let vm = Arc::new(match &args.incoming {
+        Some(at) => arrive(args, at, vm)?,
+        None => start(args, &listens, vm)?,
+    });
+    let mut signals = signal_hook::iterator::Signals::new([libc::SIGTERM, libc::SIGINT])?;
     let control = match &args.control_socket {
         Some(path) => Some(control::Control::start(path, vm.clone())?),
         None => None,
     };
-    let tcp = server.addresses().iter().find_map(|listen| match listen {
+    let addresses = match vm.server.lock().as_ref() {
+        Some(server) => server.addresses().to_vec(),
+        None => Vec::new(),
+    };
+    let tcp = addresses.iter().find_map(|listen| match listen {
         Listen::Tcp(address) => Some(address.to_string()),
         Listen::Unix(_) => None,
     });
+    let unix = addresses.iter().find_map(|listen| match listen {
+        Listen::Unix(path) => Some(path),
+        Listen::Tcp(_) => None,
+    });
+    let labels: Vec<String> = args
+        .disks
+        .iter()
+        .filter_map(|text| Some(parse_disk(text).ok()?.0))
+        .collect();
     let ready = serde_json::json!({
         "pid": std::process::id(),
-        "nbd_socket": args.nbd_socket,
+        "nbd_socket": unix,
         "nbd_tcp": tcp,
         "exports": labels,
         "control_socket": args.control_socket,
@@ -256,11 +381,14 @@ pub fn run(args: &VmArgs) -> anyhow::Result<()> {
     });
     println!("READY {ready}");
     signals.forever().next();
-    server.stop();
-    drop(control);
+    // What has begun ends first; if the VM moved away this process ends with it.
     let _last = vm.events.lock();
+    if let Some(server) = vm.server.lock().as_mut() {
+        server.stop();
+    }
+    drop(control);
     for disk in &vm.disks {
-        disk.close();
+        disk.close(abi::JIO_CLOSE_CLEAN);
     }
     for engine in &vm.plain {
         engine.0.closed()?;
