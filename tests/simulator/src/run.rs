@@ -216,11 +216,34 @@ async fn look_at_cuts(world: &mut World, newest: &mut Option<Recovered>) {
         let after = world.asked.get(&info.cut_epoch).copied().unwrap_or(0);
         world.committed.push((next, info.cut_epoch));
         world.count("cut: in the store");
-        if let Err(error) = world.oracle.check(&cut, after) {
-            world.violated(format!("cut {next} is not consistent: {error}"));
+        let parts: Vec<Recovered> = match world.blind.contains(&info.cut_epoch) {
+            false => vec![cut.clone()],
+            true => by_vm(world, &cut),
+        };
+        let after = if parts.len() == 1 && !world.blind.contains(&info.cut_epoch) {
+            after
+        } else {
+            0
+        };
+        for part in parts {
+            if let Err(error) = world.oracle.check(&part, after) {
+                world.violated(format!("cut {next} is not consistent: {error}"));
+            }
         }
         *newest = Some(cut);
     }
+}
+
+/// A cut, VM by VM.
+fn by_vm(world: &World, cut: &Recovered) -> Vec<Recovered> {
+    let of = |vm: usize| {
+        let mine = cut.iter().filter(|(disk, _)| {
+            let disk = world.disks.get(*disk);
+            disk.is_some_and(|disk| disk.vm == vm)
+        });
+        mine.cloned().collect()
+    };
+    (0..world.vms.len()).map(of).collect()
 }
 
 /// Whether a cut is what all disks hold.

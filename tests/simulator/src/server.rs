@@ -709,11 +709,27 @@ impl World {
             host,
             time_ns,
         };
+        self.say(|| {
+            format!(
+                "cut of epoch {epoch} is asked for of {number:?}, moment {}",
+                self.oracle.now()
+            )
+        });
+        self.note_blind(epoch, host);
         self.asked.insert(epoch, self.oracle.now());
         self.count("cut: asked for");
         self.flush_outboxes();
         self.after(LIMIT, Event::CutLimit(run, epoch));
         Ok(())
+    }
+
+    /// Notes a cut that is taken while a VM runs elsewhere.
+    fn note_blind(&mut self, epoch: u32, host: [u8; 16]) {
+        let asked = self.hosts.iter().position(|h| h.id == host);
+        if self.vms.iter().any(|vm| vm.runs && Some(vm.host) != asked) {
+            self.blind.insert(epoch);
+            self.count("cut: taken while a VM ran on another host");
+        }
     }
 
     fn void(&mut self, why: &str) {
@@ -779,6 +795,7 @@ impl World {
             time_ns,
             positions,
         };
+        self.note_blind(epoch, from);
         self.try_close();
     }
 
@@ -824,10 +841,12 @@ impl World {
         if !closed {
             return self.void("a disk came from another host meanwhile");
         }
+        let text = format!("cut of epoch {epoch} is closed at {:?}", positions.values());
         server.taken = positions;
         server.cut = Cut::None;
         server.cut_wait = self.plan.cut_interval;
         self.count("cut: closed");
+        self.say(|| text);
         self.arm_cut();
         self.arm_log();
         self.wake_upload();

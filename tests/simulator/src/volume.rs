@@ -40,15 +40,18 @@ impl Segment {
     }
 }
 
+/// A segment's file: who has it open keeps it when its name goes.
+type File = Arc<Mutex<Segment>>;
+
 struct Pending {
-    segment: u64,
+    segment: File,
     at: u64,
     bytes: Vec<u8>,
 }
 
 #[derive(Default)]
 struct State {
-    segments: BTreeMap<u64, Segment>,
+    segments: BTreeMap<u64, File>,
     pending: Option<Pending>,
     write_fault: Option<Fault>,
     create_fault: bool,
@@ -57,10 +60,8 @@ struct State {
 
 impl State {
     fn settle(&mut self) {
-        if let Some(pending) = self.pending.take()
-            && let Some(segment) = self.segments.get_mut(&pending.segment)
-        {
-            segment.put(pending.at, &pending.bytes);
+        if let Some(pending) = self.pending.take() {
+            pending.segment.lock().put(pending.at, &pending.bytes);
         }
     }
 
@@ -68,9 +69,7 @@ impl State {
         let Some(numbers) = &mut self.numbers else {
             return;
         };
-        let Some(segment) = self.segments.get_mut(&pending.segment) else {
-            return;
-        };
+        let mut segment = pending.segment.lock();
         let some = numbers.between(1, 999);
         for (i, sector) in pending.bytes.chunks(512).enumerate() {
             if numbers.chance(some) {
@@ -133,10 +132,10 @@ impl Volume for Memory {
     }
 
     fn open(&self, first_batch: u64) -> io::Result<Box<dyn Readable>> {
-        if !self.0.lock().segments.contains_key(&first_batch) {
-            return Err(io::ErrorKind::NotFound.into());
-        }
-        Ok(Box::new(Handle(self.0.clone(), first_batch)))
+        let state = self.0.lock();
+        let file = state.segments.get(&first_batch).cloned();
+        let file = file.ok_or(io::ErrorKind::NotFound)?;
+        Ok(Box::new(Handle(self.0.clone(), file)))
     }
 
     fn create(&self, first_batch: u64, len_bytes: u64) -> io::Result<Box<dyn Writable>> {
@@ -149,17 +148,19 @@ impl Volume for Memory {
             bytes: Vec::new(),
             len: len_bytes,
         };
-        state.segments.insert(first_batch, segment);
-        Ok(Box::new(Handle(self.0.clone(), first_batch)))
+        let file = Arc::new(Mutex::new(segment));
+        state.segments.insert(first_batch, file.clone());
+        Ok(Box::new(Handle(self.0.clone(), file)))
     }
 
     fn resume(&self, first_batch: u64, keep_bytes: u64) -> io::Result<Box<dyn Writable>> {
-        let mut state = self.0.lock();
-        let segment = state.segments.get_mut(&first_batch);
-        let segment = segment.ok_or(io::ErrorKind::NotFound)?;
+        let file = self.0.lock().segments.get(&first_batch).cloned();
+        let file = file.ok_or(io::ErrorKind::NotFound)?;
+        let mut segment = file.lock();
         segment.bytes.truncate(keep_bytes as usize);
         segment.len = segment.len.max(keep_bytes);
-        Ok(Box::new(Handle(self.0.clone(), first_batch)))
+        drop(segment);
+        Ok(Box::new(Handle(self.0.clone(), file)))
     }
 
     fn remove(&self, first_batch: u64) -> io::Result<()> {
@@ -175,18 +176,15 @@ impl Volume for Memory {
 }
 
 /// An open segment.
-struct Handle(Arc<Mutex<State>>, u64);
+struct Handle(Arc<Mutex<State>>, File);
 
 impl Readable for Handle {
     fn len_bytes(&self) -> io::Result<u64> {
-        let state = self.0.lock();
-        let segment = state.segments.get(&self.1);
-        segment.map(|s| s.len).ok_or(io::ErrorKind::NotFound.into())
+        Ok(self.1.lock().len)
     }
 
     fn read_exact_at(&self, raw: &mut [u8], at: u64) -> io::Result<()> {
-        let state = self.0.lock();
-        let segment = state.segments.get(&self.1).ok_or(io::ErrorKind::NotFound)?;
+        let segment = self.1.lock();
         if at + raw.len() as u64 > segment.len {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
@@ -210,7 +208,7 @@ impl Writable for Handle {
     fn write(&mut self, buffer: &mut AlignedBuffer, len: usize, offset: u64) -> io::Result<()> {
         let bytes = buffer.bytes().get(..len).unwrap_or_default().to_vec();
         let pending = Pending {
-            segment: self.1,
+            segment: self.1.clone(),
             at: offset,
             bytes,
         };

@@ -15,7 +15,7 @@ use crate::volume::Memory;
 use filter_core::wire::PortRole;
 use object_store::memory::InMemory;
 use std::cmp::Reverse;
-use std::collections::{BTreeMap, BinaryHeap};
+use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -193,6 +193,9 @@ pub struct World {
     pub committed: Vec<(u64, u32)>,
     /// When each cut was asked for, by its epoch.
     pub asked: BTreeMap<u32, u64>,
+    /// Epochs of cuts that were taken while a VM ran on a host that was not asked: the appliance does not
+    /// know of it yet, or has lost it, so such a cut is right VM by VM only.
+    pub blind: BTreeSet<u32>,
     /// The longest time that a guest's write was held, in ns.
     pub longest_held_ns: u64,
 }
@@ -233,6 +236,7 @@ impl World {
             base: Instant::now(),
             committed: Vec::new(),
             asked: BTreeMap::new(),
+            blind: BTreeSet::new(),
             longest_held_ns: 0,
             numbers,
         }
