@@ -178,8 +178,16 @@ fn spans(versions: &[Version], value: u64) -> Vec<Span> {
         }
         until = until.min(version.done);
     }
-    found.reverse();
-    found
+    found.sort_unstable();
+    // Those that touch become one: else the lists would grow with each intersection.
+    let mut apart: Vec<Span> = Vec::new();
+    for (from, to) in found {
+        match apart.last_mut() {
+            Some(last) if from <= last.1.saturating_add(1) => last.1 = last.1.max(to),
+            _ => apart.push((from, to)),
+        }
+    }
+    apart
 }
 
 fn meet(a: &[Span], b: &[Span]) -> Vec<Span> {
