@@ -10,6 +10,10 @@ CARGO ?= cargo
 # Long runs, in seconds.
 TORTURE_SECONDS ?= 600
 FUZZ_SECONDS ?= 60
+# The simulator's seeds.
+SEEDS ?= 1000
+FIRST_SEED ?= 1
+MUTANT_SEEDS ?= 2000
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 # A host finds the filter library under this name; cargo allows no hyphen in a library's name.
 LIBRARY := libvmiof-disk-jetdr.so
@@ -86,6 +90,15 @@ no-std: ## Build the core for a target that has no operating system
 torture: test-setup build-all ## Kill both sides of lanes for TORTURE_SECONDS (600) under load
 	JETDR_TORTURE_SECONDS=$(TORTURE_SECONDS) $(CARGO) nextest run --locked --release --workspace \
 		--profile long --no-capture -E 'test(/torture/)'
+
+.PHONY: simulate
+simulate: ## Simulate SEEDS (1000) seeds from FIRST_SEED (1) on; the first violation ends it
+	$(CARGO) build --locked --release -p simulator
+	$(TARGET)/release/simulator --seeds $(SEEDS) --first-seed $(FIRST_SEED)
+
+.PHONY: simulate-mutants
+simulate-mutants: ## Take out one guard after the other until a seed fails; print the table
+	scripts/mutants.sh $(MUTANT_SEEDS)
 
 .PHONY: fuzz
 fuzz: test-setup build-all ## Run each fuzz target for FUZZ_SECONDS (60) on random input

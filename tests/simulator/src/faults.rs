@@ -95,7 +95,7 @@ const STRIKES: &[(Strike, u64)] = &[
     (Strike::Tracking, 3),
     (Strike::SlowSidecar, 4),
     (Strike::Behind, 3),
-    (Strike::Copy, 6),
+    (Strike::Copy, 8),
     (Strike::RollBack, 6),
 ];
 
@@ -450,7 +450,11 @@ impl World {
             };
             let units = this.storage.units();
             match (strike, this.copy.take()) {
-                (Strike::RollBack, Some((storage, sidecar, id))) if storage.units() == units => {
+                // A copy from within the present opening cannot be told from the disk itself: no
+                // content id and no epoch says so.
+                (Strike::RollBack, Some((storage, sidecar, id)))
+                    if storage.units() == units && id != this.content_id =>
+                {
                     (this.storage, this.sidecar, this.content_id) = (storage, sidecar, id);
                     this.storage.flush();
                     self.count("rolled back");

@@ -27,6 +27,9 @@ struct Args {
     /// Takes this guard out (needs a build with the feature `mutants`).
     #[arg(long)]
     without: Option<String>,
+    /// List the guards.
+    #[arg(long)]
+    guards: bool,
     /// Print nothing but the first violation.
     #[arg(long)]
     brief: bool,
@@ -58,6 +61,12 @@ impl Total {
 
 fn main() -> ExitCode {
     let args = Args::parse();
+    if args.guards {
+        for (guard, what) in filter_core::mutant::ALL {
+            println!("{guard:?}\t{what}");
+        }
+        return ExitCode::SUCCESS;
+    }
     if let Err(error) = take_out(args.without.as_deref()) {
         eprintln!("{error}");
         return ExitCode::from(2);
