@@ -97,12 +97,7 @@ impl World {
         if let Some(this) = self.vms.get_mut(vm) {
             (this.run, this.runs, this.stopping) = (run, true, false);
         }
-        for disk in disks {
-            // Nothing may be written any more, so this is what the guest will find.
-            if let Some(this) = self.disks.get(disk) {
-                let content = this.storage.content();
-                self.oracle.settle(disk, 0..content.len(), content, died);
-            }
+        for disk in disks.clone() {
             match self.attach(disk, host) {
                 Ok(()) => {}
                 Err(Refused::Died) => {
@@ -117,6 +112,13 @@ impl World {
                     self.within(SECOND, 10 * SECOND, Event::VmStart(vm));
                     return;
                 }
+            }
+        }
+        for disk in disks {
+            // Nothing was written since, so this is what the guest will find.
+            if let Some(this) = self.disks.get(disk) {
+                let content = this.storage.content();
+                self.oracle.settle(disk, 0..content.len(), content, died);
             }
         }
         if self.now < self.vms.get(vm).map_or(0, |vm| vm.busy_until) {

@@ -726,7 +726,12 @@ impl World {
     /// Notes a cut that is taken while a VM runs elsewhere.
     fn note_blind(&mut self, epoch: u32, host: [u8; 16]) {
         let asked = self.hosts.iter().position(|h| h.id == host);
-        if self.vms.iter().any(|vm| vm.runs && Some(vm.host) != asked) {
+        let lanes = asked.and_then(|host| self.hosts.get(host));
+        let unknown = |vm: &crate::guest::Vm| {
+            let there = |disk| lanes.is_some_and(|host| host.lanes.contains_key(disk));
+            vm.runs && Some(vm.host) != asked || !vm.disks.iter().all(there)
+        };
+        if self.vms.iter().any(unknown) {
             self.blind.insert(epoch);
             self.count("cut: taken while a VM ran on another host");
         }

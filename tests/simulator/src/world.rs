@@ -193,8 +193,8 @@ pub struct World {
     pub committed: Vec<(u64, u32)>,
     /// When each cut was asked for, by its epoch.
     pub asked: BTreeMap<u32, u64>,
-    /// Epochs of cuts that were taken while a VM ran on a host that was not asked: the appliance does not
-    /// know of it yet, or has lost it, so such a cut is right VM by VM only.
+    /// Epochs of cuts that were taken while a VM ran on a host that was not asked, or had lost its lanes
+    /// with one that crashed: the appliance does not know of it, so such a cut is right VM by VM only.
     pub blind: BTreeSet<u32>,
     /// The longest time that a guest's write was held, in ns.
     pub longest_held_ns: u64,
