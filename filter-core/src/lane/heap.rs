@@ -18,6 +18,11 @@ pub struct HeapLane {
     identity: Identity,
 }
 
+// SAFETY: it owns its memory, which is reached through atomics and raw copies only, as `LaneMemory` says.
+unsafe impl Send for HeapLane {}
+// SAFETY: as above.
+unsafe impl Sync for HeapLane {}
+
 impl HeapLane {
     /// A fresh lane.
     pub fn create(identity: &Identity, capacity_bytes: u64) -> Result<Self, LaneError> {

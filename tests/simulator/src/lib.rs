@@ -15,7 +15,8 @@
 //! | [`host`] | VMs and hosts: beginnings, ends, crashes |
 //! | [`daemon`] | pumps, cuts at the host |
 //! | [`network`] | connections |
-//! | [`server`] | the appliance's sessions, log, cuts, as events |
+//! | [`links`] | frames on their way |
+//! | [`server`], [`cuts`] | the appliance's sessions and log, its cuts, as events |
 //! | [`appliance`] | what the appliance's process holds |
 //! | [`upload`] | the upload, a task |
 //! | [`storage`], [`volume`], [`store`] | disks and sidecars, the log's volume, the object store: with faults |
@@ -24,10 +25,12 @@
 
 pub mod appliance;
 pub mod check;
+pub mod cuts;
 pub mod daemon;
 pub mod faults;
 pub mod guest;
 pub mod host;
+pub mod links;
 pub mod network;
 pub mod numbers;
 pub mod oracle;
