@@ -13,6 +13,10 @@ FUZZ_SECONDS ?= 60
 ROUNDS ?= 1
 # Empty: the commit's own number.
 SEED ?=
+# The simulator's seeds.
+SEEDS ?= 1000
+FIRST_SEED ?= 1
+MUTANT_SEEDS ?= 2000
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 # A host finds the filter library under this name; cargo allows no hyphen in a library's name.
 LIBRARY := libvmiof-disk-jetdr.so
@@ -102,6 +106,15 @@ chaos: test-setup build-all ## The whole kill matrix, ROUNDS (1) times from SEED
 figures: test-setup build-all ## Measure the recovery from a long link cut and from a host crash
 	JETDR_FIGURES=1 $(CARGO) nextest run --locked -p jetdr --test figures \
 		--profile long --no-capture
+
+.PHONY: simulate
+simulate: ## Simulate SEEDS (1000) seeds from FIRST_SEED (1) on; the first violation ends it
+	$(CARGO) build --locked --release -p simulator
+	$(TARGET)/release/simulator --seeds $(SEEDS) --first-seed $(FIRST_SEED)
+
+.PHONY: simulate-mutants
+simulate-mutants: ## Take out one guard after the other until a seed fails; print the table
+	scripts/mutants.sh $(MUTANT_SEEDS)
 
 .PHONY: fuzz
 fuzz: test-setup build-all ## Run each fuzz target for FUZZ_SECONDS (60) on random input

@@ -16,6 +16,7 @@ pub mod disk;
 pub mod lane;
 #[cfg(feature = "mapping")]
 pub mod mapping;
+pub mod mutant;
 pub mod position;
 pub mod record;
 pub mod session;

@@ -13,7 +13,7 @@
 //! <run>/daemon.lock          locked by the daemon
 //! ```
 
-use crate::lane::layout::{Identity, LaneError, LaneMemory, PAGE_BYTES};
+use crate::lane::layout::{Identity, LaneError, LaneHome, LaneMemory, PAGE_BYTES};
 use crate::lane::sync::{AtomicU32, Ordering::Relaxed};
 use alloc::borrow::ToOwned;
 use alloc::format;
@@ -345,6 +345,16 @@ pub struct MappedLane {
     identity: Identity,
     path: PathBuf,
     _map: Map,
+}
+
+impl LaneHome for MappedLane {
+    fn memory(&self) -> LaneMemory {
+        self.memory()
+    }
+
+    fn identity(&self) -> &Identity {
+        self.identity()
+    }
 }
 
 impl MappedLane {

@@ -4,6 +4,7 @@
 //! Invariant: delivery is idempotent by (disk, epoch, seq): whatever is sent again, the receiver
 //! appends each seq once, in order, and never one of an older epoch once it has seen a newer.
 
+use crate::mutant::{Guard, holds};
 use crate::position::{Durable, Received};
 use crate::record::{FLAG_STREAM_BASE, FLAG_SYNC_BEGIN, FLAG_SYNC_END, RecordHeader};
 
@@ -26,8 +27,8 @@ pub enum Resume {
 /// Whether a receiver that holds `held` and whose last base that relied on nothing is `full_base_seq`
 /// can take a base that relies on `relies_on`: it must hold everything up to there, and no full sync
 /// may have begun above it, since that one may lack what the regions of this base do not cover.
-const fn base_stands(relies_on: u64, full_base_seq: u64, held: u64) -> bool {
-    relies_on == 0 || (full_base_seq <= relies_on && relies_on <= held)
+fn base_stands(relies_on: u64, full_base_seq: u64, held: u64) -> bool {
+    relies_on == 0 || (full_base_seq <= relies_on && relies_on <= held) || !holds(Guard::BaseStands)
 }
 
 /// Decides from what the lane knows (`lane_durable`, `last_published`, and what its next record relies
@@ -204,7 +205,7 @@ impl Receiver {
         let known = self.presented;
         let other =
             known.epoch == found && known.id != attach.id && known.id != 0 && attach.id != 0;
-        if found < current || other {
+        if (found < current || other) && holds(Guard::FenceAtOpen) {
             return Err(Refusal::Fenced { current, found });
         }
         Ok(())
@@ -221,16 +222,16 @@ impl Receiver {
 
     /// Decides about one record and, if it is to be appended, takes it in.
     pub fn admit(&mut self, header: &RecordHeader) -> Result<Admit, Refusal> {
-        if header.seq <= self.received.0 {
+        if header.seq <= self.received.0 && holds(Guard::DuplicateDrop) {
             return Ok(Admit::Duplicate);
         }
-        if header.attach_epoch < self.attach_epoch {
+        if header.attach_epoch < self.attach_epoch && holds(Guard::FenceAtAdmit) {
             let (current, found) = (self.attach_epoch, header.attach_epoch);
             return Err(Refusal::Fenced { current, found });
         }
         let base = header.flags & FLAG_STREAM_BASE != 0;
         let follows = header.seq == self.received.0 + 1 && self.seen_base;
-        if !follows && !base {
+        if !follows && !base && holds(Guard::GapCheck) {
             return Err(Refusal::Gap {
                 last: self.received.0,
                 found: header.seq,

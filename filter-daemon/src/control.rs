@@ -10,7 +10,7 @@ use crate::lane::{CutAnswer, CutAsk, Lane};
 use crate::raw::{self, Interest};
 use crate::status::Shared;
 use crossbeam::channel::{RecvTimeoutError, Sender};
-use filter_core::lane::layout::LaneState;
+use filter_core::lane::layout::{LaneMemory, LaneState};
 use filter_core::lane::ring::{self, Sound};
 use filter_core::lane::sync::Ordering::{Acquire, Relaxed};
 use filter_core::mapping::{MappedLane, RunFolder};
@@ -48,8 +48,8 @@ pub struct Control {
 }
 
 /// What a lane was doing at one moment, as far as a cut is concerned.
-#[derive(PartialEq, Eq)]
-struct Doing {
+#[derive(Debug, PartialEq, Eq)]
+pub struct Doing {
     state: u32,
     rounds: u32,
     /// Restarts of the stream: asked for, answered.
@@ -57,8 +57,8 @@ struct Doing {
 }
 
 impl Doing {
-    fn of(lane: &MappedLane) -> Self {
-        let memory = lane.memory();
+    /// What the lane with this memory is doing.
+    pub fn of(memory: LaneMemory) -> Self {
         let words = memory.producer();
         // Relaxed: ordered by the fences of the epoch's bump and by the stamping word.
         let asked = memory.consumer().restart_request.load(Relaxed); // as below
@@ -69,7 +69,8 @@ impl Doing {
         }
     }
 
-    fn is_complete(&self) -> bool {
+    /// Whether the stream holds every write.
+    pub fn is_complete(&self) -> bool {
         let state = LaneState::from_word(self.state);
         let whole = self.restarts.0 == self.restarts.1;
         whole && matches!(state, Some(LaneState::Streaming | LaneState::Closed))
@@ -205,7 +206,7 @@ impl Control {
             id.domain
         );
         let mapped = Arc::new(mapped);
-        let role = Lane::home(&mapped);
+        let role = Lane::home(&*mapped);
         let (lane, asks) = Lane::new(mapped.clone());
         let known = Known {
             inode,
@@ -247,7 +248,7 @@ impl Control {
             Ok(page) => page,
             Err(error) => return void(0, error.to_string()),
         };
-        let before: Vec<Doing> = lanes.iter().map(|lane| Doing::of(lane)).collect();
+        let before: Vec<Doing> = lanes.iter().map(|lane| Doing::of(lane.memory())).collect();
         let current = page.epoch().load(Relaxed); // only this thread moves it
         if current >= epoch {
             let text = format!("the cut epoch is {current} here: ask for a higher one");
@@ -301,7 +302,7 @@ impl Control {
         for (lane, before) in lanes.iter().zip(&before) {
             let id = lane.identity();
             let ours = positions.iter().any(|(disk_id, _)| *disk_id == id.disk_id);
-            if ours && !(before.is_complete() && *before == Doing::of(lane)) {
+            if ours && !(before.is_complete() && *before == Doing::of(lane.memory())) {
                 return void(0, format!("disk {} tracks or syncs", id.disk_label));
             }
         }

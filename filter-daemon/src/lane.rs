@@ -8,9 +8,10 @@ use crate::connection::{LinkError, Sending};
 use crate::hashes::Questions;
 use crossbeam::channel::{Receiver, Sender, TryRecvError, unbounded};
 use filter_core::lane::consumer::{Consumer, LaneFault, Run};
-use filter_core::lane::layout::LaneState;
+use filter_core::lane::layout::{LaneHome, LaneState};
 use filter_core::lane::sync::Ordering::{Acquire, Relaxed};
 use filter_core::mapping::MappedLane;
+use filter_core::mutant::{Guard, holds};
 use filter_core::position::Durable;
 use filter_core::session::{Resume, resume};
 use filter_core::wire::{ErrorCode, OpenLane, PortRole};
@@ -70,9 +71,9 @@ struct Refusal {
 }
 
 /// A lane that this daemon serves.
-pub struct Lane {
+pub struct Lane<H: LaneHome = MappedLane> {
     /// Keeps it mapped.
-    pub mapped: Arc<MappedLane>,
+    pub mapped: Arc<H>,
     /// The consumer's side.
     pub consumer: Consumer,
     /// Its channel on the present connection.
@@ -95,9 +96,9 @@ pub struct Lane {
     refusal: Option<Refusal>,
 }
 
-impl Lane {
+impl<H: LaneHome> Lane<H> {
     /// Takes over a lane that was found. It lasts as long as the other end of its questions is held.
-    pub fn new(mapped: Arc<MappedLane>) -> (Self, Sender<CutAsk>) {
+    pub fn new(mapped: Arc<H>) -> (Self, Sender<CutAsk>) {
         let consumer = Consumer::attach(mapped.memory());
         let (sender, asks) = unbounded();
         // A daemon before this one may have sent all that is there.
@@ -131,7 +132,7 @@ impl Lane {
     }
 
     /// The port that a lane found in this state belongs to.
-    pub fn home(mapped: &MappedLane) -> PortRole {
+    pub fn home(mapped: &H) -> PortRole {
         let state = mapped.memory().producer().state.load(Relaxed); // routing only
         match LaneState::from_word(state) {
             Some(LaneState::Streaming | LaneState::Closed) => {
@@ -225,11 +226,13 @@ impl Lane {
 
     /// The connection is gone, or the channel: everything not durable will be sent again. A lane that
     /// was about to move still moves: the marker that said so may be durable, and never come again.
-    pub fn closed(&mut self, wait: Duration) {
-        self.stage = Stage::Closed((!wait.is_zero()).then(|| Instant::now() + wait));
+    pub fn closed(&mut self, wait: Duration, now: Instant) {
+        self.stage = Stage::Closed((!wait.is_zero()).then(|| now + wait));
         self.may_be_there = self.may_be_there.max(self.consumer.sent().0);
         self.questions.lost(&self.consumer);
-        if let Err(fault) = self.consumer.rewind() {
+        if holds(Guard::RewindOnClose)
+            && let Err(fault) = self.consumer.rewind()
+        {
             self.restart(&fault);
         }
     }
@@ -290,7 +293,12 @@ impl Lane {
             return None;
         }
         match self.consumer.take(max_bytes) {
-            Ok(run) => run,
+            Ok(run) => {
+                if let Some(run) = run.filter(|_| !holds(Guard::ReleaseDurable)) {
+                    self.consumer.release(Durable(run.last_seq));
+                }
+                run
+            }
             Err(fault) => {
                 self.restart(&fault);
                 None
@@ -374,7 +382,13 @@ impl Lane {
 
     /// The appliance refuses the lane, or record `seq` of it (a newer epoch is named instead if that is
     /// why). An error ends the connection.
-    pub fn refused(&mut self, code: ErrorCode, seq: u64, text: &str) -> Result<(), LinkError> {
+    pub fn refused(
+        &mut self,
+        code: ErrorCode,
+        seq: u64,
+        text: &str,
+        now: Instant,
+    ) -> Result<(), LinkError> {
         let opening = self.stage == Stage::Opening;
         if code == ErrorCode::Corrupt {
             // Looked at before the lane is rewound: where the damage is decides what follows.
@@ -383,7 +397,7 @@ impl Lane {
                 Ok(()) => Err(LinkError::Damaged { lane, seq }),
                 Err(fault) => {
                     self.restart(&fault);
-                    self.closed(Duration::ZERO);
+                    self.closed(Duration::ZERO, now);
                     Ok(())
                 }
             };
@@ -400,7 +414,7 @@ impl Lane {
             opening,
             wait,
         });
-        self.closed(wait);
+        self.closed(wait, now);
         if code == ErrorCode::Fenced {
             // By the epoch that was presented: a newer one of this lane is not what was refused.
             self.stage = Stage::Fenced(self.told.0);

@@ -14,7 +14,7 @@ use crate::lane::{Lane, Stage};
 use crate::raw::{self, Interest};
 use crate::status::{LaneStatus, Shared};
 use crossbeam::channel::{Receiver, Sender};
-use filter_core::lane::layout::LaneState;
+use filter_core::lane::layout::{LaneHome, LaneState};
 use filter_core::wire::{Message, PortRole};
 use std::fs::File;
 use std::io::{self, Read};
@@ -153,7 +153,7 @@ impl Pump {
         let slot = self.slot();
         for lane in &mut self.lanes {
             if lane.has_channel() {
-                lane.closed(Duration::ZERO);
+                lane.closed(Duration::ZERO, Instant::now());
             }
             lane.consumer.set_link(slot, false);
         }
@@ -204,7 +204,7 @@ impl Pump {
             let lane = lanes
                 .iter_mut()
                 .find(|lane| lane.channel == channel && lane.has_channel());
-            moved |= handle(lane, channel, slot, sending, message)?;
+            moved |= handle(lane, channel, slot, sending, message, Instant::now())?;
             Ok(())
         })?;
         if moved {
@@ -434,12 +434,13 @@ impl Pump {
 
 /// A message of the appliance: about a lane whose channel is open, or about the connection. Returns
 /// whether the appliance has made something durable.
-fn handle(
-    lane: Option<&mut Lane>,
+pub fn handle<H: LaneHome>(
+    lane: Option<&mut Lane<H>>,
     channel: u32,
     slot: u32,
     sending: Option<Sending>,
     message: Message,
+    now: Instant,
 ) -> Result<bool, LinkError> {
     match (message, lane) {
         (
@@ -462,7 +463,7 @@ fn handle(
             Some(lane),
         ) => lane.acknowledged(durable_seq, uploaded_seq, sending),
         (Message::Error { code, seq, text }, Some(lane)) => {
-            lane.refused(code, seq, &text)?;
+            lane.refused(code, seq, &text, now)?;
             if lane.stage != Stage::Open {
                 lane.consumer.set_link(slot, false);
             }

@@ -13,6 +13,7 @@ use object_store::PutPayload;
 use parking_lot::Mutex;
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use tokio::runtime::{Handle, RuntimeFlavor};
 use uuid::Uuid;
 
 #[derive(Default)]
@@ -56,12 +57,17 @@ impl PartJob {
             commit.raw_bytes = chain.cut_raw_bytes;
         }
         let object = name.to_string();
-        let (mut chain, encoded, disks) = tokio::task::spawn_blocking(move || {
+        let encode = move || {
             let encoded = chain.encoder.encode(header, part, &disks, commit);
             (chain, encoded, disks)
-        })
-        .await
-        .map_err(|error| StoreError::Task(error.to_string()))?;
+        };
+        // Whoever has one thread only wants everything on it, in an order that can be repeated.
+        let (mut chain, encoded, disks) = match Handle::current().runtime_flavor() {
+            RuntimeFlavor::CurrentThread => encode(),
+            _ => tokio::task::spawn_blocking(encode)
+                .await
+                .map_err(|error| StoreError::Task(error.to_string()))?,
+        };
         let encoded = encoded.map_err(|error| StoreError::format(&object, error))?;
         let stored_bytes = encoded.object.len() as u64;
         target

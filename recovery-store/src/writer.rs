@@ -14,6 +14,7 @@ use crate::put::{AlarmFn, RetryPolicy, Target};
 use crate::reader::Container;
 use crate::upload::{ChainEnd, PartJob, Shared, position_of};
 use crate::url::StoreUrl;
+use filter_core::mutant::{Guard, holds};
 use filter_core::record::{FLAG_STREAM_BASE, FLAG_SYNC_BEGIN, FLAG_SYNC_END, RecordRef};
 use parking_lot::Mutex;
 use std::collections::BTreeMap;
@@ -427,7 +428,9 @@ impl CutWriter {
         self.start_part(Some(commit)).await?;
         // If the caller stops waiting here, whether the cut is there is for the next writer to find out.
         self.broken = Some("the wait for a commit was given up".into());
-        self.join_part().await?;
+        if holds(Guard::CommitAwaited) {
+            self.join_part().await?;
+        }
         self.broken = None;
         let raw_bytes = match &mut self.chain {
             Some(chain) => std::mem::take(&mut chain.cut_raw_bytes),

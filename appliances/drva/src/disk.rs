@@ -9,6 +9,7 @@ use crate::log::{DiskState, Durability, Log, LogError, Submission};
 use crate::session::Outbox;
 use crate::touched::Touched;
 use filter_core::lane::layout::DIRTY_BLOCK_BYTES;
+use filter_core::mutant::{Guard, holds};
 use filter_core::position::Received;
 use filter_core::record::{FLAG_SYNC_BEGIN, FLAG_SYNC_END, RecordIter};
 use filter_core::session::{Admit, Attach, Receiver, Refusal};
@@ -183,7 +184,7 @@ impl Disk {
 
     /// Whether a cut may end at this seq.
     pub fn consistent_at(&self, seq: u64) -> bool {
-        !self.stream.lock().brackets.open_at(seq)
+        !self.stream.lock().brackets.open_at(seq) || !holds(Guard::ConsistentAt)
     }
 
     /// A cut that ends here is in the store.
@@ -272,7 +273,8 @@ impl Disk {
 
     /// Whether the channel of this generation is no longer the disk's.
     pub fn is_superseded(&self, generation: u64) -> bool {
-        self.generation.load(Ordering::Acquire) != generation // pairs with `attach`, `end_channel`
+        let present = self.generation.load(Ordering::Acquire); // pairs with `attach`, `end_channel`
+        present != generation && holds(Guard::SupersededChannel)
     }
 
     /// Records have come over a channel: those that are new and in order go to the log. Waits while
@@ -284,15 +286,26 @@ impl Disk {
         content: Vec<u8>,
         len: usize,
     ) -> (Outcome, Counted) {
-        let mut counted = Counted::default();
         let permit = match log.reserve(len, &|| self.is_superseded(generation)) {
             Ok(permit) => permit,
-            Err(LogError::GivenUp) => return (Outcome::Superseded, counted),
+            Err(LogError::GivenUp) => return (Outcome::Superseded, Counted::default()),
             Err(error) => {
                 let refused = Outcome::Refused(ErrorCode::Log, 0, error.to_string());
-                return (refused, counted);
+                return (refused, Counted::default());
             }
         };
+        self.admit(generation, content, len, |entry| log.submit(permit, entry))
+    }
+
+    /// The same, with room in the log held already; `submit` queues what is new, and must not wait.
+    pub fn admit(
+        &self,
+        generation: u64,
+        content: Vec<u8>,
+        len: usize,
+        submit: impl FnOnce(Submission) -> Result<(), LogError>,
+    ) -> (Outcome, Counted) {
+        let mut counted = Counted::default();
         let mut stream = self.stream.lock();
         if self.is_superseded(generation) {
             return (Outcome::Superseded, counted);
@@ -320,7 +333,7 @@ impl Disk {
                 len: run.end - run.start,
             };
             // Still under the lock: what comes over another connection must queue behind.
-            if let Err(error) = log.submit(permit, entry) {
+            if let Err(error) = submit(entry) {
                 outcome = Outcome::Refused(ErrorCode::Log, run.first_seq, error.to_string());
             }
         }

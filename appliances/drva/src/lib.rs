@@ -14,6 +14,7 @@ pub mod cut;
 pub mod disk;
 pub mod documents;
 pub mod domain;
+pub mod gate;
 pub mod hashes;
 pub mod identity;
 pub mod log;

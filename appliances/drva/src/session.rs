@@ -34,14 +34,36 @@ struct Waiting {
     closed: bool,
 }
 
+impl Waiting {
+    fn drain(&mut self, out: &mut Vec<u8>) {
+        for frame in self.frames.drain(..) {
+            out.extend_from_slice(&frame);
+        }
+        for (channel, (durable_seq, uploaded_seq)) in std::mem::take(&mut self.acks) {
+            let ack = Message::Ack {
+                durable_seq,
+                uploaded_seq,
+            };
+            out.extend_from_slice(&ack.encode(channel));
+        }
+    }
+}
+
 /// What is to be sent to one peer. Acknowledgements of a lane replace each other, so it stays small.
 pub struct Outbox {
     waiting: Mutex<Waiting>,
     changed: Condvar,
 }
 
+impl Default for Outbox {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
 impl Outbox {
-    pub(crate) fn new() -> Self {
+    /// Nothing waits.
+    pub fn new() -> Self {
         Self {
             waiting: Mutex::default(),
             changed: Condvar::new(),
@@ -72,6 +94,13 @@ impl Outbox {
         self.changed.notify_all();
     }
 
+    /// Takes what waits: whole frames.
+    pub fn drain(&self) -> Vec<u8> {
+        let mut out = Vec::new();
+        self.waiting.lock().drain(&mut out);
+        out
+    }
+
     /// Sends until the connection ends.
     fn run(&self, stream: &TcpStream) {
         loop {
@@ -81,16 +110,7 @@ impl Outbox {
                 while waiting.frames.is_empty() && waiting.acks.is_empty() && !waiting.closed {
                     self.changed.wait(&mut waiting);
                 }
-                for frame in waiting.frames.drain(..) {
-                    out.extend_from_slice(&frame);
-                }
-                for (channel, (durable_seq, uploaded_seq)) in std::mem::take(&mut waiting.acks) {
-                    let ack = Message::Ack {
-                        durable_seq,
-                        uploaded_seq,
-                    };
-                    out.extend_from_slice(&ack.encode(channel));
-                }
+                waiting.drain(&mut out);
                 if waiting.closed && out.is_empty() {
                     break;
                 }

@@ -8,11 +8,11 @@
 //! twice is dropped by its seq. So the upload needs no memory for them.
 
 use crate::domain::{ClosedCut, Domain};
+use crate::gate::Keeper;
 use crate::log::format::{Entries, EntryKind};
 use crate::log::reader::Reader;
-use filter_core::record::{RecordHeader, RecordIter};
+use filter_core::record::RecordIter;
 use recovery_store::{CutMeta, CutWriter, DomainInfo, Fed, StoreError, StoreUrl, WriterOptions};
-use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -51,63 +51,13 @@ impl From<StoreError> for Ended {
     }
 }
 
-/// What may be fed.
-#[derive(Debug, Default, PartialEq, Eq)]
-enum Gate {
-    /// Everything.
-    #[default]
-    Open,
-    /// A cut of this epoch is asked for.
-    Asked(u32),
-    /// A cut is closed, and waits to be committed: its epoch, per disk its last record.
-    Closed(u32, BTreeMap<Uuid, u64>),
-}
-
-impl Gate {
-    fn passes(&self, disk: &Uuid, record: &RecordHeader) -> bool {
-        match self {
-            Self::Open => true,
-            Self::Asked(epoch) => record.cut_epoch < *epoch,
-            // A disk that has no position is not in the cut: it waits with all that it has.
-            Self::Closed(_, positions) => positions.get(disk).is_some_and(|at| record.seq <= *at),
-        }
-    }
-
-    const fn asked_epoch(&self) -> Option<u32> {
-        match self {
-            Self::Asked(epoch) => Some(*epoch),
-            _ => None,
-        }
-    }
-
-    const fn closed_epoch(&self) -> Option<u32> {
-        match self {
-            Self::Closed(epoch, _) => Some(*epoch),
-            _ => None,
-        }
-    }
-}
-
-/// Records that had to wait for a cut to be settled.
-#[derive(Default)]
-struct Held {
-    /// First batch that holds any.
-    batch: Option<u64>,
-    /// Per disk the first of them: all later records of the disk wait too.
-    firsts: HashMap<Uuid, u64>,
-}
-
 /// One attempt, from opening the container to the first error.
 struct Attempt<'a> {
     of: &'a Uploader,
     writer: CutWriter,
     reader: Reader,
     described: u32,
-    gate: Gate,
-    /// What had to wait at this gate.
-    held: Held,
-    /// The cut of this epoch can never be whole: a record that it ends with does not exist.
-    impossible: Option<u32>,
+    keeper: Keeper,
     told: Instant,
     /// The log could not be read.
     log_alarm: bool,
@@ -173,9 +123,7 @@ impl<'a> Attempt<'a> {
             writer,
             reader: Reader::new(first),
             described: 0,
-            gate: Gate::Open,
-            held: Held::default(),
-            impossible: None,
+            keeper: Keeper::default(),
             told: Instant::now(),
             log_alarm: false,
         }
@@ -279,51 +227,13 @@ impl<'a> Attempt<'a> {
     /// Looks at what may be fed now. If that has changed, what had to wait is read again, unless all of
     /// it has to wait still.
     fn look_at_gate(&mut self) {
-        let gate = {
+        let again = {
             let cuts = self.of.domain.cuts.lock();
-            match (cuts.closed.front(), cuts.outstanding) {
-                (Some(cut), _) if self.gate.closed_epoch() == Some(cut.epoch) => return,
-                (Some(cut), _) => Gate::Closed(cut.epoch, cut.positions.clone()),
-                (None, Some(asked)) => Gate::Asked(asked.epoch),
-                (None, None) => Gate::Open,
-            }
+            let asked = cuts.outstanding.map(|asked| asked.epoch);
+            self.keeper.look(cuts.closed.front(), asked)
         };
-        if gate == self.gate {
-            return;
-        }
-        let before = std::mem::replace(&mut self.gate, gate);
-        let waits_on = match &self.gate {
-            // The usual way of a cut: then what waited lies beyond its positions.
-            Gate::Closed(epoch, positions) if before.asked_epoch() == Some(*epoch) => {
-                let beyond = |(disk, first): (&Uuid, &u64)| {
-                    positions.get(disk).is_none_or(|position| first > position)
-                };
-                self.held.firsts.iter().all(beyond)
-            }
-            _ => false,
-        };
-        if waits_on {
-            return;
-        }
-        if let Some(batch) = std::mem::take(&mut self.held).batch {
+        if let Some(batch) = again {
             self.reader.rewind(batch);
-        }
-    }
-
-    /// A record has to wait, and all of its disk that follow.
-    fn hold(&mut self, number: u64, disk: Uuid, seq: u64) {
-        self.held.batch.get_or_insert(number);
-        if self.held.firsts.contains_key(&disk) {
-            return;
-        }
-        self.held.firsts.insert(disk, seq);
-        if let Gate::Closed(epoch, positions) = &self.gate {
-            // Records of a disk lie in the log in order: those up to the position were met before.
-            let position = positions.get(&disk).copied().unwrap_or(0);
-            let fed = self.writer.fed_positions();
-            if fed.get(&disk).map_or(0, |fed| fed.seq) < position {
-                self.impossible = Some(*epoch);
-            }
         }
     }
 
@@ -350,9 +260,12 @@ impl<'a> Attempt<'a> {
                         break;
                     }
                 };
-                let passes = self.gate.passes(&disk, &record.header);
-                if !passes || self.held.firsts.contains_key(&disk) {
-                    self.hold(number, disk, record.header.seq);
+                let writer = &self.writer;
+                let fed = || {
+                    let fed = writer.fed_positions();
+                    fed.get(&disk).map_or(0, |position| position.seq)
+                };
+                if !self.keeper.lets_pass(number, disk, &record.header, fed) {
                     break;
                 }
                 if self.writer.feed(disk, &record)? == Fed::PartFull {
@@ -369,7 +282,7 @@ impl<'a> Attempt<'a> {
         let Some(cut) = domain.cuts.lock().closed.front().cloned() else {
             return Ok(false);
         };
-        if self.impossible == Some(cut.epoch) {
+        if self.keeper.is_impossible(cut.epoch) {
             self.void(&cut, "a record that it ends with does not exist");
             return Ok(true);
         }
@@ -416,7 +329,7 @@ impl<'a> Attempt<'a> {
         let domain = self.of.domain.clone();
         domain.cuts.lock().closed.pop_front();
         domain.cuts_changed.notify_all();
-        self.impossible = None;
+        self.keeper.settled();
         self.look_at_gate();
         self.tell();
     }

@@ -229,7 +229,7 @@ impl World {
                     return self.consumer.request_restart(durable);
                 }
             };
-            let bytes = self.lane.bytes_of(&run);
+            let bytes = self.lane.bytes_of(&run).unwrap();
             if !self.apply(&bytes) {
                 // Gone between its answer and the new beginning: the daemon asks again.
                 self.seen.gaps += 1;

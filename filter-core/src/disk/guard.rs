@@ -4,6 +4,8 @@
 //! to leave one out. `tests/loom_sync.rs` does, one and two at a time.
 
 use super::Config;
+#[cfg(not(loom))]
+use crate::mutant::{self, holds};
 
 /// A guard.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,8 +42,14 @@ impl Guards {
 impl Config {
     /// Whether the guard is in place.
     #[cfg(not(loom))]
-    pub(super) const fn keeps(&self, _guard: Guard) -> bool {
-        true
+    pub(super) fn keeps(&self, guard: Guard) -> bool {
+        holds(match guard {
+            Guard::FirstMark => mutant::Guard::FirstMark,
+            Guard::SecondMark => mutant::Guard::SecondMark,
+            Guard::InFlight => mutant::Guard::InFlightCheck,
+            Guard::Touch => mutant::Guard::TouchCheck,
+            Guard::Leftovers => mutant::Guard::Leftovers,
+        })
     }
 
     /// Whether the guard is in place.

@@ -10,6 +10,7 @@
 //! is looked at.
 
 use super::{Disk, Relaxed};
+use crate::mutant::{Guard, holds};
 use crate::sidecar::regions::{BLOCK_REGIONS, BLOCK_WORDS, RegionBlock};
 use crate::sidecar::{BLOCK_BYTES, SidecarError};
 use alloc::boxed::Box;
@@ -355,7 +356,8 @@ impl Intent {
         let mut any = false;
         // While a bit waits to be set (or the sidecar fails) none is cleared: a stream that has begun
         // anew must not be said to be relied on before the map is the one of that stream.
-        if before <= progress.durable_seq && !self.failing && !self.is_pending() {
+        let durable = before <= progress.durable_seq || !holds(Guard::IntentClearDurable);
+        if durable && !self.failing && !self.is_pending() {
             for (at, word) in quiet.iter_mut().enumerate() {
                 let of = |map: &[u64]| map.get(at).copied().unwrap_or(0);
                 let left_alone = of(&self.wanted)
@@ -384,7 +386,8 @@ impl Intent {
             let bit = left.trailing_zeros();
             left &= left - 1;
             let region = at as u64 * 64 + u64::from(bit);
-            if (progress.busy)(region << self.shift, 1 << self.shift) {
+            let busy = (progress.busy)(region << self.shift, 1 << self.shift);
+            if busy && holds(Guard::IntentClearBusy) {
                 bits &= !(1 << bit);
             }
         }

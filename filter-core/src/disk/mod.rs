@@ -35,6 +35,7 @@ use crate::lane::inflight::{InFlight, Token};
 use crate::lane::layout::{DIRTY_BLOCK_BYTES, LaneMemory, LaneState};
 use crate::lane::producer::{Draft, Producer, PublishError, PublishedGroup, Source, Stamps};
 use crate::lane::sync::Ordering::Relaxed;
+use crate::mutant::{self, holds};
 use crate::record::RecordKind;
 use guard::Guard;
 use hashes::Hashes;
@@ -349,7 +350,7 @@ impl Disk {
     ) -> Decision {
         let late = waited_ns >= self.config.defer_budget_ns;
         let decided = match self.try_pass(change, stamps, late) {
-            Err(Why::Room) if late => {
+            Err(Why::Room) if late && holds(mutant::Guard::DeferBudget) => {
                 self.enter_tracking();
                 Ok(self.track(change))
             }
@@ -405,7 +406,8 @@ impl Disk {
         let Some(intent) = &mut self.intent else {
             return true;
         };
-        if intent.want(change.offset_bytes, change.len_bytes) {
+        let there = intent.want(change.offset_bytes, change.len_bytes);
+        if there || !holds(mutant::Guard::IntentFirst) {
             return true;
         }
         if !late || self.config.intent_strict {
@@ -500,7 +502,12 @@ impl Disk {
             self.hashes.forget();
             // The second mark: a sync may have cleared the first and read the block before the
             // write landed.
-            if !ok || self.config.keeps(Guard::SecondMark) {
+            let keeps = if ok {
+                self.config.keeps(Guard::SecondMark)
+            } else {
+                holds(mutant::Guard::FailedWriteMark)
+            };
+            if keeps {
                 self.dirty.mark(offset_bytes, len_bytes);
             }
             self.touch(offset_bytes, len_bytes);
@@ -568,7 +575,9 @@ impl Disk {
             // A read of the last block under way ends at the old end: publishing it would clear the
             // mark of a block that has become longer.
             let last_block = self.capacity_bytes - self.capacity_bytes % DIRTY_BLOCK_BYTES;
-            self.sync.touch(last_block, DIRTY_BLOCK_BYTES);
+            if holds(mutant::Guard::GrowTouches) {
+                self.sync.touch(last_block, DIRTY_BLOCK_BYTES);
+            }
             self.intend(self.capacity_bytes, capacity_bytes - self.capacity_bytes);
             self.capacity_bytes = capacity_bytes;
             self.memory()
@@ -630,7 +639,9 @@ impl Disk {
         self.dirty.mark(0, self.capacity_bytes);
         self.intend(0, self.capacity_bytes);
         // What is being read may be the content of before.
-        self.sync.touch(0, self.capacity_bytes);
+        if holds(mutant::Guard::RevertTouches) {
+            self.sync.touch(0, self.capacity_bytes);
+        }
         self.want_sync();
     }
 

@@ -12,6 +12,7 @@ use super::hashes::Hash;
 use super::{Disk, Mode};
 use crate::lane::layout::{DIRTY_BLOCK_BYTES, LaneState};
 use crate::lane::producer::{Draft, PublishError, Source, Stamps};
+use crate::mutant::{self, holds};
 use crate::record::RecordKind;
 use alloc::vec::Vec;
 
@@ -203,6 +204,9 @@ impl Disk {
                     touched: false,
                 };
                 self.sync.windows.push(window);
+                if !holds(mutant::Guard::ClearAfterPublish) {
+                    self.clear(offset_bytes, len_bytes);
+                }
                 SyncStep::Read {
                     ticket: Ticket(ticket),
                     offset_bytes,
@@ -217,7 +221,7 @@ impl Disk {
 
     /// If the stream starts anew, publishes its beginning; returns whether to wake the daemon.
     pub fn begin_base(&mut self, stamps: &Stamps<'_>) -> Result<bool, PublishError> {
-        if !self.producer.base_pending() {
+        if !self.producer.base_pending() || !holds(mutant::Guard::BaseFirst) {
             return Ok(false);
         }
         let group = self.producer.publish_marker(true, stamps)?;
@@ -227,7 +231,8 @@ impl Disk {
     }
 
     fn finish(&mut self, stamps: &Stamps<'_>, wake: bool) -> SyncStep {
-        if !self.sync.windows.is_empty() || self.inflight.tracked() > 0 {
+        let unpublished = self.inflight.tracked() > 0 && holds(mutant::Guard::SyncEndWaits);
+        if !self.sync.windows.is_empty() || unpublished {
             return SyncStep::waits(wake);
         }
         match self.producer.publish_marker(false, stamps) {
@@ -377,10 +382,15 @@ impl Disk {
             // What was published just now is not durable: its regions are not quiet.
             intent.touch(offset_bytes, len_bytes);
         }
+        self.clear(offset_bytes, len_bytes);
+        Some(group.wake)
+    }
+
+    /// Takes the marks of a range.
+    fn clear(&self, offset_bytes: u64, len_bytes: u64) {
         let end = (offset_bytes + len_bytes).div_ceil(DIRTY_BLOCK_BYTES);
         for block in offset_bytes / DIRTY_BLOCK_BYTES..end {
             self.dirty.clear_block(block);
         }
-        Some(group.wake)
     }
 }

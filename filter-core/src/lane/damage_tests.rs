@@ -162,7 +162,7 @@ impl World {
 
     fn check_run(&mut self, run: &Run) {
         self.runs += 1;
-        let at = self.lane.ring_offset(run.base);
+        let at = self.lane.ring_offset(run.base).unwrap();
         assert!(at + run.len_bytes as u64 <= RING, "goes round");
         let mut bytes = vec![0; run.len_bytes];
         // SAFETY: just checked to lie inside the ring, which lives as long as `self`.

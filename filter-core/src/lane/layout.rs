@@ -360,6 +360,14 @@ impl Identity {
     }
 }
 
+/// Where a lane lies: in a mapped file, or (in the simulator) in ordinary memory.
+pub trait LaneHome {
+    /// Its memory, valid for as long as this lives.
+    fn memory(&self) -> LaneMemory;
+    /// What it belongs to.
+    fn identity(&self) -> &Identity;
+}
+
 /// A lane's memory, shared with another process.
 ///
 /// Copies of this handle reach the same memory; whoever maps it must keep it mapped for as long as

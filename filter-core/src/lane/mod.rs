@@ -24,6 +24,8 @@ pub mod attach;
 pub mod consumer;
 pub mod copy;
 pub mod dirty;
+#[cfg(all(any(test, feature = "sim"), not(loom)))]
+pub mod heap;
 pub mod inflight;
 pub mod layout;
 pub mod producer;

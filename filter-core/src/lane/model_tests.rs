@@ -123,9 +123,9 @@ impl World {
     /// The run's bytes are exactly the records that come next.
     fn check_run(&mut self, run: &Run, max_bytes: usize) {
         let first = self.after(self.sent);
-        let ring_offset = self.lane.ring_offset(run.base);
+        let ring_offset = self.lane.ring_offset(run.base).unwrap();
         assert_eq!(ring_offset, self.all[first].start % RING);
-        let bytes = self.lane.bytes_of(run);
+        let bytes = self.lane.bytes_of(run).unwrap();
         let mut at = first;
         for record in RecordIter::new(&bytes) {
             let record = record.unwrap();

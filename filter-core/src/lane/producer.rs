@@ -8,6 +8,7 @@ use super::copy::copy_crc32c;
 use super::layout::{LaneMemory, LaneState};
 use super::ring::{self, Sound};
 use super::sync::{AtomicU32, AtomicU64, Ordering::Relaxed};
+use crate::mutant::{Guard, holds};
 use crate::position::{MAX_SEQ, Published};
 use crate::record::{
     FLAG_FRAGMENT_MORE, FLAG_STREAM_BASE, FLAG_SYNC_BEGIN, FLAG_SYNC_END, HEADER_BYTES,
@@ -331,7 +332,7 @@ impl Producer {
         let (words, theirs) = (self.memory.producer(), self.memory.consumer());
         let asked = theirs.restart_request.load(super::sync::Ordering::Acquire); // pairs with the consumer's Release
         let above = theirs.restart_above_seq.load(Relaxed); // ordered by the Acquire just before
-        if above < MAX_SEQ / 2 {
+        if above < MAX_SEQ / 2 && holds(Guard::BaseAboveAll) {
             self.next_seq = self.next_seq.max(above + 1);
         }
         words.restart_at.store(self.tail, Relaxed); // published by the Release below

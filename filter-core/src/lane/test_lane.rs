@@ -1,16 +1,7 @@
-//! A lane in ordinary memory, and seeded numbers: what the tests of this crate stand on.
+//! Lanes for the tests of this crate, and seeded numbers.
 
-use super::consumer::Run;
-use super::layout::{Geometry, Identity, LaneMemory};
-use core::ptr::NonNull;
-use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
-
-/// A lane on the heap.
-pub struct HeapLane {
-    base: NonNull<u8>,
-    layout: Layout,
-    memory: LaneMemory,
-}
+pub use super::heap::HeapLane;
+use super::layout::{Geometry, Identity};
 
 impl HeapLane {
     /// A fresh lane for a disk.
@@ -25,54 +16,7 @@ impl HeapLane {
             vm_name: "db-1".into(),
             disk_label: "data".into(),
         };
-        let len = identity.geometry.total_bytes() as usize;
-        let layout = Layout::from_size_align(len, 4096).unwrap();
-        // SAFETY: the size is not zero.
-        let base = unsafe { alloc_zeroed(layout) };
-        let base = NonNull::new(base).unwrap_or_else(|| handle_alloc_error(layout));
-        // SAFETY: just allocated, zeroed, nobody else's, and freed with this value only.
-        let memory = unsafe { LaneMemory::create(base, len, &identity, capacity_bytes) }.unwrap();
-        Self {
-            base,
-            layout,
-            memory,
-        }
-    }
-
-    pub fn memory(&self) -> LaneMemory {
-        self.memory
-    }
-
-    /// Address of the lane's first byte.
-    pub fn base(&self) -> *mut u8 {
-        self.base.as_ptr()
-    }
-    /// A copy of a run's bytes, which must lie in the ring in one piece.
-    pub fn bytes_of(&self, run: &Run) -> Vec<u8> {
-        let ring_bytes = self.memory().geometry().ring_bytes;
-        let end = self.ring_offset(run.base) + run.len_bytes as u64;
-        assert!(end <= ring_bytes, "goes round");
-        let mut bytes = vec![0; run.len_bytes];
-        // SAFETY: just checked to lie inside the ring, which lives as long as `self`; a raw copy.
-        unsafe {
-            bytes
-                .as_mut_ptr()
-                .copy_from_nonoverlapping(run.base, run.len_bytes)
-        };
-        bytes
-    }
-
-    /// Offset in the ring of an address that the consumer handed out.
-    pub fn ring_offset(&self, address: *const u8) -> u64 {
-        let data = self.base.as_ptr() as u64 + self.memory.geometry().data_at();
-        (address as u64).checked_sub(data).unwrap()
-    }
-}
-
-impl Drop for HeapLane {
-    fn drop(&mut self) {
-        // SAFETY: allocated with this layout in `new`.
-        unsafe { dealloc(self.base.as_ptr(), self.layout) };
+        Self::create(&identity, capacity_bytes).unwrap()
     }
 }
 

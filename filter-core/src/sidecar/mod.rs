@@ -24,6 +24,7 @@
 pub mod regions;
 
 use crate::crc::crc32c;
+use crate::mutant::{Guard, holds};
 use crate::record::{le_u32, le_u64};
 
 /// Bytes of one copy.
@@ -113,7 +114,7 @@ impl Sidecar {
             .attach_epoch
             .checked_add(1)
             .ok_or(SidecarError::Exhausted)?;
-        let seq_floor = if new_lane {
+        let seq_floor = if new_lane && holds(Guard::FloorRaised) {
             self.seq_floor + SEQ_STRIDE
         } else {
             self.seq_floor
@@ -190,14 +191,18 @@ impl Sidecar {
     pub fn matches_lane(&self, lane_epoch: u32, boot_id: &[u8; 16]) -> bool {
         let same = lane_epoch == self.attach_epoch;
         let died_between = lane_epoch.checked_add(1) == Some(self.attach_epoch);
-        !self.failed && self.boot_id == *boot_id && (same || died_between)
+        let ours = same || died_between || !holds(Guard::LaneOfThisAttach);
+        !self.failed && self.boot_id == *boot_id && ours
     }
 
     /// Whether nobody can have changed the disk without its filter's noticing, as far as the sidecar
     /// and the host know: it was opened before, no defect stopped replication, and the content is
     /// still what the last attach opened. `content_before`: what it was called before this opening.
-    pub const fn is_trusted(&self, content_before: u64) -> bool {
-        let same = self.content_id == 0 || content_before == 0 || self.content_id == content_before;
+    pub fn is_trusted(&self, content_before: u64) -> bool {
+        let same = self.content_id == 0
+            || content_before == 0
+            || self.content_id == content_before
+            || !holds(Guard::FullWhenChanged);
         self.attach_epoch > 0 && !self.failed && same
     }
 

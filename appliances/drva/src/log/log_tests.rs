@@ -182,7 +182,9 @@ fn damage_in_the_middle_is_an_error_that_names_the_place() {
         let mut bad = good.clone();
         bad[at] ^= 0x10;
         std::fs::write(&path, &bad).unwrap();
-        let error = recover::scan(dir.path(), DOMAIN).unwrap_err().to_string();
+        let error = recover::scan(&Folder::new(dir.path()), DOMAIN)
+            .unwrap_err()
+            .to_string();
         assert!(error.contains("damaged at byte 4096"), "{at}: {error}");
     }
 }
@@ -300,7 +302,7 @@ fn a_read_error_is_not_the_end_of_the_log() {
     let path = segment::path_of(dir.path(), 1);
     std::fs::rename(&path, dir.path().join("away")).unwrap();
     std::fs::create_dir(&path).unwrap();
-    let error = recover::scan(dir.path(), DOMAIN).unwrap_err();
+    let error = recover::scan(&Folder::new(dir.path()), DOMAIN).unwrap_err();
     assert!(
         matches!(error, LogError::Io { what: "read", .. }),
         "{error}"
@@ -323,7 +325,7 @@ fn an_empty_segment_after_a_crash_does_not_cost_the_state_of_a_disk() {
     put(&log, quiet);
     wait_for(&told, 7);
     drop(log);
-    let recovered = recover::scan(dir.path(), DOMAIN).unwrap();
+    let recovered = recover::scan(&Folder::new(dir.path()), DOMAIN).unwrap();
     drop(segment::SegmentWriter::create(dir.path(), recovered.next_batch, 64 << 10).unwrap());
     let (log, _, told) = open(dir.path());
     for i in 0..20 {
@@ -397,6 +399,8 @@ fn reserved_bytes_of_a_batch_are_checked() {
     let crc = crc32c::crc32c(&bytes[..60]);
     bytes[60..64].copy_from_slice(&crc.to_le_bytes());
     std::fs::write(&path, &bytes).unwrap();
-    let error = recover::scan(dir.path(), DOMAIN).unwrap_err().to_string();
+    let error = recover::scan(&Folder::new(dir.path()), DOMAIN)
+        .unwrap_err()
+        .to_string();
     assert!(error.contains("reserved bytes"), "{error}");
 }

@@ -11,16 +11,19 @@
 //! | [`segment`] | the files |
 //! | [`recover`] | the scan at restart |
 //! | [`reader`] | reading what is durable, for the upload |
+//! | [`volume`] | where the segments lie |
 
 pub mod format;
 pub mod reader;
 pub mod recover;
 pub mod segment;
+pub mod volume;
 mod writer;
 
+use filter_core::mutant::{Guard, holds};
 use format::{ENTRY_HEADER_BYTES, Entry, EntryKind};
 use parking_lot::{Condvar, Mutex};
-use recover::Recovered;
+use recover::{FoundSegment, Recovered};
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::fs::{File, OpenOptions};
 use std::path::{Path, PathBuf};
@@ -28,7 +31,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
+use volume::{Folder, Volume};
 use writer::Writer;
+pub use writer::{Batcher, durability, gather, note_segment};
 
 /// Bytes that may wait for the writer; beyond it submitters wait.
 const QUEUE_BYTES: usize = 8 << 20;
@@ -170,16 +175,47 @@ impl Submission {
     }
 }
 
-struct Segment {
-    bytes: u64,
+/// A segment, as far as freeing it is concerned.
+#[derive(Clone, Debug)]
+pub struct Segment {
+    /// Its length.
+    pub bytes: u64,
     /// Per disk the last seq in it.
-    last: HashMap<[u8; 16], u64>,
+    pub last: HashMap<[u8; 16], u64>,
     /// Highest cut epoch closed in it.
-    cut_epoch: u32,
+    pub cut_epoch: u32,
+}
+
+impl Segment {
+    /// A new one of this length.
+    pub fn of(bytes: u64) -> Self {
+        Self {
+            bytes,
+            last: HashMap::new(),
+            cut_epoch: 0,
+        }
+    }
+
+    /// Whether it may go: all of its records are uploaded, its cuts are settled.
+    pub fn is_done(&self, uploaded: &dyn Fn(&[u8; 16]) -> u64, settled_epoch: u32) -> bool {
+        self.cut_epoch <= settled_epoch
+            && (self.last.iter().all(|(disk, seq)| uploaded(disk) >= *seq)
+                || !holds(Guard::ReleaseUploaded))
+    }
+}
+
+impl From<&FoundSegment> for Segment {
+    fn from(found: &FoundSegment) -> Self {
+        Self {
+            bytes: found.bytes,
+            last: found.last.clone(),
+            cut_epoch: found.cut_epoch,
+        }
+    }
 }
 
 struct Shared {
-    dir: PathBuf,
+    volume: Arc<dyn Volume>,
     queue: Mutex<Queue>,
     queued: Condvar,
     room: Condvar,
@@ -194,6 +230,12 @@ struct Shared {
     entries: AtomicU64,
     progressed: Condvar,
     progress: Mutex<()>,
+}
+
+impl Shared {
+    fn dir(&self) -> &Path {
+        self.volume.dir()
+    }
 }
 
 /// The log of one domain.
@@ -232,31 +274,13 @@ impl Log {
         if lock.try_lock().is_err() {
             return Err(LogError::InUse(dir.to_owned()));
         }
-        let mut recovered = recover::scan(dir, domain_id)?;
-        if let Some((first, 0)) = recovered.open_segment {
-            // Made, but its first batch (where every disk stands) never became durable: it is made
-            // anew, else the segments before it could be freed and the disks' state with them.
-            let path = segment::path_of(dir, first);
-            std::fs::remove_file(&path).map_err(io_error("remove", &path))?;
-            segment::sync_folder(dir).map_err(io_error("sync", dir))?;
-            recovered.segments.pop();
-            recovered.open_segment = None;
-        }
-        let mut segments = BTreeMap::new();
-        for found in &recovered.segments {
-            let (last, cut_epoch) = (found.last.clone(), found.cut_epoch);
-            segments.insert(
-                found.first_batch,
-                Segment {
-                    bytes: found.bytes,
-                    last,
-                    cut_epoch,
-                },
-            );
-        }
+        let volume: Arc<dyn Volume> = Arc::new(Folder::new(dir));
+        let recovered = recover::open(&*volume, domain_id)?;
+        let found = recovered.segments.iter();
+        let segments: BTreeMap<u64, Segment> = found.map(|f| (f.first_batch, f.into())).collect();
         let used: u64 = segments.values().map(|s| s.bytes).sum();
         let shared = Arc::new(Shared {
-            dir: dir.to_owned(),
+            volume,
             queue: Mutex::default(),
             queued: Condvar::new(),
             room: Condvar::new(),
@@ -358,20 +382,13 @@ impl Log {
             let Some((first, segment)) = segments.first_key_value() else {
                 break;
             };
-            let done = segment.cut_epoch <= settled_epoch
-                && segment
-                    .last
-                    .iter()
-                    .all(|(disk, seq)| uploaded(disk) >= *seq);
-            if !done {
+            if !segment.is_done(uploaded, settled_epoch) {
                 break;
             }
             let (first, bytes) = (*first, segment.bytes);
-            let path = segment::path_of(&self.shared.dir, first);
             // Durably, one by one: after a crash a gap would look like a lost segment.
-            let removed =
-                std::fs::remove_file(&path).and_then(|()| segment::sync_folder(&self.shared.dir));
-            if let Err(error) = removed {
+            if let Err(error) = self.shared.volume.remove(first) {
+                let path = self.shared.volume.path_of(first);
                 tracing::error!("cannot remove {}: {error}", path.display());
                 break;
             }
@@ -418,7 +435,7 @@ impl Log {
 
     /// The log's folder.
     pub fn dir(&self) -> &Path {
-        &self.shared.dir
+        self.shared.dir()
     }
 
     /// The first batch of each segment.
@@ -440,6 +457,20 @@ impl Log {
         if let Some(thread) = self.writer.lock().take() {
             let _ = thread.join();
         }
+    }
+}
+
+impl reader::Batches for Log {
+    fn durable_batch(&self) -> u64 {
+        self.durable_batch()
+    }
+
+    fn segments(&self) -> Vec<u64> {
+        self.segments()
+    }
+
+    fn volume(&self) -> &dyn Volume {
+        &*self.shared.volume
     }
 }
 

@@ -8,13 +8,11 @@
 use super::LogError;
 use super::format::{BATCH_ALIGN, BatchError, BatchHeader, Entries, Entry, EntryKind};
 use super::reader::{ReadError, read_body, read_header};
-use super::segment;
+use super::volume::{Readable, Volume};
 use super::{DiskState, io_error};
 use filter_core::record::{FLAG_STREAM_BASE, FLAG_SYNC_BEGIN, FLAG_SYNC_END, RecordHeader};
 use std::collections::{BTreeMap, HashMap};
-use std::fs::File;
 use std::io;
-use std::path::Path;
 
 /// A segment that was found.
 #[derive(Clone, Debug)]
@@ -114,7 +112,7 @@ fn take(recovered: &mut Recovered, segment: &mut FoundSegment, entry: &Entry<'_>
 /// Whether a whole batch of this domain with a number of at least `number` starts anywhere from
 /// `offset` on.
 fn something_follows(
-    file: &File,
+    file: &dyn Readable,
     offset: u64,
     len: u64,
     domain: [u8; 16],
@@ -138,16 +136,30 @@ fn something_follows(
     Ok(false)
 }
 
+/// Reads the whole log, and puts aside what the writer must make anew.
+pub fn open(volume: &dyn Volume, domain_id: [u8; 16]) -> Result<Recovered, LogError> {
+    let mut recovered = scan(volume, domain_id)?;
+    if let Some((first, 0)) = recovered.open_segment {
+        // Made, but its first batch (where every disk stands) never became durable: it is made
+        // anew, else the segments before it could be freed and the disks' state with them.
+        let path = volume.path_of(first);
+        volume.remove(first).map_err(io_error("remove", &path))?;
+        recovered.segments.pop();
+        recovered.open_segment = None;
+    }
+    Ok(recovered)
+}
+
 /// Reads the whole log.
-pub fn scan(dir: &Path, domain_id: [u8; 16]) -> Result<Recovered, LogError> {
-    let firsts = segment::list(dir).map_err(io_error("list", dir))?;
+pub fn scan(volume: &dyn Volume, domain_id: [u8; 16]) -> Result<Recovered, LogError> {
+    let firsts = volume.list().map_err(io_error("list", volume.dir()))?;
     let mut recovered = Recovered {
         next_batch: 1,
         ..Recovered::default()
     };
     let mut chain_known = false;
     for (i, first) in firsts.iter().enumerate() {
-        let path = segment::path_of(dir, *first);
+        let path = volume.path_of(*first);
         let damaged = |offset, why: String| LogError::Damaged {
             path: path.clone(),
             offset,
@@ -161,8 +173,8 @@ pub fn scan(dir: &Path, domain_id: [u8; 16]) -> Result<Recovered, LogError> {
             let why = format!("batches {expected} to {} are missing before it", first - 1);
             return Err(damaged(0, why));
         }
-        let file = File::open(&path).map_err(io_error("open", &path))?;
-        let len = file.metadata().map_err(io_error("look at", &path))?.len();
+        let file = volume.open(*first).map_err(io_error("open", &path))?;
+        let len = file.len_bytes().map_err(io_error("look at", &path))?;
         let mut found = FoundSegment {
             first_batch: *first,
             bytes: len,
@@ -172,7 +184,7 @@ pub fn scan(dir: &Path, domain_id: [u8; 16]) -> Result<Recovered, LogError> {
         let mut at = 0;
         let last_segment = i + 1 == firsts.len();
         while at + BATCH_ALIGN as u64 <= len {
-            match read_batch(&file, at, domain_id, recovered.next_batch) {
+            match read_batch(&*file, at, domain_id, recovered.next_batch) {
                 Ok((header, chain, body)) => {
                     if chain_known && header.before != recovered.chain {
                         return Err(damaged(at, BatchError::Chain(header.number).to_string()));
@@ -193,7 +205,7 @@ pub fn scan(dir: &Path, domain_id: [u8; 16]) -> Result<Recovered, LogError> {
                 }
                 Err(ReadError::Bad(error)) => {
                     let number = recovered.next_batch;
-                    let follows = something_follows(&file, at, len, domain_id, number);
+                    let follows = something_follows(&*file, at, len, domain_id, number);
                     if follows.map_err(io_error("read", &path))? {
                         return Err(damaged(at, error.to_string()));
                     }
@@ -210,7 +222,7 @@ pub fn scan(dir: &Path, domain_id: [u8; 16]) -> Result<Recovered, LogError> {
 }
 
 fn read_batch(
-    file: &File,
+    file: &dyn Readable,
     at: u64,
     domain_id: [u8; 16],
     expected: u64,

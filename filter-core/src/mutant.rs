@@ -1,0 +1,260 @@
+//! The guards of the product, by name, so that the simulator can show that each one is needed.
+//!
+//! Invariant: in a product every guard holds: [`holds`] is constant, and nothing can change that. Only
+//! the simulator, built with its feature `mutants`, can take one out, for the whole process.
+
+/// A guard: a check or an order of steps without which something would be lost.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum Guard {
+    /// A write that is not published is marked before it is passed down.
+    FirstMark = 1,
+    /// It is marked again at its completion.
+    SecondMark,
+    /// A sync reads nothing that a write in flight overlaps.
+    InFlightCheck,
+    /// What a write touched since the sync's read began is not published.
+    TouchCheck,
+    /// A block's mark is cleared only after its content was published.
+    ClearAfterPublish,
+    /// What was in flight when a producer died is marked when the disk is opened again.
+    Leftovers,
+    /// A write is held for at most the budget; then the disk tracks.
+    DeferBudget,
+    /// A sync ends only when no unpublished write is in flight.
+    SyncEndWaits,
+    /// A failed write's range is marked.
+    FailedWriteMark,
+    /// A revert voids the sync's reads under way.
+    RevertTouches,
+    /// Growing voids the sync's read of the last block.
+    GrowTouches,
+    /// After a restart nothing is published before the stream's new beginning.
+    BaseFirst,
+    /// A restarted stream begins above every seq that the appliance holds.
+    BaseAboveAll,
+    /// A new lane begins above every seq of the lanes before it.
+    FloorRaised,
+    /// A lane from before another attach is not adopted.
+    LaneOfThisAttach,
+    /// After a reconnect everything that is not durable is sent again.
+    RewindOnClose,
+    /// Space in the lane is freed only up to what the appliance holds durably.
+    ReleaseDurable,
+    /// A cut is void when a disk tracked or synced while it was taken.
+    CutVoidWhileSyncing,
+    /// The appliance drops what it has.
+    DuplicateDrop,
+    /// The appliance refuses a record that does not follow.
+    GapCheck,
+    /// The appliance refuses records of an older epoch.
+    FenceAtAdmit,
+    /// The appliance refuses a lane of an older epoch.
+    FenceAtOpen,
+    /// Records that come over a channel that was superseded are not taken.
+    SupersededChannel,
+    /// An acknowledgement goes out only after the log's write is durable.
+    AckAfterDurable,
+    /// A torn end of the log is cut off at a restart.
+    TornEnd,
+    /// A cut closes only when every disk is durable up to its position.
+    CutWaitsForDurable,
+    /// A cut closes only where no disk is within a sync.
+    ConsistentAt,
+    /// Records of the next cut wait until the one before is settled.
+    UploadHolds,
+    /// The upload goes back to the records that had to wait.
+    UploadRewinds,
+    /// A cut counts as committed only when the store has its last object.
+    CommitAwaited,
+    /// A segment of the log goes only when all of its records are in the store.
+    ReleaseUploaded,
+    /// A region's bit is durable in the sidecar before the first write to it passes.
+    IntentFirst,
+    /// A region's bit is cleared only when what was published of it is durable downstream.
+    IntentClearDurable,
+    /// A region's bit is not cleared while anything in it is marked or in flight.
+    IntentClearBusy,
+    /// A region's bit is cleared only after the disk below was flushed.
+    IntentClearFlush,
+    /// A disk that was opened without its filter is synced in full.
+    FullWhenChanged,
+    /// A stream that begins anew is taken only where what it relies on is held.
+    BaseStands,
+    /// A disk that was rolled back with its sidecar goes on above the epoch that the appliance knows.
+    RisesWhenRolledBack,
+}
+
+/// All guards, each with what it does.
+pub const ALL: &[(Guard, &str)] = &[
+    (
+        Guard::FirstMark,
+        "A write that is not published is marked before it is passed down.",
+    ),
+    (Guard::SecondMark, "It is marked again at its completion."),
+    (
+        Guard::InFlightCheck,
+        "A sync reads nothing that a write in flight overlaps.",
+    ),
+    (
+        Guard::TouchCheck,
+        "What a write touched since the sync's read began is not published.",
+    ),
+    (
+        Guard::ClearAfterPublish,
+        "A block's mark is cleared only after its content was published.",
+    ),
+    (
+        Guard::Leftovers,
+        "What was in flight when a producer died is marked when the disk is opened again.",
+    ),
+    (
+        Guard::DeferBudget,
+        "A write is held for at most the budget; then the disk tracks.",
+    ),
+    (
+        Guard::SyncEndWaits,
+        "A sync ends only when no unpublished write is in flight.",
+    ),
+    (Guard::FailedWriteMark, "A failed write's range is marked."),
+    (
+        Guard::RevertTouches,
+        "A revert voids the sync's reads under way.",
+    ),
+    (
+        Guard::GrowTouches,
+        "Growing voids the sync's read of the last block.",
+    ),
+    (
+        Guard::BaseFirst,
+        "After a restart nothing is published before the stream's new beginning.",
+    ),
+    (
+        Guard::BaseAboveAll,
+        "A restarted stream begins above every seq that the appliance holds.",
+    ),
+    (
+        Guard::FloorRaised,
+        "A new lane begins above every seq of the lanes before it.",
+    ),
+    (
+        Guard::LaneOfThisAttach,
+        "A lane from before another attach is not adopted.",
+    ),
+    (
+        Guard::RewindOnClose,
+        "After a reconnect everything that is not durable is sent again.",
+    ),
+    (
+        Guard::ReleaseDurable,
+        "Space in the lane is freed only up to what the appliance holds durably.",
+    ),
+    (
+        Guard::CutVoidWhileSyncing,
+        "A cut is void when a disk tracked or synced while it was taken.",
+    ),
+    (Guard::DuplicateDrop, "The appliance drops what it has."),
+    (
+        Guard::GapCheck,
+        "The appliance refuses a record that does not follow.",
+    ),
+    (
+        Guard::FenceAtAdmit,
+        "The appliance refuses records of an older epoch.",
+    ),
+    (
+        Guard::FenceAtOpen,
+        "The appliance refuses a lane of an older epoch.",
+    ),
+    (
+        Guard::SupersededChannel,
+        "Records that come over a channel that was superseded are not taken.",
+    ),
+    (
+        Guard::AckAfterDurable,
+        "An acknowledgement goes out only after the log's write is durable.",
+    ),
+    (
+        Guard::TornEnd,
+        "A torn end of the log is cut off at a restart.",
+    ),
+    (
+        Guard::CutWaitsForDurable,
+        "A cut closes only when every disk is durable up to its position.",
+    ),
+    (
+        Guard::ConsistentAt,
+        "A cut closes only where no disk is within a sync.",
+    ),
+    (
+        Guard::UploadHolds,
+        "Records of the next cut wait until the one before is settled.",
+    ),
+    (
+        Guard::UploadRewinds,
+        "The upload goes back to the records that had to wait.",
+    ),
+    (
+        Guard::CommitAwaited,
+        "A cut counts as committed only when the store has its last object.",
+    ),
+    (
+        Guard::ReleaseUploaded,
+        "A segment of the log goes only when all of its records are in the store.",
+    ),
+    (
+        Guard::IntentFirst,
+        "A region's bit is durable in the sidecar before the first write to it passes.",
+    ),
+    (
+        Guard::IntentClearDurable,
+        "A region's bit is cleared only when what was published of it is durable downstream.",
+    ),
+    (
+        Guard::IntentClearBusy,
+        "A region's bit is not cleared while anything in it is marked or in flight.",
+    ),
+    (
+        Guard::IntentClearFlush,
+        "A region's bit is cleared only after the disk below was flushed.",
+    ),
+    (
+        Guard::FullWhenChanged,
+        "A disk that was opened without its filter is synced in full.",
+    ),
+    (
+        Guard::BaseStands,
+        "A stream that begins anew is taken only where what it relies on is held.",
+    ),
+    (
+        Guard::RisesWhenRolledBack,
+        "A disk that was rolled back with its sidecar goes on above the epoch that the appliance knows.",
+    ),
+];
+
+/// Whether the guard is in place: always.
+#[cfg(not(feature = "mutants"))]
+#[inline(always)]
+pub const fn holds(_guard: Guard) -> bool {
+    true
+}
+
+#[cfg(feature = "mutants")]
+mod out {
+    use super::Guard;
+    use core::sync::atomic::{AtomicU32, Ordering::Relaxed};
+
+    static OUT: AtomicU32 = AtomicU32::new(0);
+
+    /// Whether the guard is in place.
+    pub fn holds(guard: Guard) -> bool {
+        OUT.load(Relaxed) != guard as u32 // set before anything runs
+    }
+
+    /// Takes a guard out, for this process.
+    pub fn take_out(guard: Option<Guard>) {
+        OUT.store(guard.map_or(0, |guard| guard as u32), Relaxed); // as above
+    }
+}
+#[cfg(feature = "mutants")]
+pub use out::{holds, take_out};

@@ -1,0 +1,583 @@
+//! VMs and their filters: guests' I/O through the core's state machine, its sync, its way of holding.
+//!
+//! Invariant: as in the filter library, whose calls these are: the core decides, what is held is tried
+//! again every half millisecond, and each completion is told to the core before it is told to the guest.
+
+use crate::regions::Writing;
+use crate::storage::{Disk as Storage, Sidecar, UNIT_BYTES, bytes_of};
+use crate::world::{Event, MS, US, World};
+use filter_core::disk::sync::{SyncStep, Ticket};
+use filter_core::disk::{Change, Decision, Disk, Why};
+use filter_core::lane::heap::HeapLane;
+use filter_core::lane::inflight::Token;
+use filter_core::lane::producer::{Source, Stamps};
+use filter_core::lane::sync::{AtomicU32, AtomicU64, Ordering};
+use filter_core::record::RecordKind;
+use std::collections::{BTreeMap, VecDeque};
+use std::ops::Range;
+use std::sync::Arc;
+
+/// One thread: any ordering does.
+pub const RELAXED: Ordering = Ordering::Relaxed; // see above
+/// How soon held I/Os are tried again.
+const RETRY_NS: u64 = 500 * US;
+/// How long a guest's write may be held.
+pub const BUDGET_NS: u64 = 5 * MS;
+/// The budget that the core is told: a held I/O goes on at the last look before the real one ends.
+pub const CORE_BUDGET_NS: u64 = BUDGET_NS - 2 * RETRY_NS;
+/// How often things are looked after that no I/O brings about.
+const HOUSEKEEPING_NS: u64 = 50 * MS;
+/// How soon a sync that has to wait is tried again.
+const SYNC_RETRY_NS: u64 = MS;
+/// Steps of the sync that one call takes.
+const STEPS: usize = 8;
+
+/// A VM.
+pub struct Vm {
+    /// Its id.
+    pub id: [u8; 16],
+    /// Where it runs, or ran last.
+    pub host: usize,
+    /// Tells one run from another.
+    pub run: u64,
+    /// Whether it runs.
+    pub runs: bool,
+    /// It is to be closed in order once nothing is in flight.
+    pub stopping: bool,
+    /// Its disks.
+    pub disks: Vec<usize>,
+    /// Last stamp used.
+    pub stamp: Arc<AtomicU64>,
+    /// The guest writes until then.
+    pub busy_until: u64,
+    /// The usual time between two I/Os.
+    pub gap_ns: u64,
+    /// Of 1000 writes, how many are large.
+    pub large: u64,
+    /// The oracle's moment in which it died.
+    pub died: u64,
+}
+
+/// A guest's I/O.
+#[derive(Clone, Debug)]
+pub struct Io {
+    /// Its units.
+    pub units: Range<usize>,
+    /// What it writes to each.
+    pub value: u64,
+    /// What it is.
+    pub kind: RecordKind,
+    /// The oracle's moment.
+    pub issued: u64,
+    /// When, in ns.
+    pub at: u64,
+    /// The core let it pass.
+    pub token: Option<Token>,
+    /// Units that have reached the disk.
+    pub landed: usize,
+}
+
+/// A read of the sync.
+pub struct Read {
+    ticket: Ticket,
+    units: Range<usize>,
+    early: Vec<u64>,
+}
+
+/// A disk that is open.
+pub struct Open {
+    /// The core.
+    pub core: Disk,
+    /// The lane.
+    pub lane: Arc<HeapLane>,
+    /// The domain's cut epoch on the host.
+    pub cut_epoch: Arc<AtomicU32>,
+    /// I/Os that are held, in order, and what for.
+    pub held: VecDeque<(u64, Why)>,
+    retry_armed: bool,
+    sync_armed: bool,
+    house_armed: bool,
+    reads: BTreeMap<u64, Read>,
+    /// The region map's timer.
+    pub regions_armed: bool,
+    /// A step of the map is under way.
+    pub regions_work: bool,
+    /// Its write, if that is the step.
+    pub regions_write: Option<Writing>,
+}
+
+impl Open {
+    /// A disk that was just attached.
+    pub fn new(core: Disk, lane: Arc<HeapLane>, cut_epoch: Arc<AtomicU32>) -> Self {
+        Self {
+            core,
+            lane,
+            cut_epoch,
+            held: VecDeque::new(),
+            retry_armed: false,
+            sync_armed: false,
+            house_armed: false,
+            reads: BTreeMap::new(),
+            regions_armed: false,
+            regions_work: false,
+            regions_write: None,
+        }
+    }
+}
+
+/// A disk under protection.
+pub struct ProtectedDisk {
+    /// Its VM.
+    pub vm: usize,
+    /// Its id.
+    pub id: [u8; 16],
+    /// What it holds.
+    pub storage: Storage,
+    /// Its sidecar.
+    pub sidecar: Sidecar,
+    /// What the host calls its content: another at each opening.
+    pub content_id: u64,
+    /// A copy of disk, sidecar and content id that was made some time ago.
+    pub copy: Option<(Storage, Sidecar, u64)>,
+    /// It is open.
+    pub open: Option<Open>,
+    /// I/Os that were issued and not completed.
+    pub ios: BTreeMap<u64, Io>,
+}
+
+impl ProtectedDisk {
+    /// Bytes.
+    pub fn capacity_bytes(&self) -> u64 {
+        self.storage.units() as u64 * UNIT_BYTES
+    }
+}
+
+impl World {
+    /// The disk, if it is open in this run of its VM.
+    pub fn open_of(&mut self, disk: usize, of: u64) -> Option<&mut ProtectedDisk> {
+        let vm = self.disks.get(disk)?.vm;
+        let runs = self.vms.get(vm).is_some_and(|vm| vm.runs && vm.run == of);
+        self.disks
+            .get_mut(disk)
+            .filter(|disk| runs && disk.open.is_some())
+    }
+
+    /// Which run of its VM a disk is in.
+    pub fn run_of(&self, disk: usize) -> u64 {
+        let vm = self.disks.get(disk).map_or(0, |disk| disk.vm);
+        self.vms.get(vm).map_or(0, |vm| vm.run)
+    }
+
+    /// Calls the core of an open disk.
+    pub fn core<R>(
+        &mut self,
+        disk: usize,
+        act: impl FnOnce(&mut Open, &Stamps<'_>) -> R,
+    ) -> Option<R> {
+        let of = self.disks.get_mut(disk)?;
+        let vm = self.vms.get(of.vm)?;
+        let (stamp, time_ns) = (vm.stamp.clone(), self.now);
+        let open = of.open.as_mut()?;
+        let epoch = open.cut_epoch.clone();
+        let stamps = Stamps {
+            stamp: &stamp,
+            cut_epoch: &epoch,
+            time_ns,
+        };
+        Some(act(open, &stamps))
+    }
+
+    /// The guest's next I/O.
+    pub fn guest(&mut self, vm: usize, of: u64) {
+        let Some(this) = self.vms.get(vm) else { return };
+        if !this.runs || this.run != of || this.stopping || self.now >= this.busy_until {
+            return;
+        }
+        let (gap, disks, large) = (this.gap_ns, this.disks.clone(), this.large);
+        if let Some(disk) = self.numbers.pick(&disks) {
+            self.issue(disk, large);
+        }
+        let delay = self.numbers.between(gap / 4, gap * 7 / 4);
+        self.after(delay, Event::Guest(vm, of));
+    }
+
+    fn issue(&mut self, disk: usize, large: u64) {
+        let run = self.run_of(disk);
+        let Some(of) = self.disks.get(disk) else {
+            return;
+        };
+        let all = of.storage.units() as u64;
+        if of.ios.len() >= 16 || of.open.is_none() {
+            return;
+        }
+        if self.numbers.chance(40) {
+            self.within(200 * US, 4 * MS, Event::Flushed(disk, run));
+            return;
+        }
+        let count = match self.numbers.below(1000) {
+            n if n < large => self.numbers.between(16, 64),
+            n if n < large + large / 10 => self.numbers.between(64, 300),
+            _ => self.numbers.between(1, 4),
+        };
+        let count = count.min(all);
+        let first = self.numbers.below(all - count + 1) as usize;
+        let units = first..first + count as usize;
+        let busy = |io: &Io| io.units.start < units.end && units.start < io.units.end;
+        if of.ios.values().any(busy) {
+            return; // a guest does not write to the same place twice at a time
+        }
+        let name = self.name();
+        let kind = match self.numbers.below(20) {
+            0 => RecordKind::Zero,
+            1 => RecordKind::Unmap,
+            _ => RecordKind::Write,
+        };
+        let value = if kind == RecordKind::Write { name } else { 0 };
+        let issued = self.oracle.issue(disk, units.clone(), value);
+        self.count("guest: write");
+        let io = Io {
+            units,
+            value,
+            kind,
+            issued,
+            at: self.now,
+            token: None,
+            landed: 0,
+        };
+        if let Some(of) = self.disks.get_mut(disk) {
+            of.ios.insert(name, io);
+        }
+        if let Err(why) = self.offer(disk, name, None) {
+            self.count(match why {
+                Why::Room => "guest: write held for room",
+                Why::Intent => "guest: write held for the region map",
+                Why::Overlap => "guest: write held for another",
+            });
+            let armed = self.core(disk, |open, _| {
+                open.held.push_back((name, why));
+                std::mem::replace(&mut open.retry_armed, true)
+            });
+            if why == Why::Intent {
+                self.drive_regions(disk);
+            }
+            if armed == Some(false) {
+                self.after(RETRY_NS, Event::Retry(disk, run));
+            }
+        }
+    }
+
+    /// Shows an I/O to the core. An error: what it is to be held for.
+    fn offer(&mut self, disk: usize, name: u64, again: Option<(u64, Why)>) -> Result<(), Why> {
+        let run = self.run_of(disk);
+        let Some(io) = self.disks.get(disk).and_then(|d| d.ios.get(&name)).cloned() else {
+            return Ok(());
+        };
+        let mut bytes = Vec::new();
+        if io.kind == RecordKind::Write {
+            bytes_of(&vec![io.value; io.units.len()], &mut bytes);
+        }
+        let sources = [Source::from_slice(&bytes)];
+        let change = Change {
+            kind: io.kind,
+            offset_bytes: io.units.start as u64 * UNIT_BYTES,
+            len_bytes: io.units.len() as u64 * UNIT_BYTES,
+            sources: if bytes.is_empty() { &[] } else { &sources },
+        };
+        let decision = self.core(disk, |open, stamps| match again {
+            None => open.core.start(&change, stamps),
+            Some((waited, why)) => open.core.retry(&change, stamps, waited, why),
+        });
+        let token = match decision {
+            None => return Ok(()),
+            Some(Decision::Pass { token, .. }) => token,
+            Some(Decision::Defer(why)) => {
+                let held = self.now - io.at;
+                if held > BUDGET_NS {
+                    let ms = held as f64 / 1e6;
+                    self.violated(format!("a guest's write is held since {ms} ms"));
+                }
+                return Err(why);
+            }
+        };
+        let held = self.now - io.at;
+        self.longest_held_ns = self.longest_held_ns.max(held);
+        if held > BUDGET_NS {
+            let ms = held as f64 / 1e6;
+            self.violated(format!(
+                "a guest's write was held for {ms} ms by replication"
+            ));
+        }
+        if let Some(io) = self.disks.get_mut(disk).and_then(|d| d.ios.get_mut(&name)) {
+            io.token = Some(token);
+        }
+        let slow = self.pace.disk;
+        let land = self.numbers.between(20 * US, 800 * US) * slow / 100;
+        let done = land + self.numbers.between(10 * US, 400 * US) * slow / 100;
+        self.after(land, Event::Land(disk, run, name));
+        self.after(done, Event::Done(disk, run, name));
+        self.wake_pump(disk);
+        self.arm_regions(disk);
+        Ok(())
+    }
+
+    /// Part of an I/O reaches the disk.
+    pub fn land(&mut self, disk: usize, of: u64, name: u64) {
+        let part = self.numbers.below(1000);
+        let Some(this) = self.open_of(disk, of) else {
+            return;
+        };
+        if let Some(io) = this.ios.get_mut(&name) {
+            io.landed = io.units.len() * part as usize / 1000;
+            for unit in io.units.start..io.units.start + io.landed {
+                this.storage.write(unit, io.value);
+            }
+        }
+    }
+
+    /// An I/O is completed below; then the guest is told.
+    pub fn done(&mut self, disk: usize, of: u64, name: u64) {
+        let fails = self.numbers.chance(self.rates.write);
+        let Some(this) = self.open_of(disk, of) else {
+            return;
+        };
+        let Some(io) = this.ios.remove(&name) else {
+            return;
+        };
+        if !fails {
+            for unit in io.units.clone().skip(io.landed) {
+                this.storage.write(unit, io.value);
+            }
+        }
+        let content = this.storage.content().to_vec();
+        let Some(token) = io.token else { return };
+        let completed = self.core(disk, |open, stamps| open.core.done(token, !fails, stamps));
+        if fails {
+            self.count("fault: guest's write failed by its disk");
+            self.oracle
+                .settle(disk, io.units.clone(), &content, io.issued);
+        } else {
+            self.oracle.complete(disk, io.units.clone(), io.issued);
+        }
+        if completed.is_some_and(|completed| completed.sync) {
+            self.arm_sync(disk, SYNC_RETRY_NS);
+        }
+        self.wake_pump(disk);
+        self.stop_if_idle(disk);
+    }
+
+    /// The guest's flush.
+    pub fn flushed(&mut self, disk: usize, of: u64) {
+        if let Some(this) = self.open_of(disk, of) {
+            this.storage.flush();
+            self.count("guest: flush");
+        }
+    }
+
+    /// Held I/Os are tried again, in order, before their timer says so.
+    pub fn retry(&mut self, disk: usize, of: u64) {
+        self.try_held(disk, of, false);
+    }
+
+    /// The timer of held I/Os.
+    pub fn retry_timer(&mut self, disk: usize, of: u64) {
+        self.try_held(disk, of, true);
+    }
+
+    fn try_held(&mut self, disk: usize, of: u64, timer: bool) {
+        if self.open_of(disk, of).is_none() {
+            return;
+        }
+        let mut at = 0;
+        let mut intent = false;
+        while let Some(Some((name, why))) = self.core(disk, |open, _| open.held.get(at).copied()) {
+            let io = self.disks.get(disk).and_then(|d| d.ios.get(&name));
+            let waited = self.now - io.map_or(self.now, |io| io.at);
+            match self.offer(disk, name, Some((waited, why))) {
+                Ok(()) => {
+                    self.core(disk, |open, _| open.held.remove(at));
+                }
+                Err(why) => {
+                    self.core(disk, |open, _| {
+                        if let Some(held) = open.held.get_mut(at) {
+                            held.1 = why;
+                        }
+                    });
+                    intent |= why == Why::Intent;
+                    if why == Why::Room {
+                        break; // those behind it have come later
+                    }
+                    at += 1;
+                }
+            }
+        }
+        if intent {
+            self.drive_regions(disk);
+        }
+        // One timer is under way as long as anything is held.
+        let again = self.core(disk, |open, _| {
+            if timer {
+                open.retry_armed = !open.held.is_empty();
+            }
+            timer && open.retry_armed
+        });
+        if again == Some(true) {
+            self.after(RETRY_NS, Event::Retry(disk, of));
+        }
+        self.arm_sync(disk, SYNC_RETRY_NS);
+    }
+
+    /// Lets the sync go on soon.
+    pub fn arm_sync(&mut self, disk: usize, delay_ns: u64) {
+        let of = self.run_of(disk);
+        let armed = self.core(disk, |open, _| {
+            std::mem::replace(&mut open.sync_armed, true)
+        });
+        if armed == Some(false) {
+            self.after(delay_ns, Event::Sync(disk, of));
+        }
+    }
+
+    /// The sync's timer.
+    pub fn sync_timer(&mut self, disk: usize, of: u64) {
+        if self.open_of(disk, of).is_some() {
+            self.core(disk, |open, _| open.sync_armed = false);
+            self.drive_sync(disk);
+        }
+    }
+
+    fn drive_sync(&mut self, disk: usize) {
+        let run = self.run_of(disk);
+        for _ in 0..STEPS {
+            let step = self.core(disk, |open, stamps| {
+                open.core.tick();
+                open.core.sync_step(stamps)
+            });
+            self.wake_pump(disk);
+            match step {
+                None | Some(SyncStep::Idle) => return,
+                Some(SyncStep::Wait { after_ns, .. }) => {
+                    if after_ns > 0 {
+                        self.arm_sync(disk, after_ns);
+                        return;
+                    }
+                    // Reads, completions and freed space call again; nothing else changes anything.
+                    let alone = self.disks.get(disk).is_some_and(|d| {
+                        d.ios.is_empty() && d.open.as_ref().is_some_and(|o| o.reads.is_empty())
+                    });
+                    if !alone {
+                        self.arm_sync(disk, SYNC_RETRY_NS);
+                    }
+                    return;
+                }
+                Some(SyncStep::Finished { .. }) => {
+                    self.count("sync finished");
+                    self.say(|| format!("disk {disk}: sync finished"));
+                    return;
+                }
+                Some(SyncStep::Read {
+                    ticket,
+                    offset_bytes,
+                    len_bytes,
+                    ..
+                }) => {
+                    let first = (offset_bytes / UNIT_BYTES) as usize;
+                    let units = first..first + (len_bytes / UNIT_BYTES) as usize;
+                    let name = self.name();
+                    if let Some(this) = self.disks.get_mut(disk)
+                        && let Some(open) = &mut this.open
+                    {
+                        let early = this.storage.content().get(units.clone());
+                        let early = early.unwrap_or_default().to_vec();
+                        let read = Read {
+                            ticket,
+                            units,
+                            early,
+                        };
+                        open.reads.insert(name, read);
+                    }
+                    let slow = self.pace.disk;
+                    let delay = self.numbers.between(50 * US, 1500 * US) * slow / 100;
+                    self.after(delay, Event::ReadBack(disk, run, name));
+                }
+            }
+        }
+        self.arm_sync(disk, 0);
+    }
+
+    /// The disk answers a read: each part of it as it was at some time since.
+    pub fn read_back(&mut self, disk: usize, of: u64, name: u64) {
+        let fails = self.numbers.chance(self.rates.read);
+        let part = self.numbers.below(1001);
+        let Some(this) = self.open_of(disk, of) else {
+            return;
+        };
+        let read = this.open.as_mut().and_then(|open| open.reads.remove(&name));
+        let Some(Read {
+            ticket,
+            units,
+            mut early,
+        }) = read
+        else {
+            return;
+        };
+        let late = early.len() * part as usize / 1000;
+        let now = this.storage.content().get(units).unwrap_or_default();
+        let fresh = now.get(late..).unwrap_or_default();
+        early.truncate(late);
+        early.extend_from_slice(fresh);
+        let mut bytes = Vec::new();
+        bytes_of(&early, &mut bytes);
+        let data = (!fails).then_some(bytes.as_slice());
+        self.core(disk, |open, stamps| {
+            open.core.sync_read(ticket, data, stamps)
+        });
+        if fails {
+            self.count("fault: sync's read failed by its disk");
+            self.arm_sync(disk, HOUSEKEEPING_NS);
+        } else {
+            self.drive_sync(disk);
+        }
+        self.wake_pump(disk);
+    }
+
+    /// Something has changed in the lane that the filter will look at in its next round.
+    pub fn poke_filter(&mut self, disk: usize) {
+        let of = self.run_of(disk);
+        let armed = self.core(disk, |open, _| {
+            std::mem::replace(&mut open.house_armed, true)
+        });
+        if armed == Some(false) {
+            self.within(0, HOUSEKEEPING_NS, Event::House(disk, of));
+        }
+    }
+
+    /// The filter's round.
+    pub fn housekeeping(&mut self, disk: usize, of: u64) {
+        if self.open_of(disk, of).is_some() {
+            let now = self.now;
+            let due = self.core(disk, |open, _| {
+                open.house_armed = false;
+                open.core.intent_due(now)
+            });
+            self.drive_sync(disk);
+            if due == Some(true) {
+                self.drive_regions(disk);
+            }
+            self.look_at_fence(disk);
+        }
+    }
+
+    /// A VM that is to stop, and has nothing in flight, is closed in order.
+    pub fn stop_if_idle(&mut self, disk: usize) {
+        let Some(vm) = self.disks.get(disk).map(|d| d.vm) else {
+            return;
+        };
+        let Some(this) = self.vms.get(vm) else { return };
+        let idle = this.runs && this.stopping;
+        let disks = this.disks.clone();
+        let quiet = |d: &usize| self.disks.get(*d).is_none_or(|d| d.ios.is_empty());
+        if idle && disks.iter().all(quiet) {
+            self.vm_close(vm);
+        }
+    }
+}
