@@ -14,6 +14,9 @@ FUZZ_SECONDS ?= 60
 SEEDS ?= 1000
 FIRST_SEED ?= 1
 MUTANT_SEEDS ?= 2000
+ROUNDS ?= 1
+# Empty: the commit's own number.
+SEED ?=
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 # A host finds the filter library under this name; cargo allows no hyphen in a library's name.
 LIBRARY := libvmiof-disk-jetdr.so
@@ -99,6 +102,19 @@ simulate: ## Simulate SEEDS (1000) seeds from FIRST_SEED (1) on; the first viola
 .PHONY: simulate-mutants
 simulate-mutants: ## Take out one guard after the other until a seed fails; print the table
 	scripts/mutants.sh $(MUTANT_SEEDS)
+
+.PHONY: chaos
+chaos: test-setup build-all ## The whole kill matrix, ROUNDS (1) times from SEED, with a table at the end
+	@rm -f $(TARGET)/chaos.txt
+	status=0; env JETDR_CHAOS_ROUNDS=$(ROUNDS) $(if $(SEED),JETDR_SEED=$(SEED)) JETDR_CHAOS_TABLE=$(abspath $(TARGET))/chaos.txt \
+		$(CARGO) nextest run --locked -p jetdr --test chaos --profile long || status=$$?; \
+		printf '\n%s\n' 'victim     while        writes  defer[ms] allow[ms] write[ms] took[s]'; \
+		sort $(TARGET)/chaos.txt; exit $$status
+
+.PHONY: figures
+figures: test-setup build-all ## Measure the recovery from a long link cut and from a host crash
+	JETDR_FIGURES=1 $(CARGO) nextest run --locked -p jetdr --test figures \
+		--profile long --no-capture
 
 .PHONY: fuzz
 fuzz: test-setup build-all ## Run each fuzz target for FUZZ_SECONDS (60) on random input

@@ -351,7 +351,8 @@ pub struct jio_filter_status {
     pub intent_bytes: u64,
     pub intent_late_count: u64,
     pub synced_bytes: u64,
-    pub reserved: [u64; 3usize],
+    pub held_bytes: u64,
+    pub reserved: [u64; 2usize],
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
@@ -374,7 +375,8 @@ const _: () = {
     ["Offset of field: jio_filter_status::intent_bytes"][::core::mem::offset_of!(jio_filter_status, intent_bytes) - 96usize];
     ["Offset of field: jio_filter_status::intent_late_count"][::core::mem::offset_of!(jio_filter_status, intent_late_count) - 104usize];
     ["Offset of field: jio_filter_status::synced_bytes"][::core::mem::offset_of!(jio_filter_status, synced_bytes) - 112usize];
-    ["Offset of field: jio_filter_status::reserved"][::core::mem::offset_of!(jio_filter_status, reserved) - 120usize];
+    ["Offset of field: jio_filter_status::held_bytes"][::core::mem::offset_of!(jio_filter_status, held_bytes) - 120usize];
+    ["Offset of field: jio_filter_status::reserved"][::core::mem::offset_of!(jio_filter_status, reserved) - 128usize];
 };
 pub type jio_filter_status_t = jio_filter_status;
 pub type jio_task_fn = ::core::option::Option<

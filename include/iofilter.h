@@ -313,7 +313,8 @@ typedef struct jio_filter_status {
     uint64_t intent_bytes;     /* would be synced if the host crashed now */
     uint64_t intent_late_count; /* changes that passed before that was written down, since open */
     uint64_t synced_bytes;     /* read and captured by syncs since open */
-    uint64_t reserved[3];
+    uint64_t held_bytes;       /* read by syncs since open, and held elsewhere already: not captured */
+    uint64_t reserved[2];
 } jio_filter_status_t;
 
 /* Callbacks that the filter hands to the host: the userdata comes back first, untouched. */
@@ -624,6 +625,7 @@ JIO_ASSERT_SIZE(jio_filter_status_t, 144);
 JIO_ASSERT_AT(jio_filter_status_t, epoch, 16);
 JIO_ASSERT_AT(jio_filter_status_t, tracking_count, 88);
 JIO_ASSERT_AT(jio_filter_status_t, synced_bytes, 112);
+JIO_ASSERT_AT(jio_filter_status_t, held_bytes, 120);
 
 JIO_ASSERT_SIZE(jio_host_t, 264);
 JIO_ASSERT_AT(jio_host_t, host_ctx, 8);

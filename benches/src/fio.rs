@@ -66,6 +66,13 @@ pub const PACED: Job = Job {
     ..DEPTH_1
 };
 
+/// The same with reads.
+pub const PACED_READS: Job = Job {
+    name: "randread 4k paced 2,000/s",
+    pattern: "randread",
+    ..PACED
+};
+
 /// What a run reached.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Reached {

@@ -8,12 +8,15 @@
 //! | [`producer`] | one 4 KiB write into the lane, beside memcpy + CRC32C of the same bytes |
 //! | [`nbd_alone`] | the simulated host's NBD server without a filter, beside `nbdkit file` |
 //! | [`path`] | fio with and without the filter, throughput to the durable ack, memory |
+//! | [`sync`] | a guest's latency while its disk is synced, and how fast the sync is |
+//! | [`ack`] | a guest's latency with and without write-through |
 //! | [`stack`] | all parts of a protected host, started as processes |
 //! | [`report`] | the list of measurements: one table, or JSON |
 //! | [`fio`] | fio's nbd engine, and what it said |
 //! | [`process`] | processes that are ended with the benchmark, and their cores |
 //! | [`map`] | memory of the lane's kind, for the plain copy |
 
+pub mod ack;
 pub mod fio;
 pub mod map;
 pub mod nbd_alone;
@@ -22,6 +25,7 @@ pub mod process;
 pub mod producer;
 pub mod report;
 pub mod stack;
+pub mod sync;
 
 use std::path::PathBuf;
 

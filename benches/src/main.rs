@@ -1,7 +1,7 @@
 //! `bench`: runs the benchmarks, prints one table at the end, or JSON with `JSON=1`.
 
 use benches::report::{Measurement, Report};
-use benches::{Settings, nbd_alone, path, producer};
+use benches::{Settings, ack, nbd_alone, path, producer, sync};
 use clap::Parser;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -30,7 +30,7 @@ struct Cli {
     json: bool,
 }
 
-const GROUPS: [&str; 4] = ["producer", "nbd", "filter", "throughput"];
+const GROUPS: [&str; 6] = ["producer", "nbd", "filter", "throughput", "sync", "ack"];
 
 /// Writes of one run of the producer, per second of a run of the others.
 const PRODUCER_WRITES_PER_SECOND: usize = 500_000;
@@ -66,6 +66,8 @@ fn measure(group: &str, settings: &Settings) -> anyhow::Result<Vec<Measurement>>
         "nbd" => nbd_alone::measure(settings),
         "filter" => path::measure_filter(settings),
         "throughput" => path::measure_throughput(settings),
+        "sync" => sync::measure(settings),
+        "ack" => ack::measure(settings),
         _ => anyhow::bail!("there is no group `{group}`"),
     }
 }

@@ -32,7 +32,7 @@ const JOBS: [(Job, Goal); 5] = [
     (fio::PACED, Goal::RatioAtMost(1.5)),
 ];
 
-fn check_tools(programs: &[&str]) -> anyhow::Result<()> {
+pub(crate) fn check_tools(programs: &[&str]) -> anyhow::Result<()> {
     for program in programs {
         anyhow::ensure!(
             is_installed(program),

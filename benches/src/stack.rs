@@ -27,6 +27,15 @@ pub struct Vm {
     pub pid: u32,
     /// Its disk.
     pub uri: String,
+    control_socket: PathBuf,
+}
+
+impl Vm {
+    /// What its process says of its disk.
+    pub fn disk_status(&self) -> anyhow::Result<Value> {
+        let mut status = ask(&self.control_socket, Some(r#"{"cmd":"status"}"#))?;
+        Ok(status["disks"][0].take())
+    }
 }
 
 /// The running parts.
@@ -94,10 +103,9 @@ fn control_socket(folder: &Path, vm: &str) -> PathBuf {
     folder.join(format!("{vm}.control"))
 }
 
-fn vm(settings: &Settings, folder: &Path, name: &str, disk_bytes: u64) -> anyhow::Result<Vm> {
+fn vm(settings: &Settings, folder: &Path, name: &str, more: &[&str]) -> anyhow::Result<Vm> {
     let disk = folder.join(format!("{name}.img"));
     let socket = folder.join(format!("{name}.sock"));
-    make_disk(&disk, disk_bytes)?;
     let mut command = Command::new(&settings.jetdr);
     command.args(["simhost", "vm", "--name", name]);
     command
@@ -111,9 +119,7 @@ fn vm(settings: &Settings, folder: &Path, name: &str, disk_bytes: u64) -> anyhow
     command
         .arg("--control-socket")
         .arg(control_socket(folder, name));
-    if name == "bare" {
-        command.arg("--no-filter");
-    }
+    command.args(more);
     let (running, ready) = Running::start_ready(&format!("VM {name}"), command)?;
     let pid = ready["pid"]
         .as_u64()
@@ -124,7 +130,25 @@ fn vm(settings: &Settings, folder: &Path, name: &str, disk_bytes: u64) -> anyhow
         _running: running,
         pid,
         uri,
+        control_socket: control_socket(folder, name),
     })
+}
+
+/// Fills a disk with bytes that do not compress.
+fn fill_with_noise(path: &Path, disk_bytes: u64) -> anyhow::Result<()> {
+    let mut file = std::fs::File::options().write(true).open(path)?;
+    let mut state = 0x9e37_79b9_7f4a_7c15_u64;
+    let mut piece = vec![0u8; 1 << 20];
+    for _ in 0..disk_bytes >> 20 {
+        for word in piece.chunks_exact_mut(8) {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            word.copy_from_slice(&state.to_le_bytes());
+        }
+        file.write_all(&piece)?;
+    }
+    Ok(())
 }
 
 impl Stack {
@@ -162,8 +186,11 @@ impl Stack {
         command.arg("--status-socket").arg(&status_socket);
         let (daemon, _) = Running::start_ready("jetdr filterd", command)?;
 
-        let protected = vm(settings, memory.path(), "protected", disk_bytes)?;
-        let bare = vm(settings, memory.path(), "bare", disk_bytes)?;
+        let make = |name: &str| make_disk(&memory.path().join(format!("{name}.img")), disk_bytes);
+        make("protected")?;
+        make("bare")?;
+        let protected = vm(settings, memory.path(), "protected", &[])?;
+        let bare = vm(settings, memory.path(), "bare", &["--no-filter"])?;
         let stack = Self {
             protected,
             bare,
@@ -176,6 +203,38 @@ impl Stack {
         };
         stack.settle()?;
         Ok(stack)
+    }
+
+    /// One more VM under the filter, with properties (`key=value`). With `content` its disk is full of
+    /// bytes that do not compress, so that its first sync has something to do; it begins at once.
+    pub fn add_vm(
+        &self,
+        settings: &Settings,
+        name: &str,
+        disk_bytes: u64,
+        content: bool,
+        properties: &[&str],
+    ) -> anyhow::Result<Vm> {
+        let path = self._memory.path().join(format!("{name}.img"));
+        make_disk(&path, disk_bytes)?;
+        if content {
+            fill_with_noise(&path, disk_bytes)?;
+        }
+        let more: Vec<_> = properties.iter().flat_map(|p| ["--property", p]).collect();
+        vm(settings, self._memory.path(), name, &more)
+    }
+
+    /// Waits until every disk streams, and all of it is stored.
+    pub fn settle_all(&self) -> anyhow::Result<()> {
+        wait_for("every disk to be stored", SETTLE_LIMIT, || {
+            let status = ask(&self.status_socket, None)?;
+            let lanes = status["lanes"].as_array().context("no lanes")?;
+            let stored = lanes.iter().all(|lane| {
+                let idle = lane["state"] == "streaming" || lane["state"] == "closed";
+                idle && lane["uploaded_seq"] == lane["published_seq"]
+            });
+            Ok(stored.then_some(()))
+        })
     }
 
     /// Where the stream stands now; `None` while the daemon has no lane.

@@ -347,6 +347,7 @@ impl<H: LaneHome> Lane<H> {
             return false;
         }
         let durable = self.claimed.min(self.gone(sending));
+        fault::point("daemon.before-release");
         let moved = self.consumer.release(Durable(durable)) && self.consumer.durable() > before;
         if moved {
             self.refusal = None;
@@ -418,6 +419,7 @@ impl<H: LaneHome> Lane<H> {
             // By the epoch that was presented: a newer one of this lane is not what was refused.
             self.stage = Stage::Fenced(self.told.0);
             self.consumer.set_fenced(u32::try_from(seq).unwrap_or(0));
+            fault::point("daemon.after-fenced");
         }
         Ok(())
     }

@@ -52,6 +52,9 @@ pub struct Args {
     /// Unix socket that answers each connection with one JSON document.
     #[arg(long)]
     pub status_socket: Option<PathBuf>,
+    /// Print the points at which JETDR_FAULT can make this program die, wait or fail, and end.
+    #[arg(long)]
+    pub list_faults: bool,
 }
 
 /// A host's lasting identity.
@@ -89,6 +92,7 @@ fn host_id(run: &RunFolder) -> anyhow::Result<[u8; 16]> {
 
 /// Runs until SIGTERM or SIGINT.
 pub fn run(args: &Args) -> anyhow::Result<()> {
+    fault::arm()?;
     let mut signals = signal_hook::iterator::Signals::new([libc::SIGTERM, libc::SIGINT])?;
     let run = RunFolder::open(&args.run_dir)?;
     let Some(_lock) = run.lock_daemon()? else {

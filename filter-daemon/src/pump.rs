@@ -309,6 +309,7 @@ impl Pump {
                 idle += u32::from(news.is_none());
                 continue;
             };
+            fault::point("daemon.after-take");
             connection.queue_run(run, lane.channel, lane.mapped.clone());
             left = left.saturating_sub(run.len_bytes);
             (round.worked, idle) = (true, 0);

@@ -118,9 +118,18 @@ impl Target {
         let mut attempt = 1;
         loop {
             let options = PutOptions::from(PutMode::Create);
-            let result = self.store.put_opts(&path, bytes.clone(), options).await;
+            let result = match fault::check("store.before-put") {
+                Ok(()) => self.store.put_opts(&path, bytes.clone(), options).await,
+                Err(error) => Err(object_store::Error::Generic {
+                    store: "fault",
+                    source: error.into(),
+                }),
+            };
             let error = match result {
-                Ok(_) => return Ok(()),
+                Ok(_) => {
+                    fault::point("store.after-put");
+                    return Ok(());
+                }
                 Err(error @ object_store::Error::AlreadyExists { .. })
                 | Err(error @ object_store::Error::Precondition { .. }) => {
                     // Either an earlier attempt whose answer was lost, or someone else's object.

@@ -2,6 +2,7 @@
 #![allow(dead_code, clippy::unwrap_used, missing_docs)]
 
 pub mod guest;
+pub mod link;
 
 use serde_json::{Value, json};
 use std::fs::File;
@@ -80,27 +81,37 @@ impl Part {
 
     /// `Err`: what it said when it refused to start.
     pub fn try_start(log: &Path, arguments: &[String]) -> Result<Self, String> {
-        let errors = File::options().create(true).append(true).open(log).unwrap();
-        let mut child = Command::new(env!("CARGO_BIN_EXE_jetdr"))
-            .args(arguments)
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(errors)
-            .spawn()
-            .unwrap();
-        let mut line = String::new();
-        let mut stdout = BufReader::new(child.stdout.take().unwrap());
-        stdout.read_line(&mut line).unwrap();
-        match line.strip_prefix("READY ") {
-            Some(json) => Ok(Self {
-                child,
-                ready: serde_json::from_str(json).unwrap(),
-            }),
-            None => {
-                child.wait().unwrap();
+        let mut part = Self::spawn(log, arguments);
+        match part.wait_ready() {
+            true => Ok(part),
+            false => {
+                part.child.wait().unwrap();
                 Err(std::fs::read_to_string(log).unwrap())
             }
         }
+    }
+
+    /// Starts it and does not wait.
+    pub fn spawn(log: &Path, arguments: &[String]) -> Self {
+        let errors = File::options().create(true).append(true).open(log).unwrap();
+        let mut command = Command::new(env!("CARGO_BIN_EXE_jetdr"));
+        command.args(arguments);
+        command.stdin(Stdio::null()).stdout(Stdio::piped());
+        command.stderr(errors);
+        Self {
+            child: command.spawn().unwrap(),
+            ready: Value::Null,
+        }
+    }
+
+    /// Waits until it says that it is ready; `false`: it ended instead.
+    pub fn wait_ready(&mut self) -> bool {
+        let mut line = String::new();
+        let mut stdout = BufReader::new(self.child.stdout.take().unwrap());
+        stdout.read_line(&mut line).unwrap();
+        let ready = line.strip_prefix("READY ");
+        self.ready = ready.map_or(Value::Null, |json| serde_json::from_str(json).unwrap());
+        ready.is_some()
     }
 
     pub fn kill(&mut self) {
@@ -108,11 +119,17 @@ impl Part {
         self.child.wait().unwrap();
     }
 
+    /// Sends a signal, by its name.
+    pub fn signal(&self, name: &str) {
+        let mut kill = Command::new("kill");
+        kill.arg(format!("-{name}"))
+            .arg(self.child.id().to_string());
+        ok(kill.output());
+    }
+
     /// SIGTERM; the exit must be a success.
     pub fn stop(&mut self) {
-        ok(Command::new("kill")
-            .arg(self.child.id().to_string())
-            .output());
+        self.signal("TERM");
         let status = self.child.wait().unwrap();
         assert!(status.success(), "{status}");
     }
@@ -138,6 +155,8 @@ pub struct Stack {
     pub store_options: Vec<String>,
     pub vm_more: Vec<String>,
     pub cut_interval_ms: u64,
+    /// Where the daemon finds the appliance, if that is not the appliance's own ports.
+    pub daemon_port_base: Option<u64>,
 }
 
 fn flag(key: &str, path: &Path) -> [String; 2] {
@@ -177,6 +196,7 @@ impl Stack {
             store_options: Vec::new(),
             vm_more: Vec::new(),
             cut_interval_ms: 200,
+            daemon_port_base: None,
         };
         stack.vm_more.extend(["--domain".into(), DOMAIN.into()]);
         stack
@@ -221,7 +241,7 @@ impl Stack {
         let mut arguments = vec![
             "filterd".into(),
             "--port-base".into(),
-            self.port_base.to_string(),
+            self.daemon_port_base.unwrap_or(self.port_base).to_string(),
         ];
         arguments.extend(flag("--run-dir", self.run.path()));
         arguments.extend(flag(
@@ -231,7 +251,8 @@ impl Stack {
         self.daemon = Some(Part::start(&self.log("filterd"), &arguments));
     }
 
-    pub fn start_vm(&mut self) {
+    /// What a VM of this stack is started with.
+    pub fn vm_arguments(&self) -> Vec<String> {
         let mut arguments = vec!["simhost".into(), "vm".into()];
         arguments.extend(flag("--run-dir", self.run.path()));
         arguments.extend(flag("--nbd-socket", &self.run.path().join("nbd.sock")));
@@ -240,7 +261,34 @@ impl Stack {
             arguments.extend(["--disk".into(), format!("{label}={}", path.display())]);
         }
         arguments.extend(self.vm_more.iter().cloned());
-        self.vm = Some(Part::start(&self.log("vm"), &arguments));
+        arguments
+    }
+
+    pub fn start_vm(&mut self) {
+        self.vm = Some(Part::start(&self.log("vm"), &self.vm_arguments()));
+    }
+
+    /// The host crashes and boots: its processes are gone and so is what its run folder held. They are
+    /// not started again.
+    pub fn reboot(&mut self) {
+        for part in [&mut self.vm, &mut self.daemon] {
+            part.take().unwrap().kill();
+        }
+        self.empty_run_folder();
+        let boot_id = format!("{:032x}\n", guest::now_ns());
+        std::fs::write(self.run.path().join("boot-id"), boot_id).unwrap();
+    }
+
+    /// What a host that was switched off has forgotten.
+    pub fn empty_run_folder(&self) {
+        for entry in std::fs::read_dir(self.run.path()).unwrap().flatten() {
+            // The appliance is on another machine.
+            if entry.path().is_dir() {
+                std::fs::remove_dir_all(entry.path()).unwrap();
+            } else if entry.file_name() != "drva.sock" {
+                std::fs::remove_file(entry.path()).unwrap();
+            }
+        }
     }
 
     pub fn nbd_socket(&self) -> PathBuf {
@@ -254,14 +302,19 @@ impl Stack {
     pub fn command(&self, socket: &str, command: &Value) -> Value {
         let mut stream = UnixStream::connect(self.run.path().join(socket)).unwrap();
         stream.set_read_timeout(Some(LIMIT * 2)).unwrap();
-        writeln!(stream, "{command}").unwrap();
+        // The daemon has one answer, and does not wait for the question.
+        let _ = writeln!(stream, "{command}");
         let mut line = String::new();
         BufReader::new(stream).read_line(&mut line).unwrap();
-        serde_json::from_str(&line).unwrap()
+        serde_json::from_str(&line).unwrap_or_else(|error| panic!("{socket}: {error}: {line}"))
     }
 
     pub fn vm_status(&self) -> Value {
         self.command("vm.sock", &json!({"cmd": "status"}))
+    }
+
+    pub fn daemon_status(&self) -> Value {
+        self.command("filterd.sock", &json!({"cmd": "status"}))
     }
 
     pub fn domain(&self) -> Value {
@@ -328,6 +381,13 @@ impl Stack {
     pub fn recover_and_compare(&self, name: &str) {
         self.settle();
         self.cut(name);
+        self.compare_cut(name, Path::to_owned);
+        ok(Ok(self.rocva(&["verify"])));
+    }
+
+    /// Recovers a cut from the store alone and compares every disk with the file that `as_it_was` gives
+    /// for the disk's file.
+    pub fn compare_cut(&self, name: &str, as_it_was: impl Fn(&Path) -> PathBuf) {
         let out = self.dir.path().join(format!("recovered-{name}"));
         let path = out.display().to_string();
         ok(Ok(self.rocva(&["recover", "--cut", name, "--out", &path])));
@@ -339,12 +399,11 @@ impl Stack {
             };
             let recovered = find(&out, &format!("{label}.raw"));
             assert_eq!(
-                first_difference(&flat, &recovered),
+                first_difference(&as_it_was(&flat), &recovered),
                 None,
                 "disk {label} at cut {name}"
             );
         }
-        ok(Ok(self.rocva(&["verify"])));
     }
 
     /// The filter kept its side of the contract.

@@ -6,12 +6,56 @@
 use crate::abi;
 use crate::host::{DiskHandle, Host, OpenSidecar};
 use crate::open::OpenError;
+use filter_core::disk::handoff::Handoff;
 use filter_core::disk::intent::Intent;
 use filter_core::sidecar::regions::{self, RegionBlock};
 use filter_core::sidecar::{HEADERS_BYTES, MAX_REGION_BLOCKS, Sidecar, SidecarError, total_bytes};
 
 /// The filter's own number of its sidecar.
 pub const SIDECAR_KEY: u64 = 0x6a65_7464_7200_0001;
+
+/// The filter's own number of the dirty map that goes along to another host.
+const HANDOFF_KEY: u64 = SIDECAR_KEY + 1;
+
+/// Leaves a dirty map for the next host; durable on success.
+pub fn leave(
+    host: Host,
+    handle: DiskHandle,
+    header: &Sidecar,
+    map: &Handoff,
+) -> Result<(), OpenError> {
+    host.sidecar_delete(handle, HANDOFF_KEY);
+    let raw = map.encode(&header.disk_id, header.attach_epoch);
+    let file = host
+        .sidecar_create(handle, HANDOFF_KEY, raw.len() as u64)
+        .map_err(|status| OpenError::SidecarIo("create", status))?;
+    let written = write(&file, 0, &raw);
+    drop(file);
+    if written.is_err() {
+        host.sidecar_delete(handle, HANDOFF_KEY);
+    }
+    written
+}
+
+/// The dirty map that the attach before this one left, if there is one and it is whole. `header`: what
+/// that attach wrote last.
+pub fn left(
+    host: Host,
+    handle: DiskHandle,
+    header: &Sidecar,
+    capacity_bytes: u64,
+) -> Option<Handoff> {
+    let (file, len_bytes) = host.sidecar_open(handle, HANDOFF_KEY).ok()?;
+    // A disk that has grown since is longer than its map.
+    let mut raw = vec![0; usize::try_from(len_bytes.min(256 << 20)).ok()?];
+    file.read(0, &mut raw).ok()?;
+    Handoff::decode(&raw, &header.disk_id, header.attach_epoch, capacity_bytes)
+}
+
+/// The dirty map has served, or is of no use.
+pub fn forget_left(host: Host, handle: DiskHandle) {
+    host.sidecar_delete(handle, HANDOFF_KEY);
+}
 
 /// Blocks of the region map of a disk of this capacity: with room to grow to twice that, and for a
 /// terabyte at least.
@@ -23,7 +67,8 @@ pub fn region_blocks(capacity_bytes: u64, shift: u32) -> u32 {
 
 /// An open sidecar.
 pub struct Beside {
-    file: OpenSidecar,
+    /// `None`: the disk is closed.
+    file: Option<OpenSidecar>,
     header: Sidecar,
 }
 
@@ -100,7 +145,7 @@ impl Found {
 
     /// Goes on with this sidecar; `header` is what it holds.
     pub fn keep(self, header: Sidecar) -> Beside {
-        let file = self.file;
+        let file = Some(self.file);
         Beside { file, header }
     }
 
@@ -123,6 +168,7 @@ impl Found {
         let (file, _) = host
             .sidecar_open(handle, SIDECAR_KEY)
             .map_err(|status| OpenError::SidecarIo("open", status))?;
+        let file = Some(file);
         Ok(Beside { file, header })
     }
 }
@@ -133,16 +179,26 @@ impl Beside {
         &self.header
     }
 
+    fn file(&self) -> Result<&OpenSidecar, OpenError> {
+        let closed = OpenError::SidecarIo("use", abi::JIO_E_CLOSED);
+        self.file.as_ref().ok_or(closed)
+    }
+
+    /// The disk is being closed: the host takes the file back. Control context.
+    pub fn shut(&mut self) {
+        self.file = None;
+    }
+
     /// Writes a header; it is durable on success.
     pub fn save(&mut self, next: Sidecar) -> Result<(), OpenError> {
-        write(&self.file, next.offset_bytes(), &next.encode())?;
+        write(self.file()?, next.offset_bytes(), &next.encode())?;
         self.header = next;
         Ok(())
     }
 
     /// Writes a block of the region map; it is durable on success.
     pub fn write_block(&self, offset: u64, bytes: &[u8]) -> Result<(), OpenError> {
-        write(&self.file, offset, bytes)
+        write(self.file()?, offset, bytes)
     }
 
     /// Writes what waits of a map.
@@ -153,7 +209,7 @@ impl Beside {
     /// Reads the header anew: whether nobody has attached since.
     pub fn is_ours(&self) -> Result<bool, OpenError> {
         let mut raw = [0u8; HEADERS_BYTES];
-        self.file
+        self.file()?
             .read(0, &mut raw)
             .map_err(|status| OpenError::SidecarIo("read", status))?;
         let found = Sidecar::decode(&raw)?;

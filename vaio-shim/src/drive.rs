@@ -8,7 +8,10 @@ use crate::guard;
 use crate::host::Level;
 use crate::instance::{HOUSEKEEPING_NS, RETRY_NS, Replicated, SYNC_RETRY_NS};
 use core::ffi::c_void;
+use filter_core::disk::hashes::Hash;
 use filter_core::disk::sync::{SyncStep, Ticket};
+use filter_core::lane::layout::DIRTY_BLOCK_BYTES;
+use sha2::{Digest, Sha256};
 use std::sync::Arc;
 use std::sync::atomic::Ordering::{Relaxed, SeqCst};
 
@@ -121,6 +124,23 @@ impl Replicated {
         }
         drop(outstanding);
         self.host.work_flush(self.handle);
+    }
+
+    /// The hashes of what was read, if they are of use: outside the lock, since they take a while.
+    fn hashes_of(&self, data: Option<&[u8]>) -> Vec<Hash> {
+        let Some(data) = data.filter(|_| self.core.lock().disk.wants_hashes()) else {
+            return Vec::new();
+        };
+        let (blocks, _) = data.as_chunks::<{ DIRTY_BLOCK_BYTES as usize }>();
+        let hash = |block: &[u8; DIRTY_BLOCK_BYTES as usize]| {
+            let whole: [u8; 32] = Sha256::digest(block).into();
+            let mut hash = Hash::default();
+            for (byte, of) in hash.iter_mut().zip(whole) {
+                *byte = of;
+            }
+            hash
+        };
+        blocks.iter().map(hash).collect()
     }
 
     /// Goes on with the sync as far as it can.
@@ -248,7 +268,12 @@ unsafe extern "C" fn sync_read_done(
     guard::disk(&owner, "sync", || {
         let data = (status >= 0).then_some(read.buffer.as_slice());
         let stamps = owner.stamps();
-        let wake = owner.core.lock().disk.sync_read(read.ticket, data, &stamps);
+        let hashes = owner.hashes_of(data);
+        let wake = owner
+            .core
+            .lock()
+            .disk
+            .sync_read_hashed(read.ticket, data, &hashes, &stamps);
         if wake {
             owner.wake();
         }

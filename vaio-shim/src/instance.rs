@@ -5,7 +5,7 @@
 //! the disk fails open: I/O passes, nothing is held, and the loss is written to the sidecar.
 
 use crate::abi;
-use crate::beside::Beside;
+use crate::beside::{self, Beside};
 use crate::host::{DiskHandle, Host, Level};
 use crate::open::{Attached, OpenError};
 use crate::vm::Stamps as VmStamps;
@@ -88,6 +88,8 @@ pub struct Replicated {
     /// The epoch that this host was found to have lost the disk to; 0: none.
     pub(crate) lost_to_epoch: AtomicU32,
     pub(crate) beside: Mutex<Beside>,
+    /// How long a migration drains the lane.
+    pub(crate) handoff_limit: std::time::Duration,
     wake: Mutex<WakeSender>,
     stamps: Arc<VmStamps>,
     cut: CutPage,
@@ -150,6 +152,7 @@ impl Replicated {
             cut,
             stamps,
             beside,
+            handoff_limit,
             run,
             ack,
             story: _,
@@ -175,6 +178,7 @@ impl Replicated {
             intent_moved: Condvar::new(),
             lost_to_epoch: AtomicU32::new(0),
             beside: Mutex::new(beside),
+            handoff_limit,
             wake: Mutex::new(WakeSender::new(run)),
             stamps,
             cut,
@@ -401,11 +405,14 @@ impl Replicated {
     /// The last call; nothing is in flight and nothing will call back. `flushed`: all that the guest
     /// wrote is on stable storage.
     pub fn close(&self, how: u32, flushed: bool) -> i32 {
-        if how == abi::JIO_CLOSE_LOST {
-            return abi::JIO_OK;
-        }
         let mut beside = self.beside.lock();
-        match self.write_down_close(&mut beside, flushed) {
+        let written = match how {
+            abi::JIO_CLOSE_LOST => Ok(()),
+            _ => self.write_down_close(&mut beside, how, flushed),
+        };
+        // Now, and not when the last timer lets go of this.
+        beside.shut();
+        match written {
             Ok(()) => abi::JIO_OK,
             Err(error) => {
                 self.host
@@ -415,9 +422,14 @@ impl Replicated {
         }
     }
 
-    fn write_down_close(&self, beside: &mut Beside, flushed: bool) -> Result<(), OpenError> {
+    fn write_down_close(
+        &self,
+        beside: &mut Beside,
+        how: u32,
+        flushed: bool,
+    ) -> Result<(), OpenError> {
         let mut core = self.core.lock();
-        let in_order = core.disk.close();
+        let in_order = core.disk.is_settled();
         if self.failed.load(SeqCst) {
             return beside.save(beside.header().failed());
         }
@@ -426,7 +438,16 @@ impl Replicated {
         }
         core.disk
             .intent_write_all(|offset, bytes| beside.write_block(offset, bytes))?;
-        beside.save(beside.header().closed(in_order))
+        if how == abi::JIO_CLOSE_HANDOFF
+            && let Some(Some(map)) = core.disk.handoff()
+        {
+            beside::leave(self.host, self.handle, beside.header(), &map)?;
+        }
+        beside.save(beside.header().closed(in_order))?;
+        // After the sidecar: a lane that says so beside a sidecar that does not is how a disk is found out
+        // that was rolled back with its sidecar.
+        core.disk.close();
+        Ok(())
     }
 
     /// Fills a status.
@@ -472,6 +493,7 @@ impl Replicated {
         out.intent_bytes = intent_bytes.min(core.disk.capacity_bytes());
         out.intent_late_count = counters.intent_late;
         out.synced_bytes = counters.sync_bytes;
+        out.held_bytes = counters.sync_held_bytes;
     }
 
     /// Whether the daemon has a session for the lane.

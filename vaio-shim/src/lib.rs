@@ -13,6 +13,7 @@
 //! | `instance` | an open disk: I/O down and up |
 //! | `drive` | timers, work, the sync's reads |
 //! | `hold` | completions that wait for the appliance's log |
+//! | `events` | snapshot, clone, migration, growth |
 //! | `regions` | the region map at work, fencing |
 //! | `host` | the host's services, made callable without `unsafe` |
 //! | `vm` | what the disks of one VM share |
@@ -21,6 +22,7 @@
 mod abi;
 mod beside;
 mod drive;
+mod events;
 mod guard;
 mod hold;
 mod host;
@@ -59,12 +61,12 @@ static TABLE: Table = Table(abi::jio_filter {
     io_start: Some(io_start),
     io_done: Some(io_done),
     io_abort: Some(io_abort),
-    stun: Some(stun),
-    unstun: Some(stun),
-    snapshot: Some(snapshot),
-    clone: None,
-    migrate: None,
-    grow: Some(grow),
+    stun: Some(events::stun),
+    unstun: Some(events::stun),
+    snapshot: Some(events::snapshot),
+    clone: Some(events::clone),
+    migrate: Some(events::migrate),
+    grow: Some(events::grow),
     property_set: None,
     property_get: None,
     property_list: Some(property_list),
@@ -304,6 +306,14 @@ unsafe fn instance_of<'a>(instance: *mut c_void) -> Option<&'a Instance> {
     unsafe { instance.cast::<Instance>().as_ref() }
 }
 
+/// A migration has drained already, and the guest waits.
+fn drain_for(how: u32) -> Duration {
+    match how {
+        abi::JIO_CLOSE_HANDOFF => Duration::ZERO,
+        _ => regions::CLOSE_LIMIT,
+    }
+}
+
 unsafe extern "C" fn close(instance: *mut c_void, how: u32) -> i32 {
     if instance.is_null() {
         return abi::JIO_E_INVALID;
@@ -314,7 +324,8 @@ unsafe extern "C" fn close(instance: *mut c_void, how: u32) -> i32 {
         match *instance {
             Instance::Passing => OK,
             Instance::Replicated(replicated) => {
-                let flushed = how != abi::JIO_CLOSE_LOST && replicated.prepare_close();
+                let flushed =
+                    how != abi::JIO_CLOSE_LOST && replicated.prepare_close(drain_for(how));
                 replicated.finish();
                 replicated.close(how, flushed)
             }
@@ -375,53 +386,6 @@ unsafe fn with_disk(instance: *mut c_void, body: impl FnOnce(&Arc<Replicated>) -
     }
 }
 
-/// Stun and unstun: what is to be written down is written as it happens; the host has waited for what
-/// is held.
-unsafe extern "C" fn stun(instance: *mut c_void) -> i32 {
-    let body = |disk: &Arc<Replicated>| {
-        disk.release_completions();
-        OK
-    };
-    // SAFETY: the contract.
-    unsafe { with_disk(instance, body) }
-}
-
-unsafe extern "C" fn snapshot(instance: *mut c_void, info: *const abi::jio_snapshot) -> i32 {
-    // SAFETY: the contract: NULL or a struct.
-    let Some(info) = (unsafe { info.as_ref() }) else {
-        return abi::JIO_E_INVALID;
-    };
-    let reverts = info.event == abi::JIO_SNAPSHOT_REVERT && info.phase != abi::JIO_PHASE_CANCEL;
-    let body = |disk: &Arc<Replicated>| {
-        if !reverts {
-            return OK;
-        }
-        // Before the content changes the sidecar must say that all of it may differ; afterwards what
-        // was read meanwhile does not count.
-        disk.core.lock().disk.mark_all();
-        disk.drive_sync();
-        if info.phase == abi::JIO_PHASE_PRE && !disk.settle_intent() {
-            return abi::JIO_E_IO;
-        }
-        OK
-    };
-    // SAFETY: the contract.
-    unsafe { with_disk(instance, body) }
-}
-
-unsafe extern "C" fn grow(instance: *mut c_void, new_capacity_bytes: u64) -> i32 {
-    let body = |disk: &Arc<Replicated>| {
-        if !disk.core.lock().disk.grow(new_capacity_bytes) {
-            return abi::JIO_E_RANGE;
-        }
-        disk.drive_intent();
-        disk.drive_sync();
-        OK
-    };
-    // SAFETY: the contract.
-    unsafe { with_disk(instance, body) }
-}
-
 unsafe extern "C" fn property_list(
     _instance: *mut c_void,
     function: abi::jio_property_fn,
@@ -463,6 +427,14 @@ unsafe extern "C" fn property_list(
         (
             c"jetdr.region-quiet-ms",
             c"quiet after which a region's bit is cleared, in ms",
+        ),
+        (
+            c"jetdr.handoff-drain-ms",
+            c"longest wait of a migration for the appliance to hold everything, in ms",
+        ),
+        (
+            c"jetdr.sync-hashes",
+            c"on or off: a sync after a crash asks what the replica holds already",
         ),
         (
             c"jetdr.region-intent",

@@ -21,6 +21,7 @@ use filter_core::sidecar::regions::{DEFAULT_REGION_SHIFT, REGION_SHIFTS};
 use filter_core::sidecar::{Sidecar, SidecarError};
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 /// Names of the properties that the filter understands.
 pub const PROPERTY_DOMAIN: &str = "jetdr.domain";
@@ -43,7 +44,13 @@ pub const PROPERTY_REGION_BYTES: &str = "jetdr.region-bytes";
 pub const PROPERTY_QUIET_MS: &str = "jetdr.region-quiet-ms";
 /// `budget` or `strict`: whether a change passes when the budget ends before the sidecar has its bit.
 pub const PROPERTY_INTENT: &str = "jetdr.region-intent";
+/// `on` or `off`: whether a sync after a crash asks what the replica holds already.
+pub const PROPERTY_SYNC_HASHES: &str = "jetdr.sync-hashes";
+/// How long a migration waits, the guest stunned, for the appliance to hold everything, in ms. What it
+/// does not hold by then goes along as marks.
+pub const PROPERTY_HANDOFF_MS: &str = "jetdr.handoff-drain-ms";
 const DEFAULT_QUIET_MS: u64 = 5_000;
+const DEFAULT_HANDOFF_MS: u64 = 500;
 
 /// Why a disk cannot be opened, or not be replicated.
 #[derive(Debug, thiserror::Error)]
@@ -101,6 +108,8 @@ pub struct Attached {
     pub stamps: Arc<vm::Stamps>,
     /// The sidecar.
     pub beside: Beside,
+    /// How long a migration drains the lane.
+    pub handoff_limit: Duration,
     /// The run folder.
     pub run: RunFolder,
     /// When a completion goes up.
@@ -183,6 +192,14 @@ pub fn config(info: &DiskInfo) -> Result<Config, OpenError> {
             *place = bytes_s;
         }
     }
+    config.sync_hashes = match info.property(PROPERTY_SYNC_HASHES) {
+        None | Some("on") => true,
+        Some("off") => false,
+        Some(other) => {
+            let why = format!("`{other}` is neither `on` nor `off`");
+            return Err(OpenError::Property(PROPERTY_SYNC_HASHES, why));
+        }
+    };
     config.intent_strict = match info.property(PROPERTY_INTENT) {
         None | Some("budget") => false,
         Some("strict") => true,
@@ -269,6 +286,7 @@ pub fn attach(host: Host, handle: DiskHandle, info: &DiskInfo) -> Result<Attache
     let config = config(info)?;
     let ack = ack_config(info)?;
     let (shift, quiet_ns) = (region_shift(info)?, quiet_ns(info)?);
+    let handoff_ms = number(info, PROPERTY_HANDOFF_MS)?.unwrap_or(DEFAULT_HANDOFF_MS);
     let domain = info.property(PROPERTY_DOMAIN).unwrap_or_default();
     if !filter_core::mapping::domain_name_is_valid(domain) {
         let why = format!("`{domain}` is not a domain's name");
@@ -341,6 +359,11 @@ pub fn attach(host: Host, handle: DiskHandle, info: &DiskInfo) -> Result<Attache
         // A ring that was just made has room for it.
         let _ = disk.begin_base(&stamps);
     }
+    let left = beside::left(host, handle, &header, info.capacity_bytes);
+    if let Some(map) = left.filter(|_| start == Start::Regions) {
+        disk.only_handed_over(&map);
+    }
+    beside::forget_left(host, handle);
     // Enlarged while it was closed: the new part was never seen.
     let known = if new_lane {
         header.capacity_bytes
@@ -356,6 +379,7 @@ pub fn attach(host: Host, handle: DiskHandle, info: &DiskInfo) -> Result<Attache
         cut,
         stamps,
         beside,
+        handoff_limit: Duration::from_millis(handoff_ms.min(60_000)),
         run,
         ack,
         story,
@@ -497,6 +521,10 @@ fn look(
     let lane_epoch = words.attach_epoch.load(Ordering::Relaxed); // as above
     if trusted && sidecar.matches_lane(lane_epoch, boot_id) {
         found.sidecar = SidecarFound::Matches;
+    }
+    // Closed in order here, and the sidecar does not know of it: it is from before.
+    if state == Some(LaneState::Closed) && lane_epoch == sidecar.attach_epoch && !sidecar.closed {
+        found.sidecar = SidecarFound::Doubtful;
     }
     found.was = match state {
         Some(LaneState::Closed) => WasDoing::Closed,

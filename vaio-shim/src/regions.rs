@@ -15,10 +15,12 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::{Relaxed, SeqCst};
 use std::time::{Duration, Instant};
 
+/// Records that are drained in no time.
+const CLOSE_RECORDS: u64 = 64;
 /// How long a control call waits for the sidecar.
 const CONTROL_LIMIT: Duration = Duration::from_secs(10);
 /// How long a close waits for the appliance to hold everything, and the disk to be flushed.
-const CLOSE_LIMIT: Duration = Duration::from_secs(2);
+pub const CLOSE_LIMIT: Duration = Duration::from_secs(2);
 
 impl Replicated {
     /// Has the map's work done soon.
@@ -97,19 +99,51 @@ impl Replicated {
         !core.disk.intent_pending()
     }
 
-    /// Before the disk is closed: gives the appliance a moment to hold everything, and flushes the disk.
-    /// Whether it was flushed. Control context.
-    pub(crate) fn prepare_close(self: &Arc<Self>) -> bool {
-        let deadline = Instant::now() + CLOSE_LIMIT;
-        let linked = || self.lane_linked();
+    /// After a revert: what this opening has written to the sidecar may be gone.
+    pub(crate) fn sidecar_replaced(&self) {
+        let mut beside = self.beside.lock();
+        let again = beside.header().again();
+        if let Err(error) = beside.save(again) {
+            // Then the next opening has an epoch that was there before, which the appliance notices.
+            let text = format!("the sidecar cannot be written after a revert: {error}");
+            self.host.event(self.handle, Level::Error, 8, &text);
+        }
+        drop(beside);
+        self.core.lock().disk.intent_replaced();
+    }
+
+    /// Waits until the appliance holds everything, as long as that may come soon. Control context.
+    pub(crate) fn drain_for(&self, limit: Duration) {
+        let deadline = Instant::now() + limit;
         loop {
             let (published, durable, streaming) = self.positions();
-            if durable >= published || !streaming || !linked() || Instant::now() >= deadline {
-                break;
+            let hopeless = !streaming || !self.lane_linked();
+            if durable >= published || hopeless || Instant::now() >= deadline {
+                return;
             }
             // The acknowledgement comes from another process, which wakes nobody.
-            std::thread::sleep(Duration::from_millis(1));
+            std::thread::sleep(Duration::from_micros(200));
         }
+    }
+
+    /// Waits until the appliance is not far behind, or cannot come closer. Control context.
+    pub(crate) fn come_close(&self, limit: Duration) {
+        let deadline = Instant::now() + limit;
+        loop {
+            let (published, durable, streaming) = self.positions();
+            let close = self.lane_linked() && published.saturating_sub(durable) < CLOSE_RECORDS;
+            if close || !streaming || Instant::now() >= deadline {
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(1)); // as in `drain_for`
+        }
+    }
+
+    /// Before the disk is closed: gives the appliance a moment to hold everything, and flushes the disk.
+    /// Whether it was flushed. Control context.
+    pub(crate) fn prepare_close(self: &Arc<Self>, drain_for: Duration) -> bool {
+        self.drain_for(drain_for);
+        let deadline = Instant::now() + CLOSE_LIMIT;
         let done = Arc::new((parking_lot::Mutex::new(None), parking_lot::Condvar::new()));
         if !Flush::submit(self, Some(done.clone())) {
             return false;

@@ -225,7 +225,7 @@ impl Disk {
         let mut stream = self.stream.lock();
         stream.receiver.open(attach)?;
         let generation = self.generation.fetch_add(1, Ordering::AcqRel) + 1; // under the lock
-        *self.host.lock() = host;
+        let host_before = std::mem::replace(&mut *self.host.lock(), host);
         let mut present = self.route.lock();
         // What becomes durable from here on is acknowledged over the new route: `durable` stores the
         // position first and then takes this lock.
@@ -235,17 +235,13 @@ impl Disk {
             full_base_seq: stream.receiver.full_base_seq(),
         };
         route.outbox.send(&opened, route.channel);
-        let (outbox, channel) = (route.outbox.clone(), route.channel);
-        let same = |before: &Present| {
-            Arc::ptr_eq(&before.route.outbox, &outbox) && before.route.channel == channel
-        };
         let before = present.replace(Present {
             route,
             attach_epoch,
         });
-        // On the same channel it is the same host: a VM there has adopted the lane.
-        let lost = before.filter(|before| before.attach_epoch < attach_epoch && !same(before));
-        if let Some(lost) = lost {
+        // A host that has it still, in another lane or in one that a VM has adopted, need not be told.
+        let before = before.filter(|_| host_before != host);
+        if let Some(lost) = before.filter(|before| before.attach_epoch < attach_epoch) {
             let (current, found) = (attach_epoch, lost.attach_epoch);
             let message = Message::Error {
                 code: ErrorCode::Fenced,

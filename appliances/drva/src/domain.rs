@@ -448,7 +448,9 @@ impl Domain {
             }
             cuts.closed.push_back(cut);
         }
+        fault::point("drva.before-cut-logged");
         self.log_entry(EntryKind::Cut, [0; 16], epoch, content, &|| false)?;
+        fault::point("drva.after-cut-logged");
         self.cuts_changed.notify_all();
         Ok(())
     }

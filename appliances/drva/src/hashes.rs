@@ -189,7 +189,7 @@ impl Hasher {
             let found = ask.disk.untouched(position, ask.offset_bytes, blocks);
             found.ok_or(Unknown::Disk)
         };
-        // Looked at before, to spare the reading, and after, which is what decides.
+        // Looked at before, to spare the reading, and after: what came meanwhile counts, too.
         let before = untouched()?;
         let mut hashes = vec![BlockHash::default(); before.len()];
         self.wait(READ_LIMIT, async {
@@ -207,6 +207,7 @@ impl Hasher {
             }
             Ok(())
         })?;
+        fault::point("drva.hashes-read");
         for (hash, untouched) in hashes.iter_mut().zip(untouched()?) {
             if !untouched {
                 *hash = BlockHash::default();

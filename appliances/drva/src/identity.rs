@@ -39,6 +39,7 @@ pub fn lasting_id(dir: &Path, name: &str) -> io::Result<[u8; 16]> {
         Err(error) => return Err(error),
     }
     make_folder(dir)?;
+    fault::check("drva.state-file")?;
     let id = Uuid::new_v4();
     let new = dir.join(format!("{name}.new"));
     let mut file = File::create(&new)?;

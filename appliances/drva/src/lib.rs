@@ -70,10 +70,14 @@ pub struct Args {
     /// This appliance's name, for people.
     #[arg(long, default_value = "drva")]
     pub name: String,
+    /// Print the points at which JETDR_FAULT can make this program die, wait or fail, and end.
+    #[arg(long)]
+    pub list_faults: bool,
 }
 
 /// Runs until SIGTERM or SIGINT.
 pub fn run(args: &Args) -> anyhow::Result<()> {
+    fault::arm()?;
     let mut signals = signal_hook::iterator::Signals::new([libc::SIGTERM, libc::SIGINT])?;
     if args.cut_interval_ms < 20 {
         bail!(

@@ -399,6 +399,7 @@ impl Session<'_> {
             .get_mut(..len)
             .ok_or_else(|| io::Error::from(io::ErrorKind::InvalidInput))?;
         self.reader.read_exact(body)?;
+        fault::point("drva.after-receive");
         match channel
             .domain
             .data(&channel.disk, channel.generation, content, len)

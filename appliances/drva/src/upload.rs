@@ -300,8 +300,10 @@ impl<'a> Attempt<'a> {
             name: cut.name.clone(),
             positions: cut.positions.clone(),
         };
+        fault::point("drva.before-commit");
         match self.of.wait(self.writer.commit(meta)) {
             Ok(done) => {
+                fault::point("drva.after-commit");
                 self.committed(&cut, done.cut);
                 self.settled();
             }

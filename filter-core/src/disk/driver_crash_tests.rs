@@ -1,6 +1,7 @@
 //! The sidecar and the crash of a host: what the region map is for.
 
 use super::*;
+use crate::disk::hashes::Hash;
 use crate::disk::intent::{Intent, IntentStep};
 use crate::sidecar::{self, BLOCK_BYTES, regions};
 
@@ -71,7 +72,45 @@ impl Beside {
     }
 }
 
+/// Any function of a block's bytes that two different blocks of these tests do not share.
+pub(super) fn hash(block: &[u8]) -> Hash {
+    let mut sum = 0xcbf2_9ce4_8422_2325_u128;
+    for word in block.as_chunks::<8>().0 {
+        sum = (sum ^ u128::from(u64::from_le_bytes(*word))).wrapping_mul((1 << 88) + 0x13b);
+        sum ^= sum >> 47;
+    }
+    (sum | 1).to_le_bytes()
+}
+
 impl World {
+    /// Daemon and appliance tell what the replica holds: all of it, some, or nothing.
+    pub(super) fn answer_hashes(&mut self) {
+        let memory = self.lane.memory();
+        let (theirs, ours) = (memory.producer(), memory.consumer());
+        let ask = theirs.hash_ask.load(Relaxed);
+        if ask == ours.hash_answer.load(Relaxed) || self.numbers.chance(30) {
+            return;
+        }
+        let offset = theirs.hash_offset.load(Relaxed) as usize;
+        let blocks = theirs.hash_blocks.load(Relaxed) as usize;
+        self.replica
+            .resize(self.primary.len().max(self.replica.len()), 0);
+        for (i, words) in memory.hash_words().chunks(2).take(blocks).enumerate() {
+            let at = offset + i * BLOCK;
+            let known = at + BLOCK <= self.replica.len() && self.numbers.chance(80);
+            let told = match known {
+                true => hash(&self.replica[at..at + BLOCK]),
+                false => Hash::default(),
+            };
+            for (word, bytes) in words.iter().zip(told.as_chunks::<8>().0) {
+                word.store(u64::from_le_bytes(*bytes), Relaxed);
+            }
+        }
+        let count = if self.numbers.chance(10) { 0 } else { blocks };
+        ours.hash_count.store(count as u32, Relaxed);
+        ours.hash_answer.store(ask, Relaxed);
+    }
+
     /// The shell takes a step for the region map, or one that it took has ended.
     pub(super) fn drive_intent(&mut self) {
         if let Some((at, bytes)) = self.beside.writing.take() {
@@ -161,6 +200,7 @@ impl World {
         let synced_bytes = intent.wanted_bytes().min(self.primary.len() as u64);
         self.seen.spared_bytes += self.primary.len() as u64 - synced_bytes;
         self.seen.touched += self.disk.counters().sync_touched;
+        self.seen.held_bytes += self.disk.counters().sync_held_bytes;
         let base_seq = self.beside.seq_floor + 1;
         self.beside.seq_floor += 1 << 20;
         self.epoch += 1;
@@ -178,6 +218,7 @@ impl World {
         self.disk.grown_since(self.beside.known_bytes);
         self.know_length();
         self.consumer = Consumer::attach(self.lane.memory());
+        self.lane.memory().consumer().linked.store(1, Relaxed);
         self.reattached = false;
         assert_eq!(self.consumer.next_base(), Some(relies_on));
         // As daemon and appliance do when the lane is opened.

@@ -201,11 +201,23 @@ impl World {
         let end = at + data.len();
         data[late..].copy_from_slice(&self.primary[at + late..end]);
         let data = (!self.numbers.chance(5)).then_some(data.as_slice());
-        self.disk.sync_read(ticket, data, stamps!(self));
+        let hashes: Vec<_> = match data {
+            Some(data) if self.disk.wants_hashes() => {
+                data.chunks_exact(BLOCK).map(super::crash::hash).collect()
+            }
+            _ => Vec::new(),
+        };
+        self.disk
+            .sync_read_hashed(ticket, data, &hashes, stamps!(self));
     }
 
     /// The daemon takes and sends, the appliance applies and acknowledges.
     pub(super) fn drain(&mut self, runs: u64) {
+        self.take_runs(runs);
+        self.answer_hashes();
+    }
+
+    fn take_runs(&mut self, runs: u64) {
         for _ in 0..runs {
             let run = match self.consumer.take(300_000) {
                 Ok(Some(run)) => run,

@@ -67,6 +67,7 @@ struct Seen {
     crashes: u64,
     intents: u64,
     spared_bytes: u64,
+    held_bytes: u64,
     overlaps: u64,
     restarts: u64,
     grown: u64,
@@ -292,6 +293,7 @@ fn every_difference_is_marked_and_in_the_end_there_is_none() {
         sum.crashes += seen.crashes;
         sum.intents += seen.intents;
         sum.spared_bytes += seen.spared_bytes;
+        sum.held_bytes += seen.held_bytes + world.disk.counters().sync_held_bytes;
         sum.overlaps += seen.overlaps;
         sum.restarts += seen.restarts;
         sum.grown += seen.grown;
@@ -310,6 +312,7 @@ fn every_difference_is_marked_and_in_the_end_there_is_none() {
             seen.crashes,
             seen.intents,
             seen.spared_bytes,
+            seen.held_bytes,
             seen.overlaps,
             seen.restarts,
             seen.grown,

@@ -443,6 +443,14 @@ impl Disk {
             .unwrap_or(IntentStep::Idle)
     }
 
+    /// The sidecar was replaced by an older state of itself: every bit is written anew.
+    pub fn intent_replaced(&mut self) {
+        if let Some(intent) = &mut self.intent {
+            intent.want_all();
+            intent.durable.fill(0);
+        }
+    }
+
     /// The write that a step asked for has ended; `ok`: it is durable.
     pub fn intent_written(&mut self, ok: bool) {
         if let Some(intent) = &mut self.intent {
@@ -496,7 +504,7 @@ impl Disk {
     }
 
     /// The last seq that is durable downstream, as the consumer says; never more than was published.
-    fn durable_seq(&self) -> u64 {
+    pub(super) fn durable_seq(&self) -> u64 {
         let said = self.memory().consumer().durable_seq.load(Relaxed); // stored before the head it frees
         if said > self.producer.published().seq() {
             0

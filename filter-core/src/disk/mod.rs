@@ -11,6 +11,8 @@
 //! | this one | the modes, writes and their completion |
 //! | [`ack`] | write-through: completions that wait for the appliance's log |
 //! | [`guard`] | the guards against a lost write, by name |
+//! | [`handoff`] | what goes along to another host |
+//! | [`hashes`] | what the replica holds already |
 //! | [`intent`] | which regions the sidecar says may differ |
 //! | [`latency`] | how long the guest's I/Os take |
 //! | [`pace`] | how fast a sync may be, for the guest's sake |
@@ -21,6 +23,8 @@
 
 pub mod ack;
 pub mod guard;
+pub mod handoff;
+pub mod hashes;
 pub mod intent;
 pub mod latency;
 pub mod pace;
@@ -34,6 +38,7 @@ use crate::lane::sync::Ordering::Relaxed;
 use crate::mutant::{self, holds};
 use crate::record::RecordKind;
 use guard::Guard;
+use hashes::Hashes;
 use intent::Intent;
 use latency::Latencies;
 use pace::{Pace, PaceConfig};
@@ -51,6 +56,8 @@ pub struct Config {
     /// A change waits for its regions' bits however long the sidecar takes. Otherwise it passes when
     /// the budget ends, and a crash of the host before the sidecar has taken the bits loses sight of it.
     pub intent_strict: bool,
+    /// A sync after a crash, or on another host, asks what the replica holds already.
+    pub sync_hashes: bool,
     /// How a sync yields to the guest.
     pub pace: PaceConfig,
     /// The model checker takes guards out.
@@ -65,6 +72,7 @@ impl Default for Config {
             sync_read_bytes: 4 * DIRTY_BLOCK_BYTES,
             sync_reads: 2,
             intent_strict: false,
+            sync_hashes: true,
             pace: PaceConfig::default(),
             #[cfg(loom)]
             guards: guard::Guards::ALL,
@@ -150,6 +158,8 @@ pub struct Counters {
     pub failed_writes: u64,
     /// Bytes published by syncs.
     pub sync_bytes: u64,
+    /// Bytes that syncs read and the replica held already.
+    pub sync_held_bytes: u64,
     /// Sync reads thrown away because a write touched the block meanwhile.
     pub sync_touched: u64,
     /// Sync reads that the disk failed.
@@ -178,6 +188,7 @@ pub struct Disk {
     waiting_for_room: usize,
     sync: Sync,
     pace: Pace,
+    hashes: Hashes,
     intent: Option<Intent>,
     counters: Counters,
 }
@@ -209,7 +220,7 @@ impl Disk {
             .producer()
             .capacity_bytes
             .store(capacity_bytes, Relaxed); // for the daemon's hello
-        let mut sync = Sync::default();
+        let (mut sync, mut hashes) = (Sync::default(), Hashes::default());
         match (start, &intent) {
             (Start::Regions, Some(intent)) if intent.relies_on_seq() > 0 => {
                 dirty.clear_all();
@@ -218,6 +229,9 @@ impl Disk {
                     dirty.mark(offset_bytes, len_bytes);
                 }
                 producer.start_base(intent.relies_on_seq());
+                if config.sync_hashes {
+                    hashes.want();
+                }
             }
             (Start::Full | Start::Regions, _) => {
                 dirty.clear_all();
@@ -251,6 +265,7 @@ impl Disk {
             waiting_for_room: 0,
             sync,
             pace: Pace::new(config.pace),
+            hashes,
             intent,
             counters,
         }
@@ -453,6 +468,7 @@ impl Disk {
 
     /// Marks a change instead of publishing it: the first of two marks.
     fn track(&mut self, change: &Change<'_>) -> Decision {
+        self.hashes.forget();
         if self.config.keeps(Guard::FirstMark) {
             self.dirty.mark(change.offset_bytes, change.len_bytes);
         }
@@ -483,6 +499,7 @@ impl Disk {
             ..Completed::default()
         };
         if tracked || !ok {
+            self.hashes.forget();
             // The second mark: a sync may have cleared the first and read the block before the
             // write landed.
             let keeps = if ok {
@@ -618,6 +635,7 @@ impl Disk {
     /// synced. Called before it changes (then take the steps of [`Disk::intent_step`] until nothing is
     /// pending) and again afterwards.
     pub fn mark_all(&mut self) {
+        self.hashes.forget();
         self.dirty.mark(0, self.capacity_bytes);
         self.intend(0, self.capacity_bytes);
         // What is being read may be the content of before.

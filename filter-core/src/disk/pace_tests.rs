@@ -409,3 +409,39 @@ fn without_a_pace_the_guest_would_notice() {
         both.p99()
     );
 }
+
+/// The disk's machine asks the pace, and loses no mark by waiting.
+#[test]
+fn a_disks_sync_waits_for_its_pace() {
+    use crate::disk::sync::SyncStep;
+    use crate::disk::{Config, Disk, Start};
+    use crate::lane::layout::MIN_RING_BYTES;
+    use crate::lane::producer::{Producer, Stamps};
+    use crate::lane::sync::{AtomicU32, AtomicU64};
+    use crate::lane::test_lane::HeapLane;
+
+    let bytes = 8 * READ_BYTES;
+    let lane = HeapLane::new(bytes, MIN_RING_BYTES, 1);
+    let producer = Producer::new(lane.memory(), 1, 0, 1);
+    let mut disk = Disk::new(producer, bytes, Start::Full, None, Config::default());
+    let stamps = Stamps {
+        stamp: &AtomicU64::new(0),
+        cut_epoch: &AtomicU32::new(1),
+        time_ns: 1,
+    };
+    let latencies = Latencies::default();
+    for ms in 0..490 {
+        disk.observe(SECOND + ms * MS, &latencies);
+        let step = disk.sync_step(&stamps);
+        assert!(
+            matches!(step, SyncStep::Wait { after_ns: 1.., .. }),
+            "{step:?}"
+        );
+    }
+    disk.observe(2 * SECOND, &latencies);
+    let step = disk.sync_step(&stamps);
+    let SyncStep::Read { offset_bytes, .. } = step else {
+        panic!("the guest is idle: {step:?}");
+    };
+    assert_eq!(offset_bytes, 0, "what had to wait is still the first");
+}

@@ -8,6 +8,7 @@
 //! is marked, no read is under way and no unpublished write is in flight.
 
 use super::guard::Guard;
+use super::hashes::Hash;
 use super::{Disk, Mode};
 use crate::lane::layout::{DIRTY_BLOCK_BYTES, LaneState};
 use crate::lane::producer::{Draft, PublishError, Source, Stamps};
@@ -132,6 +133,7 @@ impl Disk {
         if self.producer.restart_requested() {
             self.producer.restart();
             self.sync.reset();
+            self.hashes.forget(); // the appliance holds nothing that counts
             self.dirty.mark(0, self.capacity_bytes);
             if let Some(intent) = &mut self.intent {
                 intent.begin_anew();
@@ -184,6 +186,10 @@ impl Disk {
         }
         let before = self.sync.cursor;
         match self.next_range() {
+            Some((offset_bytes, _)) if !self.hashes_ready(offset_bytes) => {
+                self.sync.cursor = before;
+                SyncStep::waits(wake)
+            }
             Some((offset_bytes, len_bytes)) => {
                 if let Err(after_ns) = self.pace.take(len_bytes) {
                     self.sync.cursor = before;
@@ -199,7 +205,7 @@ impl Disk {
                 };
                 self.sync.windows.push(window);
                 if !holds(mutant::Guard::ClearAfterPublish) {
-                    self.clear(&window);
+                    self.clear(offset_bytes, len_bytes);
                 }
                 SyncStep::Read {
                     ticket: Ticket(ticket),
@@ -232,6 +238,7 @@ impl Disk {
         match self.producer.publish_marker(false, stamps) {
             Ok(group) => {
                 self.sync.reset();
+                self.hashes.forget();
                 self.pace.stop();
                 self.producer.set_state(LaneState::Streaming);
                 SyncStep::Finished {
@@ -293,6 +300,18 @@ impl Disk {
     /// A read has come back: `data` is the range's content, or `None` if the disk failed it. Returns
     /// whether to wake the daemon.
     pub fn sync_read(&mut self, ticket: Ticket, data: Option<&[u8]>, stamps: &Stamps<'_>) -> bool {
+        self.sync_read_hashed(ticket, data, &[], stamps)
+    }
+
+    /// The same; `hashes` are those of the range's blocks, in order, as far as they are whole. What the
+    /// replica holds already is not published.
+    pub fn sync_read_hashed(
+        &mut self,
+        ticket: Ticket,
+        data: Option<&[u8]>,
+        hashes: &[Hash],
+        stamps: &Stamps<'_>,
+    ) -> bool {
         let found = self
             .sync
             .windows
@@ -308,34 +327,68 @@ impl Disk {
             self.counters.sync_touched += 1;
             return false;
         }
+        // Blocks that are to be sent go together, as far as they lie together.
+        let mut wake = false;
+        let (mut from, mut at) = (0, 0);
+        let block_bytes = DIRTY_BLOCK_BYTES as usize;
+        while at < data.len() {
+            let end = (at + block_bytes).min(data.len());
+            let block = (window.offset_bytes + at as u64) / DIRTY_BLOCK_BYTES;
+            if self.hashes.holds(block, hashes.get(at / block_bytes)) {
+                match self.publish_read(&window, data, from..at, stamps) {
+                    Some(group) => wake |= group,
+                    None => return wake,
+                }
+                self.counters.sync_held_bytes += (end - at) as u64;
+                self.dirty.clear_block(block);
+                from = end;
+            }
+            at = end;
+        }
+        wake | self
+            .publish_read(&window, data, from..at, stamps)
+            .unwrap_or(false)
+    }
+
+    /// Publishes a part of what was read, whole blocks, and takes their marks. `None`: no room.
+    fn publish_read(
+        &mut self,
+        window: &Window,
+        data: &[u8],
+        part: core::ops::Range<usize>,
+        stamps: &Stamps<'_>,
+    ) -> Option<bool> {
+        let offset_bytes = window.offset_bytes + part.start as u64;
+        let data = data.get(part).filter(|data| !data.is_empty());
+        let Some(data) = data else {
+            return Some(false);
+        };
         let zeros = data.iter().all(|byte| *byte == 0);
         let source = [Source::from_slice(data)];
+        let len_bytes = data.len() as u64;
         let draft = Draft {
             kind: if zeros {
                 RecordKind::Zero
             } else {
                 RecordKind::Sync
             },
-            offset_bytes: window.offset_bytes,
-            len_bytes: window.len_bytes,
+            offset_bytes,
+            len_bytes,
             sources: if zeros { &[] } else { &source },
         };
-        let Ok(group) = self.producer.publish(&draft, stamps) else {
-            return false;
-        };
-        self.counters.sync_bytes += window.len_bytes;
+        let group = self.producer.publish(&draft, stamps).ok()?;
+        self.counters.sync_bytes += len_bytes;
         if let Some(intent) = &mut self.intent {
             // What was published just now is not durable: its regions are not quiet.
-            intent.touch(window.offset_bytes, window.len_bytes);
+            intent.touch(offset_bytes, len_bytes);
         }
-        self.clear(&window);
-        group.wake
+        self.clear(offset_bytes, len_bytes);
+        Some(group.wake)
     }
 
-    fn clear(&self, window: &Window) {
-        let first = window.offset_bytes / DIRTY_BLOCK_BYTES;
-        let end = (window.offset_bytes + window.len_bytes).div_ceil(DIRTY_BLOCK_BYTES);
-        for block in first..end {
+    fn clear(&self, offset_bytes: u64, len_bytes: u64) {
+        let end = (offset_bytes + len_bytes).div_ceil(DIRTY_BLOCK_BYTES);
+        for block in offset_bytes / DIRTY_BLOCK_BYTES..end {
             self.dirty.clear_block(block);
         }
     }

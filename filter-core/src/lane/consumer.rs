@@ -514,7 +514,7 @@ impl Consumer {
     /// the lane).
     pub fn set_fenced(&self, newest_epoch: u32) {
         let word = &self.memory.consumer().fenced_epoch;
-        word.store(newest_epoch, Release); // pairs with the disk's Acquire
+        word.store(newest_epoch, Relaxed); // the filter looks at it again and again
     }
 
     /// Tells what the object store holds, for status pages on the host.

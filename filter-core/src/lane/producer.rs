@@ -156,6 +156,11 @@ impl Producer {
         self.attach_epoch
     }
 
+    /// End of what is published, in bytes since the lane began.
+    pub const fn tail(&self) -> u64 {
+        self.tail
+    }
+
     /// The last seq published.
     pub const fn published(&self) -> Published {
         Published(self.next_seq - 1)
@@ -190,7 +195,9 @@ impl Producer {
 
     /// Tells the state to whoever looks at the lane.
     pub fn set_state(&self, state: LaneState) {
-        self.memory.producer().state.store(state as u32, Relaxed); // read by people and after a kill
+        let words = self.memory.producer();
+        let release = super::sync::Ordering::Release; // pairs with the daemon's Acquire: a base came before
+        words.state.store(state as u32, release);
     }
 
     /// Publishes a write (in fragments), zero, unmap, void or sync range as one group.

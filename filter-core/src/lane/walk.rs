@@ -47,6 +47,33 @@ pub(super) fn header_at(
     Ok((header, span))
 }
 
+/// Names the ranges of all records from the consumer's head to `tail`: what was published and is not
+/// known to be durable downstream.
+pub fn undelivered(
+    memory: LaneMemory,
+    tail: u64,
+    mut name: impl FnMut(u64, u64),
+) -> Result<(), LaneFault> {
+    let head = ring::observe_head::<Sound>(&memory.consumer().head); // P1
+    let ring_bytes = memory.geometry().ring_bytes;
+    if head > tail || tail - head > ring_bytes || !head.is_multiple_of(RECORD_ALIGN as u64) {
+        return Err(LaneFault::Tail {
+            tail,
+            read: head,
+            head,
+        });
+    }
+    let mut at = head;
+    while at < tail {
+        let (header, span) = header_at(memory, at, tail)?;
+        if header.kind != RecordKind::Pad && !header.is_marker() {
+            name(header.offset_bytes, header.range_len.into());
+        }
+        at += span;
+    }
+    Ok(())
+}
+
 /// Where a producer that is gone left a lane.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Scan {

@@ -158,6 +158,14 @@ impl Sidecar {
         })
     }
 
+    /// What to write when the sidecar may hold an older state.
+    pub const fn again(&self) -> Self {
+        Self {
+            generation: self.generation + 1,
+            ..*self
+        }
+    }
+
     /// What to write at a close.
     pub const fn closed(&self, in_order: bool) -> Self {
         Self {

@@ -76,7 +76,12 @@ impl RegionBlock {
     }
 
     /// Reads one copy. `None`: it is not whole, or not this disk's, or lies elsewhere.
-    fn decode(raw: &[u8; BLOCK_BYTES], disk_id: &[u8; 16], index: u32, copy: u64) -> Option<Self> {
+    pub fn decode(
+        raw: &[u8; BLOCK_BYTES],
+        disk_id: &[u8; 16],
+        index: u32,
+        copy: u64,
+    ) -> Option<Self> {
         let mut bits = [0; BLOCK_WORDS];
         let (sources, _) = raw[HEADER_BYTES..].as_chunks::<8>();
         for (word, source) in bits.iter_mut().zip(sources) {

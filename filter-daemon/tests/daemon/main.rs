@@ -8,6 +8,7 @@ mod appliance;
 mod bases;
 mod cuts;
 mod delivery;
+mod faults;
 mod hashes;
 mod hostile;
 mod process;

@@ -227,10 +227,16 @@ impl Daemon {
     }
 
     pub fn start(host: &Host, port_base: u16) -> Self {
+        Self::start_with(host, port_base, "")
+    }
+
+    /// With faults.
+    pub fn start_with(host: &Host, port_base: u16, fault: &str) -> Self {
         let log = host.path("daemon.log");
         let mut options = File::options();
         let file = options.create(true).append(true).open(&log).unwrap();
         let mut child = Self::command(host, port_base)
+            .env("JETDR_FAULT", fault)
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(file)

@@ -68,12 +68,12 @@ static jio_disk_info_t *info_of(struct jio_disk *disk, enum table_kind kind) {
     info.known.boot_id = "boot-1";
     info.known.properties = disk->properties;
     info.known.property_count = disk->property_count;
-    info.known.content_id = disk->openings + 1;
-    info.known.content_id_before = disk->openings;
-    /* The smallest that version 1.0 knows ends before the ids of the content. */
-    size_t len = kind == TABLE_REQUIRED ? offsetof(jio_disk_info_t, content_id)
-                 : kind == TABLE_LARGER ? sizeof info
-                                        : sizeof info.known;
+    /* The ids took reserved places: the struct of the oldest host is as long, with zeros there. */
+    if (kind != TABLE_REQUIRED) {
+        info.known.content_id = disk->openings + 1;
+        info.known.content_id_before = disk->openings;
+    }
+    size_t len = kind == TABLE_LARGER ? sizeof info : sizeof info.known;
     info.known.size = (uint32_t)len;
     return at_the_edge(&info, len);
 }

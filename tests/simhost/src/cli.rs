@@ -21,6 +21,8 @@ pub enum Command {
     Create(CreateArgs),
     /// Snapshots of a disk that nobody has open.
     Snapshot(SnapshotArgs),
+    /// A network between a daemon and an appliance that can be made to fail.
+    Link(crate::link::LinkArgs),
 }
 
 /// Snapshots of a disk that nobody has open: its content, sidecars and ids.
@@ -101,6 +103,7 @@ pub fn run(command: &Command) -> anyhow::Result<()> {
         Command::Host(args) => crate::host::run(args),
         Command::Vm(args) => crate::vm::run(args),
         Command::Nbd(args) => nbd(args),
+        Command::Link(args) => crate::link::run(args),
         Command::Snapshot(args) => snapshot(args),
         Command::Create(args) => {
             let format = Format::of(&args.path);

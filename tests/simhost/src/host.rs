@@ -121,7 +121,9 @@ fn ask(socket: &Path, command: &Value) -> anyhow::Result<Value> {
 struct Refused(String);
 
 fn event(name: &str, vm: &str, what: &Value) {
-    println!("EVENT {}", json!({"event": name, "vm": vm, "what": what}));
+    // Nobody need read them, and the host goes on when nobody does.
+    let event = json!({"event": name, "vm": vm, "what": what});
+    let _ = writeln!(std::io::stdout(), "EVENT {event}");
 }
 
 fn is_name(name: &str) -> bool {
@@ -285,10 +287,10 @@ impl Host {
         let incoming = waiting.get("incoming");
         let go = json!({"cmd": "migrate-go", "to": incoming, "cancel_at": cancel_at});
         let gone = ask(&control, &go);
-        if gone.is_err() {
-            if let Some(vm) = self.vms.lock().get_mut(name) {
-                vm.asked_to_end = false;
-            }
+        if gone.is_err()
+            && let Some(vm) = self.vms.lock().get_mut(name)
+        {
+            vm.asked_to_end = false;
         }
         if gone.as_ref().is_err_and(|error| error.is::<Refused>()) {
             // It runs here. If it ended without a word it may run there.

@@ -7,6 +7,7 @@
 //! | [`contract`] | the checks of the filter's side of `include/iofilter.h` |
 //! | [`vm`] | the process of one VM |
 //! | [`host`] | a host, which runs VMs as processes |
+//! | [`link`] | a network that can be made to fail |
 //! | [`snapshot`] | snapshots and copies of disks |
 //! | [`socket`] | listening sockets of all of these |
 //! | [`cli`] | the commands |
@@ -16,6 +17,7 @@ pub mod cli;
 pub mod contract;
 pub mod disk;
 pub mod host;
+pub mod link;
 pub mod nbd;
 mod raw;
 pub mod snapshot;

@@ -91,6 +91,31 @@ fn a_revert_that_was_cut_off_is_finished_at_the_next_opening() {
 }
 
 #[test]
+fn a_revert_that_failed_on_its_way_is_finished_later() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("d.raw");
+    create_disk(&path, Format::Raw, 1 << 20).unwrap();
+    let disk = open(&path, None).unwrap();
+    let kept = disk.identity().content_id;
+    fill(&disk, 1);
+    files(&disk, &path).unwrap();
+    drop(disk);
+    let disk = open(&path, None).unwrap();
+    fill(&disk, 2);
+    // A folder where a sidecar is expected: the data is back by then, the ids are not.
+    let in_the_way = folder(&path).join("1/0000000000000009.vmfd");
+    std::fs::create_dir(&in_the_way).unwrap();
+    assert!(revert(of(&disk, &path), 1, Revert::Closed).is_err());
+    drop(disk);
+    let error = open(&path, None).unwrap_err().to_string();
+    assert!(error.contains("cannot be finished"), "{error}");
+    std::fs::remove_dir(&in_the_way).unwrap();
+    let disk = open(&path, None).unwrap();
+    assert_eq!(content(&disk), 1);
+    assert_eq!(disk.identity().content_id_before, kept);
+}
+
+#[test]
 fn a_chain_is_kept_in_order() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("d.raw");

@@ -80,6 +80,58 @@ fn a_client_that_leaves_takes_its_held_writes_along() {
     assert!(seen, "no write was deferred");
 }
 
+/// Nobody takes what is captured: nothing waits for a log that is not there, and the alarm says so.
+#[test]
+fn write_through_without_a_daemon_falls_back_and_says_so() {
+    let mut vm = start_small(&["--property=jetdr.ack=log"]);
+    let mut client = vm.client();
+    for i in 0..8 {
+        client.call(&Op::Write(i * 4096, &[1; 4096]), true).unwrap();
+    }
+    let status = command(&vm, r#"{"cmd":"status"}"#);
+    let alarms = status["disks"][0]["alarms"].as_u64().unwrap();
+    assert_eq!(alarms & 0x20, 0x20, "{status}");
+    assert_eq!(status["contract_violations"], 0, "{status}");
+    client.disconnect();
+    let end = vm.stop();
+    assert_eq!(end.code, Some(0), "{}", end.log);
+}
+
+#[test]
+fn a_property_that_makes_no_sense_is_refused_by_name() {
+    for wrong in [
+        "jetdr.ack=maybe",
+        "jetdr.ack-budget-us=1",
+        "jetdr.sync-floor-bytes-s=0",
+    ] {
+        let folder = tempfile::tempdir().unwrap();
+        let disk = folder.path().join("disk0.img");
+        std::fs::File::create(&disk)
+            .unwrap()
+            .set_len(1 << 20)
+            .unwrap();
+        let output = std::process::Command::new(env!("CARGO_BIN_EXE_simhost"))
+            .args(["vm", "--name", "wrong"])
+            .arg(format!("--disk=disk0={}", disk.display()))
+            .arg(format!("--run-dir={}", folder.path().join("run").display()))
+            .arg(format!(
+                "--nbd-socket={}",
+                folder.path().join("n.sock").display()
+            ))
+            .arg(format!(
+                "--filter-lib={}",
+                conformance::filter_library().unwrap().display()
+            ))
+            .arg(format!("--property={wrong}"))
+            .output()
+            .unwrap();
+        assert!(!output.status.success());
+        let text = String::from_utf8_lossy(&output.stderr);
+        let (key, _) = wrong.split_once('=').unwrap();
+        assert!(text.contains(key), "{text}");
+    }
+}
+
 #[test]
 fn a_failed_write_is_the_guests_to_see() {
     let mut vm = start_small(&["--fault-write=disk0:8192:512:1"]);

@@ -222,9 +222,13 @@ fn a_connection_moves_in_the_middle_of_a_request() {
     let mut idle = pair.client();
     for is_tcp in [false, true] {
         let mut stream: Box<dyn Both> = if is_tcp {
-            Box::new(std::net::TcpStream::connect(&tcp).unwrap())
+            let stream = std::net::TcpStream::connect(&tcp).unwrap();
+            stream.set_read_timeout(Some(PATIENCE)).unwrap();
+            Box::new(stream)
         } else {
-            Box::new(std::os::unix::net::UnixStream::connect(pair.socket()).unwrap())
+            let stream = std::os::unix::net::UnixStream::connect(pair.socket()).unwrap();
+            stream.set_read_timeout(Some(PATIENCE)).unwrap();
+            Box::new(stream)
         };
         // The old handshake: simple replies.
         let mut hello = [0; 18];

@@ -392,6 +392,7 @@ impl Log {
                 tracing::error!("cannot remove {}: {error}", path.display());
                 break;
             }
+            fault::point("drva.log.segment-deleted");
             segments.remove(&first);
             self.shared.used_bytes.fetch_sub(bytes, Ordering::AcqRel); // pairs with the writer's load
             self.shared.room.notify_all();

@@ -69,6 +69,8 @@ impl SegmentWriter {
                 .create(true)
                 .truncate(true)
                 .open(&path)?;
+            fault::check("drva.log.allocate")
+                .map_err(|_| io::Error::from_raw_os_error(libc::ENOSPC))?;
             raw::allocate(&file, len_bytes)?;
             file.sync_all()?;
             sync_folder(dir)?;

@@ -132,6 +132,7 @@ impl Writer {
         if !self.insist("write to", |this| this.batcher.write(batch)) {
             return false;
         }
+        fault::point("drva.log.after-write");
         note_segment(&mut self.shared.segments.lock(), batch);
         let durable = durability(batch);
         let number = self.batcher.last_batch();
@@ -278,6 +279,7 @@ impl Batcher {
     pub fn start_segment(&mut self, need: u64) -> std::io::Result<u64> {
         let first = self.next_batch;
         let segment = self.volume.create(first, need)?;
+        fault::point("drva.log.segment-made");
         self.open = Some((segment, 0));
         self.end = BATCH_HEADER_BYTES;
         let states = std::mem::take(&mut self.states);
@@ -384,6 +386,7 @@ impl Batcher {
         head.copy_from_slice(&raw);
         let padding = self.end - BATCH_HEADER_BYTES..span - BATCH_HEADER_BYTES;
         rest.get_mut(padding).ok_or(too_long)?.fill(0);
+        fault::check("drva.log.before-write")?;
         segment.write(&mut self.buffer, span, *at)?;
         *at += span as u64;
         self.next_batch += 1;

@@ -35,6 +35,8 @@ pub struct Site {
     pub more: Vec<String>,
     /// Instead of a folder.
     pub other_store: Option<OsString>,
+    /// Faults that the appliance is to have: see JETDR_FAULT.
+    pub fault: Option<String>,
 }
 
 /// A running appliance; killed when dropped.
@@ -50,6 +52,7 @@ impl Site {
             dir: tempfile::tempdir().unwrap(),
             more: more.iter().map(|text| text.to_string()).collect(),
             other_store: None,
+            fault: None,
         }
     }
 
@@ -81,6 +84,7 @@ impl Site {
             .arg(&socket)
             .args(["--port-base", "0"])
             .args(&self.more)
+            .env("JETDR_FAULT", self.fault.clone().unwrap_or_default())
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(errors)

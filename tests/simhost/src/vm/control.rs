@@ -140,6 +140,7 @@ fn status(vm: &Vm) -> Value {
                 "intent_bytes": figure(|s| s.intent_bytes),
                 "intent_late_count": figure(|s| s.intent_late_count),
                 "synced_bytes": figure(|s| s.synced_bytes),
+                "held_bytes": figure(|s| s.held_bytes),
             })
         })
         .collect();

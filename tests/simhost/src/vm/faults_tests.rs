@@ -62,7 +62,7 @@ fn a_torn_write_lands_in_part() {
         assert!(!kill);
         let bytes: usize = landed.iter().map(|run| run.end - run.start).sum();
         assert!(bytes > 0 && bytes < sectors as usize * 512, "{landed:?}");
-        let whole = |run: &Range<usize>| run.start % 512 == 0 && run.end % 512 == 0;
+        let whole = |run: &Range<usize>| (run.start | run.end).is_multiple_of(512);
         assert!(landed.iter().all(whole), "{landed:?}");
         assert!(landed.windows(2).all(|two| two[0].end < two[1].start));
     }
