@@ -225,6 +225,10 @@ impl World {
             return;
         };
         daemon.pumps.remove(&role.offset());
+        let connected = daemon.connections.contains_key(&role.offset());
+        for served in daemon.lanes.iter_mut().filter(|s| s.role == role) {
+            served.lane.find_questions(connected);
+        }
         self.move_lanes(host, role);
         let Some(daemon) = self.daemon(host, of) else {
             return;
@@ -321,6 +325,9 @@ impl World {
                 if let Some(news) = served.lane.open_again() {
                     let frame = Frame::Message(Message::OpenLane(news));
                     frames.push((served.lane.channel, frame));
+                }
+                if let Some(question) = served.lane.questions.to_send(&served.lane.consumer) {
+                    frames.push((served.lane.channel, Frame::Message(question)));
                 }
                 let Some(run) = run else {
                     continue;

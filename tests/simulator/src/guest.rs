@@ -460,13 +460,12 @@ impl World {
                         self.arm_sync(disk, after_ns);
                         return;
                     }
-                    // Reads, completions and freed space call again; nothing else changes anything.
+                    // Reads, completions and freed space call again.
                     let alone = self.disks.get(disk).is_some_and(|d| {
                         d.ios.is_empty() && d.open.as_ref().is_some_and(|o| o.reads.is_empty())
                     });
-                    if !alone {
-                        self.arm_sync(disk, SYNC_RETRY_NS);
-                    }
+                    // An answer that does not come is looked for now and then.
+                    self.arm_sync(disk, if alone { 200 * MS } else { SYNC_RETRY_NS });
                     return;
                 }
                 Some(SyncStep::Finished { .. }) => {

@@ -50,14 +50,19 @@ impl Oracle {
     /// A disk has grown: its new units hold this.
     pub fn grow(&mut self, disk: usize, units: usize, value: u64) {
         let now = if self.now == 0 { 0 } else { self.tick() };
-        let first = Version {
+        let version = |value, at| Version {
             value,
-            issued: 0,
-            done: now,
+            issued: at,
+            done: at,
         };
+        // A cut of before may have been given the new length already: then the new part is zeros.
+        let mut history = vec![version(0, 0)];
+        if now > 0 {
+            history.push(version(value, now));
+        }
         if let Some(disk) = self.disks.get_mut(disk) {
             let all = disk.units.len() + units;
-            disk.units.resize(all, vec![first]);
+            disk.units.resize(all, history);
         }
     }
 

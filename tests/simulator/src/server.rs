@@ -181,6 +181,15 @@ impl World {
                 self.arm_log();
                 self.arm_cut();
             }
+            // Nobody knows: hashes are not simulated.
+            Message::HashRequest { offset_bytes, .. } => {
+                let hashes = Vec::new();
+                let answer = Message::Hashes {
+                    offset_bytes,
+                    hashes,
+                };
+                outbox.send(&answer, channel);
+            }
             Message::CloseLane => {
                 if let Some((disk, generation)) = server.channels.remove(&(connection, channel))
                     && let Some(disk) = server.shared.borrow().domain.disks.get(&disk)

@@ -11,7 +11,7 @@ fn number(name: &str) -> Option<u64> {
 fn no_seed_violates_a_promise() {
     let (first, count) = match number("JETDR_SEED") {
         Some(seed) => (seed, 1),
-        None => (1, number("JETDR_SEEDS").unwrap_or(60)),
+        None => (1, number("JETDR_SEEDS").unwrap_or(40)),
     };
     let mut simulated_ns = 0;
     for number in first..first + count {
