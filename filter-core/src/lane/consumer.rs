@@ -435,8 +435,7 @@ impl Consumer {
         while at < tail {
             let (header, span) = header_at(self.memory, at, tail).ok()?;
             if header.kind != RecordKind::Pad {
-                let base = header.flags & FLAG_STREAM_BASE != 0;
-                return base.then_some(header.offset_bytes);
+                return header.relies_on();
             }
             at += span;
         }

@@ -10,7 +10,7 @@ use super::format::{BATCH_ALIGN, BatchError, BatchHeader, Entries, Entry, EntryK
 use super::reader::{ReadError, read_body, read_header};
 use super::volume::{Readable, Volume};
 use super::{DiskState, io_error};
-use filter_core::record::{FLAG_STREAM_BASE, FLAG_SYNC_BEGIN, FLAG_SYNC_END, RecordHeader};
+use filter_core::record::{FLAG_SYNC_BEGIN, FLAG_SYNC_END, RecordHeader};
 use std::collections::{BTreeMap, HashMap};
 use std::io;
 
@@ -71,7 +71,7 @@ pub fn note_run(state: &mut DiskState, entry: &Entry<'_>) -> u32 {
                 if header.flags & FLAG_SYNC_END != 0 {
                     state.sync_begin = 0;
                 }
-                if header.flags & FLAG_STREAM_BASE != 0 && header.offset_bytes == 0 {
+                if header.relies_on() == Some(0) {
                     state.full_base_seq = header.seq;
                 }
             }
