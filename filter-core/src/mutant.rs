@@ -84,6 +84,8 @@ pub enum Guard {
     BaseStands,
     /// A disk that was rolled back with its sidecar goes on above the epoch that the appliance knows.
     RisesWhenRolledBack,
+    /// A lane that is not gone on with is removed before the sidecar knows of the new opening.
+    OldLaneGone,
 }
 
 /// All guards, each with what it does.
@@ -230,6 +232,10 @@ pub const ALL: &[(Guard, &str)] = &[
     (
         Guard::RisesWhenRolledBack,
         "A disk that was rolled back with its sidecar goes on above the epoch that the appliance knows.",
+    ),
+    (
+        Guard::OldLaneGone,
+        "A lane that is not gone on with is removed before the sidecar knows of the new opening.",
     ),
 ];
 

@@ -18,6 +18,7 @@ use filter_core::lane::layout::{Geometry, Identity, LaneError, LaneState, MIN_RI
 use filter_core::lane::producer::{Producer, Stamps};
 use filter_core::lane::sync::AtomicU32;
 use filter_core::lane::walk::{Scan, scan};
+use filter_core::mutant::{Guard, holds};
 use filter_core::sidecar::{BLOCK_BYTES, Sidecar, SidecarError, regions};
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -182,6 +183,12 @@ impl World {
         };
         let written = intent.write_all(|offset, bytes| self.write_sidecar(disk, offset, bytes));
         written?;
+        if new_lane
+            && holds(Guard::OldLaneGone)
+            && let Some(on) = self.hosts.get_mut(host)
+        {
+            on.lanes.remove(&disk);
+        }
         let mut next = header
             .attached(boot_id, content_now, new_lane)
             .map_err(text)?;

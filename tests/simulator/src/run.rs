@@ -157,7 +157,8 @@ async fn go(mut world: World) -> Outcome {
             }
         }
     }
-    if world.violation.is_none() {
+    // What was written once is read often: not in every run.
+    if world.violation.is_none() && world.seed.is_multiple_of(4) {
         look_at_store(&mut world).await;
     }
     for (what, count) in world.store.counts() {
