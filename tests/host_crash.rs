@@ -184,24 +184,27 @@ fn a_disk_that_was_opened_without_the_filter_is_synced_in_full() {
 fn what_one_opening_found_out_the_next_one_knows_if_it_dies() {
     let mut stack = stack("disk0.raw");
     rest(&stack);
-    let mut died = 0;
+    stack.vm.as_mut().unwrap().stop();
+    write_behind(&stack, 33 * MIB);
+    // Each opening dies a write of the sidecar later than the one before, until one lives.
     for nth in 1.. {
-        stack.vm.as_mut().unwrap().stop();
-        write_behind(&stack, (30 + nth) * MIB);
-        let mut arguments = stack.vm_arguments();
-        arguments.extend(["--kill-at".into(), format!("sidecar-after:{nth}")]);
-        let mut dying = Part::spawn(&stack.log("dying"), &arguments);
-        if dying.wait_ready() {
-            break; // that many writes an opening does not make
+        stack
+            .vm_more
+            .extend(["--kill-at".into(), format!("sidecar-after:{nth}")]);
+        let mut vm = Part::spawn(&stack.log("vm"), &stack.vm_arguments());
+        stack.vm_more.truncate(stack.vm_more.len() - 2);
+        if vm.wait_ready() {
+            assert!(nth > 2, "an opening writes the map and the header");
+            stack.vm = Some(vm);
+            break;
         }
-        dying.child.wait().unwrap();
-        died += 1;
-        stack.start_vm();
-        stack.settle();
-        assert_eq!(figure(&stack, "synced_bytes"), DISK, "died at write {nth}");
-        stack.recover_and_compare(&format!("after-{nth}"));
+        vm.child.wait().unwrap();
     }
-    assert!(died >= 2, "an opening writes the map and the header");
+    // What lived may have some writes to go before it dies, too.
+    stack.vm.as_mut().unwrap().kill();
+    stack.start_vm();
+    stack.settle();
+    stack.recover_and_compare("after-all");
 }
 
 #[test]
