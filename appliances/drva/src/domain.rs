@@ -1,9 +1,10 @@
 //! A protected domain in the appliance: its disks, its log, its cuts, its figures.
 //!
 //! Invariant: every closed cut is in the list for the upload before anything after it is fed; locks are
-//! taken in the order disks, stream, route, and nothing is waited for under any of them.
+//! taken in the order described, disks, stream, route, and nothing is waited for under any of them but the
+//! first: under it a disk's description waits for room in the log.
 
-use crate::disk::{Disk, Outcome, Route};
+use crate::disk::{Described, Disk, Outcome, Route};
 use crate::documents::{cut_back, cut_out, describe, describe_back};
 use crate::hashes::{Ask, MAX_WAITING};
 use crate::identity;
@@ -11,7 +12,7 @@ use crate::log::format::EntryKind;
 use crate::log::recover::Recovered;
 use crate::log::{Durability, Log, LogError, LogOptions, Submission};
 use crossbeam::channel::{Receiver, Sender, bounded};
-use filter_core::session::{Attach, Refusal};
+use filter_core::session::Refusal;
 use filter_core::wire::{ErrorCode, OpenLane};
 use hdrhistogram::Histogram;
 use parking_lot::{Condvar, Mutex, RwLock};
@@ -279,16 +280,10 @@ impl Domain {
         route: Route,
     ) -> Result<(Arc<Disk>, u64), (ErrorCode, u64, String)> {
         let fenced = |refusal: Refusal| {
-            let word = match refusal {
-                Refusal::Fenced { current, .. } => current.into(),
-                _ => 0,
-            };
+            let word = refusal.fenced_by().unwrap_or(0).into();
             (ErrorCode::Fenced, word, refusal.to_string())
         };
-        let attach = Attach {
-            epoch: lane.attach_epoch,
-            id: lane.attach_id,
-        };
+        let attach = lane.attach();
         let info = DiskInfo {
             uuid: Uuid::from_bytes(lane.disk_id),
             vm_uuid: Uuid::from_bytes(lane.vm_id),
@@ -301,7 +296,7 @@ impl Domain {
             match disks.get(&lane.disk_id) {
                 Some(disk) => {
                     // Nor may it describe what is not its own.
-                    disk.may_open(attach).map_err(fenced)?;
+                    disk.may_open(attach, &lane.lineage).map_err(fenced)?;
                     let mut known = disk.info.write();
                     let mut info = info;
                     info.capacity_bytes = info.capacity_bytes.max(known.capacity_bytes);
@@ -320,10 +315,13 @@ impl Domain {
                 }
             }
         };
-        if changed || lane.attach_epoch > disk.newest_epoch() {
-            let content = describe(&disk.info.read(), attach);
-            // The epoch alone is not worth a wait: records bring it, too.
-            let logged = self.log_entry(EntryKind::Disk, lane.disk_id, 0, content, &|| !changed);
+        {
+            let mut described = disk.described.lock();
+            let presented = described.presented.advanced(&attach);
+            described.owed |= changed || presented != described.presented;
+            described.presented = presented;
+            // The opening alone is not worth a wait now: the next records wait for it.
+            let logged = self.log_owed(&lane.disk_id, &disk, &mut described, &|| !changed);
             match logged {
                 Ok(()) | Err(LogError::GivenUp) => {}
                 Err(error) => return Err((ErrorCode::Log, 0, error.to_string())),
@@ -332,7 +330,9 @@ impl Domain {
         if changed {
             self.described.fetch_add(1, Ordering::AcqRel); // pairs with the upload's load
         }
-        let generation = disk.attach(attach, host, route).map_err(fenced)?;
+        let generation = disk
+            .attach(attach, &lane.lineage, host, route)
+            .map_err(fenced)?;
         self.presented_by(host);
         Ok((disk, generation))
     }
@@ -347,8 +347,33 @@ impl Domain {
         }
     }
 
+    /// Logs a disk's description, if the log is to have it before anything else of the disk.
+    fn log_owed(
+        &self,
+        disk_id: &[u8; 16],
+        disk: &Disk,
+        described: &mut Described,
+        give_up: &dyn Fn() -> bool,
+    ) -> Result<(), LogError> {
+        if described.owed {
+            let content = describe(&disk.info.read(), described.presented);
+            self.log_entry(EntryKind::Disk, *disk_id, 0, content, give_up)?;
+            described.owed = false;
+        }
+        Ok(())
+    }
+
     /// Records of a disk have come over a channel of this generation. Waits while the log is full.
     pub fn data(&self, disk: &Disk, generation: u64, content: Vec<u8>, len: usize) -> Outcome {
+        // Before the records that rely on it: a disk that is put back to before them is found out by it.
+        let disk_id = *disk.info.read().uuid.as_bytes();
+        let superseded = || disk.is_superseded(generation);
+        let logged = self.log_owed(&disk_id, disk, &mut disk.described.lock(), &superseded);
+        match logged {
+            Ok(()) => {}
+            Err(LogError::GivenUp) => return Outcome::Superseded,
+            Err(error) => return Outcome::Refused(ErrorCode::Log, 0, error.to_string()),
+        }
         let (outcome, counted) = disk.take(&self.log, generation, content, len);
         let figures = &self.figures;
         // Relaxed: figures.
