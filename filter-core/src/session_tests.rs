@@ -216,14 +216,24 @@ const fn attach(epoch: u32, id: u64) -> Attach {
 fn another_opening_of_the_same_epoch_is_fenced() {
     let mut receiver = Receiver::restored(Received(5), 2, false, 1);
     assert_eq!(receiver.open(attach(3, 77), NOTHING), Ok(()));
-    assert_eq!(receiver.open(attach(3, 77), NOTHING), Ok(()), "it comes again");
+    assert_eq!(
+        receiver.open(attach(3, 77), NOTHING),
+        Ok(()),
+        "it comes again"
+    );
     let (current, found) = (3, 3);
     assert_eq!(
         receiver.open(attach(3, 78), NOTHING),
         Err(Refusal::Fenced { current, found })
     );
     let refused = receiver.open(attach(4, 78), NOTHING);
-    assert_eq!(refused, Err(Refusal::RolledBack { current: 3, found: 4 }));
+    assert_eq!(
+        refused,
+        Err(Refusal::RolledBack {
+            current: 3,
+            found: 4
+        })
+    );
     assert_eq!(refused.unwrap_err().fenced_by(), Some(4));
     // It rises: its stream begins anew.
     assert_eq!(receiver.open(attach(5, 78), &Lineage::anew(5)), Ok(()));
@@ -252,7 +262,10 @@ fn a_sidecar_from_before_what_was_told_is_rolled_back() {
     assert_eq!(receiver.presented(), told(30), "the highest counts");
     let restored = Receiver::restored(Received(5), 2, false, 1).with_presented(told(30));
     for known in [receiver, restored] {
-        let refused = Err(Refusal::RolledBack { current: 3, found: 4 });
+        let refused = Err(Refusal::RolledBack {
+            current: 3,
+            found: 4,
+        });
         let (attach, lineage) = next(29);
         assert_eq!(known.may_open(attach, &lineage), refused);
         let (attach, lineage) = next(30);

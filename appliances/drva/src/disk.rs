@@ -128,7 +128,7 @@ pub struct Disk {
     uploaded: AtomicU64,
     /// Where acknowledgements go.
     route: Mutex<Option<Present>>,
-    /// What the log has of it, or is to have before its next records; taken before any other lock.
+    /// What the log has of it, or is to have before its next records.
     pub described: Mutex<Described>,
     /// Its description.
     pub info: RwLock<DiskInfo>,
@@ -233,16 +233,21 @@ impl Disk {
 
     /// A host presents the disk on a channel, which supersedes the one before; a host whose epoch is
     /// older is told that it has lost the disk. Answers the host, and gives what tells this channel
-    /// from others.
+    /// from others; `None`: it was open already (as `again`), and another has superseded it.
     pub fn attach(
         &self,
         attach: Attach,
         lineage: &Lineage,
         host: [u8; 16],
         route: Route,
-    ) -> Result<u64, Refusal> {
+        again: Option<u64>,
+    ) -> Result<Option<u64>, Refusal> {
         let attach_epoch = attach.epoch;
         let mut stream = self.stream.lock();
+        // News that was still under way when the lane was opened elsewhere.
+        if again.is_some_and(|open| self.is_superseded(open)) {
+            return Ok(None);
+        }
         stream.receiver.open(attach, lineage)?;
         let generation = self.generation.fetch_add(1, Ordering::AcqRel) + 1; // under the lock
         let host_before = std::mem::replace(&mut *self.host.lock(), host);
@@ -270,7 +275,7 @@ impl Disk {
             };
             lost.route.outbox.send(&message, lost.route.channel);
         }
-        Ok(generation)
+        Ok(Some(generation))
     }
 
     /// The channel of this generation has ended: nothing more comes or goes over it.

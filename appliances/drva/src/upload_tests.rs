@@ -55,7 +55,7 @@ fn present(domain: &Domain, disk_id: [u8; 16], host: [u8; 16]) -> (Arc<crate::di
         outbox: Arc::new(Outbox::new()),
         channel: 1,
     };
-    domain.open_lane(&lane, host, route).unwrap()
+    domain.open_lane(&lane, host, route, None).unwrap().unwrap()
 }
 
 struct Fixture {

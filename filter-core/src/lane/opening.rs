@@ -78,11 +78,15 @@ fn read(place: &OpeningWords, epoch: u32) -> Option<(Attach, Lineage)> {
     };
     let count = place.count.load(Relaxed) as usize;
     let root_epoch = place.root_epoch.load(Relaxed);
-    let ancestors = place.ancestors.iter().take(count).map(|[epoch, id, generation]| Attach {
-        epoch: epoch.load(Relaxed) as u32,
-        id: id.load(Relaxed),
-        generation: generation.load(Relaxed),
-    });
+    let ancestors = place
+        .ancestors
+        .iter()
+        .take(count)
+        .map(|[epoch, id, generation]| Attach {
+            epoch: epoch.load(Relaxed) as u32,
+            id: id.load(Relaxed),
+            generation: generation.load(Relaxed),
+        });
     let lineage = Lineage::from_parts(root_epoch, ancestors);
     fence(Acquire); // pairs with the Release fence in `tell`
     let whole = place.epoch.load(Relaxed) == epoch && count <= MAX_ANCESTORS; // ordered by the fence
@@ -109,8 +113,8 @@ pub fn knows_later(left: Option<(u64, u64)>, found_generation: Option<u64>) -> b
 #[cfg(all(test, not(loom)))]
 mod tests {
     use super::*;
-    use crate::lane::producer::Producer;
     use crate::lane::layout::MIN_RING_BYTES;
+    use crate::lane::producer::Producer;
     use crate::lane::test_lane::HeapLane;
 
     fn attach(epoch: u32, id: u64, generation: u64) -> Attach {

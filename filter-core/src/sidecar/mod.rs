@@ -238,8 +238,7 @@ impl Sidecar {
         let same = lane_epoch == self.attach_epoch;
         let died_between = lane_epoch.checked_add(1) == Some(self.attach_epoch);
         let since_root = lane_epoch >= self.lineage.root_epoch();
-        let ours =
-            ((same || died_between) && since_root) || !holds(Guard::LaneOfThisAttach);
+        let ours = ((same || died_between) && since_root) || !holds(Guard::LaneOfThisAttach);
         !self.failed && self.boot_id == *boot_id && ours
     }
 
@@ -517,7 +516,12 @@ mod tests {
         assert!(!opened.is_trusted(78), "opened by another");
         assert!(!opened.failed().is_trusted(77));
         let content_id = 0;
-        let blind = new.attached(&Opening { content_id, ..opening }).unwrap();
+        let blind = new
+            .attached(&Opening {
+                content_id,
+                ..opening
+            })
+            .unwrap();
         assert!(blind.is_trusted(78), "the host could not tell before");
         assert_eq!(total_bytes(1), 4 * 4096);
     }

@@ -220,25 +220,19 @@ impl Domain {
 
     fn entry(&mut self, kind: EntryKind, disk_id: [u8; 16], epoch: u32, content: String) {
         let content = content.into_bytes();
-        self.log.submit(Submission {
-            kind,
-            disk_id,
-            first_seq: 0,
-            last_seq: 0,
-            epoch,
-            time_ns: 0,
-            len: content.len(),
-            content,
-        });
+        self.log
+            .submit(Submission::note(kind, disk_id, epoch, content));
     }
 
-    /// A host presents a lane. Gives what tells its channel from earlier ones.
+    /// A host presents a lane, or presents it again on a channel that is open (`again`). Gives what tells
+    /// its channel from earlier ones; `None`: it is superseded.
     pub fn open_lane(
         &mut self,
         lane: &OpenLane,
         host: [u8; 16],
         route: Route,
-    ) -> Result<u64, (ErrorCode, u64, String)> {
+        again: Option<u64>,
+    ) -> Result<Option<u64>, (ErrorCode, u64, String)> {
         let fenced = |refusal: Refusal| {
             let word = refusal.fenced_by().unwrap_or(0).into();
             (ErrorCode::Fenced, word, refusal.to_string())
@@ -272,7 +266,8 @@ impl Domain {
         let presented = {
             let mut described = disk.described.lock();
             let presented = described.presented.advanced(&attach);
-            (std::mem::replace(&mut described.presented, presented) != presented).then_some(presented)
+            (std::mem::replace(&mut described.presented, presented) != presented)
+                .then_some(presented)
         };
         if changed || presented.is_some() {
             let content = describe(&disk.info.read(), disk.described.lock().presented);
@@ -280,7 +275,7 @@ impl Domain {
         }
         self.described += u32::from(changed);
         let generation = disk
-            .attach(attach, &lane.lineage, host, route)
+            .attach(attach, &lane.lineage, host, route, again)
             .map_err(fenced)?;
         // A cut that another host was asked for is void.
         if let Some(asked) = self.outstanding.as_mut().filter(|of| of.host != host) {

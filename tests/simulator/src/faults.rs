@@ -166,6 +166,7 @@ pub const KINDS: &[&str] = &[
     "frames under way after their sender left",
     "an end gave a silent connection up",
     "data over a superseded channel",
+    "news over a superseded channel",
     "log: no room in the queue",
     "log: full",
     "cut: asked for",
