@@ -84,6 +84,10 @@ pub enum Guard {
     BaseStands,
     /// A disk that was rolled back with its sidecar goes on above the epoch that the appliance knows.
     RisesWhenRolledBack,
+    /// A disk that was rolled back is found out by the generation of its region map.
+    RollBackNoticed,
+    /// The generation in which a bit was set is told before the records that rely on it.
+    GenerationFirst,
 }
 
 /// All guards, each with what it does.
@@ -230,6 +234,14 @@ pub const ALL: &[(Guard, &str)] = &[
     (
         Guard::RisesWhenRolledBack,
         "A disk that was rolled back with its sidecar goes on above the epoch that the appliance knows.",
+    ),
+    (
+        Guard::RollBackNoticed,
+        "A disk that was rolled back is found out by the generation of its region map.",
+    ),
+    (
+        Guard::GenerationFirst,
+        "The generation in which a bit was set is told before the records that rely on it.",
     ),
 ];
 
