@@ -86,6 +86,10 @@ pub enum Guard {
     RisesWhenRolledBack,
     /// A lane that is not gone on with is removed before the sidecar knows of the new opening.
     OldLaneGone,
+    /// A disk that was rolled back is found out by the generation of its region map.
+    RollBackNoticed,
+    /// The generation in which a bit was set is told before the records that rely on it.
+    GenerationFirst,
 }
 
 /// All guards, each with what it does.
@@ -236,6 +240,14 @@ pub const ALL: &[(Guard, &str)] = &[
     (
         Guard::OldLaneGone,
         "A lane that is not gone on with is removed before the sidecar knows of the new opening.",
+    ),
+    (
+        Guard::RollBackNoticed,
+        "A disk that was rolled back is found out by the generation of its region map.",
+    ),
+    (
+        Guard::GenerationFirst,
+        "The generation in which a bit was set is told before the records that rely on it.",
     ),
 ];
 

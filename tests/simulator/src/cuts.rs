@@ -111,7 +111,7 @@ impl World {
         let lanes = asked.and_then(|host| self.hosts.get(host));
         let unknown = |vm: &crate::guest::Vm| {
             let there = |disk| lanes.is_some_and(|host| host.lanes.contains_key(disk));
-            vm.runs && Some(vm.host) != asked || !vm.disks.iter().all(there)
+            Some(vm.host) != asked || !vm.disks.iter().all(there)
         };
         if self.vms.iter().any(unknown) {
             self.blind.insert(epoch);

@@ -84,6 +84,7 @@ impl World {
             return;
         }
         self.vm_kill(vm);
+        let mut within = false;
         for disk in disks {
             let content = self.name();
             let value = 1 << 61 | content;
@@ -92,11 +93,8 @@ impl World {
             };
             let units = this.storage.units();
             match (strike, this.copy.take()) {
-                // A copy from within the present opening cannot be told from the disk itself: no
-                // content id and no epoch says so.
-                (Strike::RollBack, Some((storage, sidecar, id)))
-                    if storage.units() == units && id != this.content_id =>
-                {
+                (Strike::RollBack, Some((storage, sidecar, id))) if storage.units() == units => {
+                    within |= id == this.content_id;
                     (this.storage, this.sidecar, this.content_id) = (storage, sidecar, id);
                     this.storage.flush();
                     self.count("rolled back");
@@ -112,6 +110,12 @@ impl World {
                 }
                 _ => {}
             }
+        }
+        if within {
+            // Within one boot such a disk is told from itself only if its sidecar was written since.
+            self.count("rolled back within an opening");
+            let host = self.vms.get(vm).map_or(0, |vm| vm.host);
+            self.host_crash(host);
         }
         self.within(MS, 20 * SECOND, Event::VmStart(vm));
     }
