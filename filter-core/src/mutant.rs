@@ -251,6 +251,27 @@ pub const ALL: &[(Guard, &str)] = &[
     ),
 ];
 
+/// Guards that stand behind others: taken out alone, what they hold off is held off by these. Each with what
+/// it is taken out together with, and why it stays.
+pub const BEHIND: &[(Guard, &[Guard], &str)] = &[
+    (
+        Guard::FirstMark,
+        &[Guard::SecondMark],
+        "while the write is in flight the in-flight table keeps its place from being read, and outlives its process; then it \
+         is marked again",
+    ),
+    (
+        Guard::SecondMark,
+        &[Guard::FirstMark],
+        "nothing reads the place of a write in flight, so the first mark still stands",
+    ),
+    (
+        Guard::SyncEndWaits,
+        &[Guard::FirstMark],
+        "the first mark of the write in flight keeps the sync from ending",
+    ),
+];
+
 /// Whether the guard is in place: always.
 #[cfg(not(feature = "mutants"))]
 #[inline(always)]

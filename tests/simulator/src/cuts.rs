@@ -7,6 +7,7 @@ use crate::host::DOMAIN;
 use crate::server::Cut;
 use crate::world::{Event, SECOND, World};
 use drva::domain::{Asked, ClosedCut};
+use filter_core::lane::sync::Ordering::Relaxed;
 use filter_core::mutant::{Guard, holds};
 use filter_core::wire::{Message, PortRole};
 use std::collections::{BTreeMap, BTreeSet};
@@ -109,11 +110,14 @@ impl World {
     pub(crate) fn note_blind(&mut self, epoch: u32, host: [u8; 16]) {
         let asked = self.hosts.iter().position(|h| h.id == host);
         let lanes = asked.and_then(|host| self.hosts.get(host));
-        let unknown = |vm: &crate::guest::Vm| {
-            let there = |disk| lanes.is_some_and(|host| host.lanes.contains_key(disk));
-            Some(vm.host) != asked || !vm.disks.iter().all(there)
+        // The sidecar knows of every opening, wherever it was.
+        let unknown = |disk: usize| {
+            let lane = lanes.and_then(|host| host.lanes.get(&disk));
+            let opened = self.header_of(disk).map_or(0, |header| header.attach_epoch);
+            let known = lane.map(|lane| lane.memory().producer().attach_epoch.load(Relaxed)); // one thread
+            known.is_none_or(|known| known < opened)
         };
-        if self.vms.iter().any(unknown) {
+        if (0..self.disks.len()).any(unknown) {
             self.blind.insert(epoch);
             self.count("cut: taken while a VM ran on another host");
         }

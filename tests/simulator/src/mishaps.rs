@@ -4,7 +4,7 @@
 //! when the disk is opened again.
 
 use crate::faults::Strike;
-use crate::world::{Event, MS, SECOND, World};
+use crate::world::{Event, MS, SECOND, US, World};
 
 impl World {
     pub(crate) fn strike_vm(&mut self, strike: Strike) {
@@ -68,6 +68,11 @@ impl World {
             _ => return,
         }
         self.arm_sync(disk, MS);
+        if strike != Strike::Tracking && self.numbers.chance(500) {
+            // Once more, while the sync that follows goes on.
+            let soon = self.numbers.spread(50 * US, 30 * MS);
+            self.after(soon, Event::Strike(strike));
+        }
     }
 
     /// What happens to a disk without its filter.

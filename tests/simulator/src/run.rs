@@ -182,7 +182,7 @@ async fn take_posts(world: &mut World, archive: &mut Archive, newest: &mut Optio
         match post {
             Post::Committed(number, epoch) => {
                 world.say(|| format!("the store holds cut {number} of epoch {epoch}"));
-                look_at_cuts(world, archive, newest).await;
+                look_at_cuts(world, archive, newest, number).await;
                 if world
                     .committed
                     .last()
