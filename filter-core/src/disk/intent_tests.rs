@@ -250,6 +250,27 @@ fn the_generation_that_is_told_rises_with_each_bit_that_is_set() {
     assert_eq!(shell.in_sidecar().generations().1, after);
 }
 
+/// As long as something changes the sidecar is written once a period, so that copies of it differ.
+#[test]
+fn a_period_of_changes_leaves_a_trace_in_the_sidecar() {
+    let mut shell = Shell::new();
+    shell.clear_all();
+    shell.map.want(REGION, 512);
+    shell.write();
+    let mut before = shell.map.generations();
+    for _ in 0..5 {
+        shell.map.touch(REGION, 512);
+        shell.period();
+        let now = shell.map.generations();
+        assert_eq!((now.0, now.1 > before.1), (before.0, true), "{before:?}");
+        before = now;
+    }
+    shell.clear_all();
+    let at_rest = shell.map.generations();
+    shell.period();
+    assert_eq!(shell.map.generations(), at_rest, "nothing changed");
+}
+
 /// A change that did not wait for its bit: until the bit is there, no state of the sidecar is late enough.
 #[test]
 fn a_late_change_tells_more_than_the_sidecar_has_until_its_bit_is_there() {

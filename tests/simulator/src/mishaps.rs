@@ -84,7 +84,7 @@ impl World {
             return;
         }
         self.vm_kill(vm);
-        let mut within = false;
+        let mut boots = false;
         for disk in disks {
             let content = self.name();
             let value = 1 << 61 | content;
@@ -94,10 +94,16 @@ impl World {
             let units = this.storage.units();
             match (strike, this.copy.take()) {
                 (Strike::RollBack, Some((storage, sidecar, id))) if storage.units() == units => {
-                    within |= id == this.content_id;
+                    let within = id == this.content_id;
+                    let same = this.sidecar.raw() == sidecar.raw();
+                    // Within one boot such a disk is told from itself only if its sidecar was written since.
+                    boots |= within && same;
                     (this.storage, this.sidecar, this.content_id) = (storage, sidecar, id);
                     this.storage.flush();
-                    self.count("rolled back");
+                    self.count(match within {
+                        true => "rolled back within an opening",
+                        false => "rolled back",
+                    });
                 }
                 (Strike::Behind, _) => {
                     for unit in 0..units {
@@ -111,9 +117,7 @@ impl World {
                 _ => {}
             }
         }
-        if within {
-            // Within one boot such a disk is told from itself only if its sidecar was written since.
-            self.count("rolled back within an opening");
+        if boots || self.numbers.chance(300) {
             let host = self.vms.get(vm).map_or(0, |vm| vm.host);
             self.host_crash(host);
         }
