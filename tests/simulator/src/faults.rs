@@ -21,6 +21,8 @@ pub enum Strike {
     VmStop,
     /// A VM is killed and started on another host.
     VmMove,
+    /// A running VM moves to another host.
+    Migrate,
     /// A host's daemon is killed.
     DaemonKill,
     /// A host loses its power.
@@ -74,6 +76,7 @@ const STRIKES: &[(Strike, u64)] = &[
     (Strike::VmKill, 12),
     (Strike::VmStop, 6),
     (Strike::VmMove, 3),
+    (Strike::Migrate, 10),
     (Strike::DaemonKill, 10),
     (Strike::HostCrash, 4),
     (Strike::ServerKill, 12),
@@ -108,6 +111,7 @@ pub const KINDS: &[&str] = &[
     "strike: VmKill",
     "strike: VmStop",
     "strike: VmMove",
+    "strike: Migrate",
     "strike: DaemonKill",
     "strike: HostCrash",
     "strike: ServerKill",
@@ -158,6 +162,29 @@ pub const KINDS: &[&str] = &[
     "close: in order",
     "close: not all was published",
     "sync finished",
+    "move: begun",
+    "move: done",
+    "move: taken back",
+    "move: neither side could go on",
+    "move: given up, I/O did not end",
+    "move: the appliance held everything",
+    "move: marks went along",
+    "move: the sidecar refused",
+    "move: a host crashed",
+    "move: a link was cut",
+    "move: a daemon died",
+    "move: the appliance died",
+    "move: the VM's process died",
+    "sync: the replica held a block",
+    "hashes: asked for",
+    "hashes: answered",
+    "hashes: not known",
+    "hashes: the store failed",
+    "ack: held",
+    "ack: told with the log",
+    "ack: fell back, too slow",
+    "ack: fell back, not streaming",
+    "ack: held again",
     "lane changed its port",
     "refused: gap",
     "refused: fenced",
@@ -296,7 +323,9 @@ impl World {
             self.count(name);
         }
         match strike {
-            Strike::VmKill | Strike::VmStop | Strike::VmMove => self.strike_vm(strike),
+            Strike::VmKill | Strike::VmStop | Strike::VmMove | Strike::Migrate => {
+                self.strike_vm(strike);
+            }
             Strike::Grow | Strike::Revert | Strike::Tracking => self.strike_disk(strike),
             Strike::DaemonKill => {
                 let host = self.any_host();
@@ -316,6 +345,7 @@ impl World {
                 if strike == Strike::LogLost {
                     self.volume.lose();
                     self.plan.log_is_whole = false;
+                    self.through.log_lost();
                 }
                 let down = self.numbers.spread(20 * MS, 600 * SECOND);
                 self.after(down, Event::ServerStart);
@@ -365,13 +395,46 @@ impl World {
         }
     }
 
+    /// Something breaks on one side of a move, or the moving VM's process dies.
+    pub(crate) fn break_while_moving(&mut self, vm: usize, host: usize, what: u64) {
+        let down = self.numbers.spread(20 * MS, 60 * SECOND);
+        match what {
+            0 if self.hosts.get(host).is_some_and(|host| host.up) => {
+                self.host_crash(host);
+                self.restart_elsewhere(host);
+            }
+            0 => {}
+            1 => self.link_cut(host, down),
+            2 => {
+                self.daemon_gone(host, false);
+                self.after(down, Event::DaemonStart(host));
+            }
+            3 => {
+                self.server_gone();
+                self.after(down, Event::ServerStart);
+            }
+            _ => {
+                if self.vms.get(vm).is_some_and(|vm| vm.runs) {
+                    self.vm_kill(vm);
+                    self.after(down, Event::VmStart(vm));
+                }
+            }
+        }
+    }
+
     fn strike_vm(&mut self, strike: Strike) {
         let vm = self.any_vm();
+        if strike == Strike::Migrate {
+            return self.move_begin(vm);
+        }
         let hosts = self.hosts.len();
         let Some(this) = self.vms.get_mut(vm).filter(|vm| vm.runs) else {
             return;
         };
         if strike == Strike::VmStop {
+            if this.moving.is_some() {
+                return; // an operator cannot have both
+            }
             this.stopping = true;
             let first = this.disks.first().copied().unwrap_or(0);
             self.stop_if_idle(first);
@@ -393,7 +456,7 @@ impl World {
         let Some(this) = self.disks.get_mut(disk) else {
             return;
         };
-        let quiet = this.ios.is_empty();
+        let quiet = this.is_quiet();
         let Some(open) = &mut this.open else { return };
         match strike {
             Strike::Grow => {
@@ -431,6 +494,9 @@ impl World {
     /// What happens to a disk without its filter.
     fn strike_content(&mut self, strike: Strike) {
         let vm = self.any_vm();
+        if self.is_between(vm) {
+            return; // its guest lives, and would notice
+        }
         let disks = self.vms.get(vm).map_or(Vec::new(), |vm| vm.disks.clone());
         if strike == Strike::Copy {
             for disk in disks {
@@ -571,7 +637,7 @@ impl World {
     fn look_after_vms(&mut self) {
         let home = self.vms.first().map_or(0, |vm| vm.host);
         for vm in 0..self.vms.len() {
-            let Some(this) = self.vms.get(vm) else {
+            let Some(this) = self.vms.get(vm).filter(|vm| vm.moving.is_none()) else {
                 continue;
             };
             if this.host != home && this.runs && self.now > self.plan.still_since {
@@ -622,7 +688,10 @@ impl World {
         let still =
             matches!(self.plan.phase, Phase::Liveness(_)) && self.now > self.plan.still_since;
         still
-            && self.vms.iter().all(|vm| vm.runs && !vm.stopping)
-            && self.disks.iter().all(|disk| disk.ios.is_empty())
+            && self
+                .vms
+                .iter()
+                .all(|vm| vm.runs && !vm.stopping && vm.moving.is_none())
+            && self.disks.iter().all(crate::guest::ProtectedDisk::is_quiet)
     }
 }

@@ -77,12 +77,14 @@ fn begin(world: &mut World) {
                 storage: Storage::new(units),
                 sidecar,
                 content_id: 1,
+                handed: None,
                 copy: None,
                 open: None,
                 ios: BTreeMap::new(),
             });
             disks.push(disk);
         }
+        let ack_budget_ns = world.some_ack_budget();
         world.vms.push(Vm {
             id: [vm as u8 + 1; 16],
             host: 0,
@@ -95,6 +97,9 @@ fn begin(world: &mut World) {
             gap_ns: MS,
             large: 0,
             died: 0,
+            paused: false,
+            moving: None,
+            ack_budget_ns,
         });
         world.after(MS, Event::VmStart(vm));
     }
@@ -118,7 +123,7 @@ async fn go(mut world: World) -> Outcome {
         };
         let busy = world.server.as_ref().is_some_and(|server| {
             let shared = server.shared.borrow();
-            shared.busy || !shared.posts.is_empty()
+            shared.busy || shared.answers() || !shared.posts.is_empty()
         });
         if busy {
             let now = base + Duration::from_nanos(world.now);
@@ -188,6 +193,10 @@ async fn take_posts(world: &mut World, newest: &mut Option<Recovered>) {
                 world.say(|| format!("the container refuses the cut of epoch {epoch}: {why}"));
             }
             Post::Told => world.log_has_room(),
+            Post::Answered(how) => {
+                world.count(how);
+                world.flush_outboxes();
+            }
             Post::Failed(why) => {
                 world.count("upload: store failed");
                 world.say(|| format!("upload: {why}"));
@@ -216,16 +225,15 @@ async fn look_at_cuts(world: &mut World, newest: &mut Option<Recovered>) {
         let after = world.asked.get(&info.cut_epoch).copied().unwrap_or(0);
         world.committed.push((next, info.cut_epoch));
         world.count("cut: in the store");
-        let parts: Vec<Recovered> = match world.blind.contains(&info.cut_epoch) {
-            false => vec![cut.clone()],
-            true => by_vm(world, &cut),
+        let parts: Vec<(Recovered, u64)> = match world.blind.contains(&info.cut_epoch) {
+            false => vec![(cut.clone(), after)],
+            true => {
+                let parts = by_vm(world, &cut).into_iter().enumerate();
+                let floor = |vm| world.through.floor(info.cut_epoch, vm);
+                parts.map(|(vm, part)| (part, floor(vm))).collect()
+            }
         };
-        let after = if parts.len() == 1 && !world.blind.contains(&info.cut_epoch) {
-            after
-        } else {
-            0
-        };
-        for part in parts {
+        for (part, after) in parts {
             if let Err(error) = world.oracle.check(&part, after) {
                 world.violated(format!("cut {next} is not consistent: {error}"));
             }

@@ -5,6 +5,7 @@
 //! exactly its records were fed; what must wait stays in the log.
 
 use crate::appliance::Domain;
+use crate::hasher::Ask;
 use drva::gate::Keeper;
 use drva::log::format::{Entries, EntryKind};
 use drva::log::reader::Reader;
@@ -12,6 +13,7 @@ use filter_core::record::RecordIter;
 use object_store::ObjectStore;
 use recovery_store::{CutMeta, CutWriter, DomainInfo, Fed, RetryPolicy, StoreError, WriterOptions};
 use std::cell::RefCell;
+use std::collections::VecDeque;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -28,6 +30,8 @@ pub enum Post {
     Committed(u64, u32),
     /// The container refused a closed cut.
     Void(u32, String),
+    /// A question about blocks was answered: how.
+    Answered(&'static str),
     /// Segments of the log were freed, or hosts are to be told what is uploaded.
     Told,
     /// The store failed.
@@ -44,6 +48,10 @@ pub struct Shared {
     pub posts: Vec<Post>,
     /// The upload has something to do, or waits for the store.
     pub busy: bool,
+    /// Questions about what disks hold, not yet answered.
+    pub asks: VecDeque<Ask>,
+    /// One of them is being looked at.
+    pub answering: bool,
 }
 
 /// An upload.
@@ -264,6 +272,7 @@ impl Attempt<'_> {
                     }
                 }
                 drop(shared);
+                self.of.shared.borrow_mut().domain.commits += 1;
                 self.of.post(Post::Committed(done.cut, cut.epoch));
             }
             Err(StoreError::Commit { reason, .. }) => self.of.post(Post::Void(cut.epoch, reason)),
