@@ -111,15 +111,22 @@ impl World {
     pub(crate) fn note_blind(&mut self, epoch: u32, host: [u8; 16]) {
         let asked = self.hosts.iter().position(|h| h.id == host);
         let lanes = asked.and_then(|host| self.hosts.get(host));
+        // A lane that a VM has left behind is not its disk.
+        let there = |disk: &usize| {
+            let lane = lanes.and_then(|host| host.lanes.get(disk));
+            let epoch = lane.map(|lane| lane.memory().producer().attach_epoch.load(RELAXED));
+            epoch.is_some() && epoch == self.header_of(*disk).map(|header| header.attach_epoch)
+        };
         let unknown = |vm: &crate::guest::Vm| {
-            // A lane that a VM has left behind is not its disk.
-            let there = |disk: &usize| {
-                let lane = lanes.and_then(|host| host.lanes.get(disk));
-                let epoch = lane.map(|lane| lane.memory().producer().attach_epoch.load(RELAXED));
-                epoch.is_some() && epoch == self.header_of(*disk).map(|header| header.attach_epoch)
-            };
             vm.runs && Some(vm.host) != asked || !vm.disks.iter().all(there)
         };
+        let crashed = |vm: &crate::guest::Vm| !vm.runs && !vm.disks.iter().all(there);
+        let vms = self.vms.iter().enumerate();
+        let crashed: Vec<_> = vms
+            .filter(|(_, vm)| crashed(vm))
+            .map(|(at, _)| (epoch, at))
+            .collect();
+        self.crashed.extend(crashed);
         if self.vms.iter().any(unknown) {
             self.blind.insert(epoch);
             self.count("cut: taken while a VM ran on another host");

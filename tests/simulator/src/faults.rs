@@ -69,6 +69,12 @@ pub enum Strike {
     Copy,
     /// A disk and its sidecar become what they were when the copy was made.
     RollBack,
+    /// Bytes of a sidecar change.
+    DamageSidecar,
+    /// Bytes of a lane change.
+    DamageLane,
+    /// Bytes of the appliance's log change.
+    DamageLog,
 }
 
 /// All of them, with how often each strikes relative to the others.
@@ -100,6 +106,9 @@ const STRIKES: &[(Strike, u64)] = &[
     (Strike::Behind, 3),
     (Strike::Copy, 8),
     (Strike::RollBack, 6),
+    (Strike::DamageSidecar, 5),
+    (Strike::DamageLane, 6),
+    (Strike::DamageLog, 2),
 ];
 
 /// Every kind that may happen: one that never does is reported.
@@ -135,6 +144,16 @@ pub const KINDS: &[&str] = &[
     "strike: Behind",
     "strike: Copy",
     "strike: RollBack",
+    "strike: DamageSidecar",
+    "strike: DamageLane",
+    "strike: DamageLog",
+    "log: damage named",
+    "sidecar: no copy of the header was whole",
+    "sidecar: no copy of the map was whole",
+    "refused: corrupt",
+    "damage: a store's object",
+    "damage: a cut was recovered as it was",
+    "damage: a cut was refused",
     "rolled back",
     "rolled back: epoch raised",
     "region map written",
@@ -224,6 +243,8 @@ pub struct Plan {
     pub acknowledged: BTreeMap<[u8; 16], u64>,
     /// Whether the log was not lost since the appliance started last.
     pub log_is_whole: bool,
+    /// Its bytes were changed: it may be unreadable.
+    pub log_damaged: bool,
     store: u64,
     /// When the guests stopped for good.
     still_since: u64,
@@ -238,6 +259,7 @@ impl Plan {
             cut_interval: numbers.spread(100 * MS, 5 * SECOND),
             acknowledged: BTreeMap::new(),
             log_is_whole: true,
+            log_damaged: false,
             store: 0,
             still_since: 0,
         }
@@ -344,6 +366,7 @@ impl World {
                 self.server_gone();
                 if strike == Strike::LogLost {
                     self.volume.lose();
+                    self.plan.log_damaged = false;
                     self.plan.log_is_whole = false;
                     self.through.log_lost();
                 }
@@ -355,6 +378,7 @@ impl World {
                 let down = self.numbers.spread(10 * MS, 2 * HOUR);
                 self.link_cut(host, down);
             }
+            Strike::DamageSidecar | Strike::DamageLane | Strike::DamageLog => self.damage(strike),
             Strike::ResetByDaemon | Strike::ResetByAppliance => self.reset(strike),
             Strike::SlowLink => self.slow(0),
             Strike::SlowLog => self.slow(1),
@@ -559,7 +583,7 @@ impl World {
     }
 
     /// VMs of a host that crashed are started there later, or elsewhere.
-    fn restart_elsewhere(&mut self, host: usize) {
+    pub(crate) fn restart_elsewhere(&mut self, host: usize) {
         let elsewhere = self.numbers.chance(500);
         let hosts = self.hosts.len();
         for vm in 0..self.vms.len() {

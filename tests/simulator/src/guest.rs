@@ -148,6 +148,22 @@ impl Open {
 }
 
 impl Open {
+    /// The header that a close writes (the filter library writes it twice if the disk has grown).
+    pub fn header_at_close(&self, in_order: bool) -> Header {
+        let capacity_bytes = self.core.capacity_bytes();
+        let grown = self.header.capacity_bytes < capacity_bytes;
+        let header = match grown {
+            true => self.header.grown(capacity_bytes),
+            false => self.header,
+        };
+        let closed = header.closed(in_order);
+        // As one write: into the older of the two copies.
+        Header {
+            generation: self.header.generation + 1,
+            ..closed
+        }
+    }
+
     /// Whether the filter has something under way that a close waits for.
     pub fn is_working(&self) -> bool {
         self.regions_work || !self.reads.is_empty()

@@ -413,7 +413,7 @@ impl World {
                     .ok_or(())
             });
             debug_assert!(written.is_ok());
-            let header = open.header.closed(in_order);
+            let header = open.header_at_close(in_order);
             self.save_header(disk, &header);
             self.count(match in_order {
                 true => "close: in order",

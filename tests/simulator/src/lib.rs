@@ -22,13 +22,14 @@
 //! | [`appliance`] | what the appliance's process holds |
 //! | [`upload`], [`hasher`] | the upload, the answers to hashes: tasks |
 //! | [`storage`], [`volume`], [`store`] | disks and sidecars, the log's volume, the object store: with faults |
-//! | [`faults`] | what is planned |
+//! | [`faults`], [`damage`] | what is planned; bytes that change |
 //! | [`oracle`], [`check`] | what guests were told; what a cut holds |
 
 pub mod appliance;
 pub mod check;
 pub mod cuts;
 pub mod daemon;
+pub mod damage;
 pub mod faults;
 pub mod guest;
 pub mod hasher;

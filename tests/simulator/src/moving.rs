@@ -238,7 +238,7 @@ impl World {
                 this.handed = Some(raw);
             }
         }
-        let header = open.header.closed(in_order);
+        let header = open.header_at_close(in_order);
         if !self.write_beside(disk, header.offset_bytes(), &header.encode()) {
             self.count("move: the sidecar refused");
             return None;

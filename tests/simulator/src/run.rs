@@ -3,6 +3,7 @@
 //! Invariant: the upload's tasks and the events share one clock; whatever is due first happens first.
 
 use crate::check::{Recovered, find, recover};
+use crate::damage::damage_store;
 use crate::faults::Phase;
 use crate::guest::{ProtectedDisk, Vm};
 use crate::host::Host;
@@ -157,6 +158,9 @@ async fn go(mut world: World) -> Outcome {
             }
         }
     }
+    if world.violation.is_none() && world.numbers.chance(300) {
+        damage_store(&mut world).await;
+    }
     for (what, count) in world.store.counts() {
         *world.counts.entry(what).or_default() += count;
     }
@@ -201,6 +205,7 @@ async fn take_posts(world: &mut World, newest: &mut Option<Recovered>) {
                 world.count("upload: store failed");
                 world.say(|| format!("upload: {why}"));
             }
+            Post::Unreadable(why) => world.log_put_aside(&why),
             Post::Broken(why) => world.violated(format!("upload: {why}")),
         }
     }
@@ -227,11 +232,7 @@ async fn look_at_cuts(world: &mut World, newest: &mut Option<Recovered>) {
         world.count("cut: in the store");
         let parts: Vec<(Recovered, u64)> = match world.blind.contains(&info.cut_epoch) {
             false => vec![(cut.clone(), after)],
-            true => {
-                let parts = by_vm(world, &cut).into_iter().enumerate();
-                let floor = |vm| world.through.floor(info.cut_epoch, vm);
-                parts.map(|(vm, part)| (part, floor(vm))).collect()
-            }
+            true => by_vm(world, &cut, info.cut_epoch),
         };
         for (part, after) in parts {
             if let Err(error) = world.oracle.check(&part, after) {
@@ -242,16 +243,26 @@ async fn look_at_cuts(world: &mut World, newest: &mut Option<Recovered>) {
     }
 }
 
-/// A cut, VM by VM.
-fn by_vm(world: &World, cut: &Recovered) -> Vec<Recovered> {
-    let of = |vm: usize| {
+/// A cut, VM by VM, each with the moment that it must not be before. The disks of a VM whose host has
+/// crashed stand where their streams ended, each by itself.
+fn by_vm(world: &World, cut: &Recovered, epoch: u32) -> Vec<(Recovered, u64)> {
+    let of = |vm: usize| -> Recovered {
         let mine = cut.iter().filter(|(disk, _)| {
             let disk = world.disks.get(*disk);
             disk.is_some_and(|disk| disk.vm == vm)
         });
         mine.cloned().collect()
     };
-    (0..world.vms.len()).map(of).collect()
+    let parts = (0..world.vms.len()).flat_map(|vm| match world.crashed.contains(&(epoch, vm)) {
+        false => vec![of(vm)],
+        true => of(vm).into_iter().map(|disk| vec![disk]).collect(),
+    });
+    let with_floor = |part: Recovered| {
+        let disks = part.iter().map(|(disk, _)| *disk);
+        let floor = world.through.floor(epoch, disks);
+        (part, floor)
+    };
+    parts.map(with_floor).collect()
 }
 
 /// Whether a cut is what all disks hold.

@@ -73,8 +73,9 @@ impl World {
         }
         let domain = match Domain::open(self.volume.clone(), self.log_options()) {
             Ok(domain) => domain,
-            Err(error) => return self.violated(format!("the log cannot be opened: {error}")),
+            Err(error) => return self.log_put_aside(&error.to_string()),
         };
+        self.plan.log_damaged = false;
         self.acknowledged_is_there(&domain);
         self.count("appliance started");
         self.say(|| "the appliance starts".into());

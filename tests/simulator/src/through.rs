@@ -69,7 +69,7 @@ impl Completions {
 pub struct Through {
     /// Per disk: seq, and where in the disk the record ends, in bytes.
     logged: BTreeMap<[u8; 16], BTreeMap<u64, u64>>,
-    /// Per VM: when the newest write was issued that its guest was told is in the log.
+    /// Per disk: when the newest write was issued that a guest was told is in the log.
     promised: BTreeMap<usize, Moment>,
     /// The same when a cut was asked for, by the cut's epoch.
     asked: BTreeMap<u32, BTreeMap<usize, Moment>>,
@@ -87,11 +87,12 @@ impl Through {
         self.asked.insert(epoch, self.promised.clone());
     }
 
-    /// What a cut must hold of a VM whatever became of its host: it is right at this moment or a later
-    /// one.
-    pub fn floor(&self, epoch: u32, vm: usize) -> Moment {
+    /// What a cut must hold of disks whatever became of their host: it is right at this moment or a
+    /// later one.
+    pub fn floor(&self, epoch: u32, disks: impl Iterator<Item = usize>) -> Moment {
         let asked = self.asked.get(&epoch);
-        asked.and_then(|asked| asked.get(&vm)).copied().unwrap_or(0)
+        let of = |disk| asked.and_then(|asked| asked.get(&disk)).copied();
+        disks.filter_map(of).max().unwrap_or(0)
     }
 
     fn holds(&self, disk: &[u8; 16], seq: u64, end_bytes: u64) -> bool {
@@ -213,7 +214,7 @@ impl World {
             return;
         }
         self.count("ack: told with the log");
-        let Some((id, vm)) = self.disks.get(disk).map(|disk| (disk.id, disk.vm)) else {
+        let Some(id) = self.disks.get(disk).map(|disk| disk.id) else {
             return;
         };
         let end_bytes = io.units.end as u64 * crate::storage::UNIT_BYTES;
@@ -227,7 +228,7 @@ impl World {
                  is in the log, which does not hold it"
             ));
         }
-        let promised = self.through.promised.entry(vm).or_default();
+        let promised = self.through.promised.entry(disk).or_default();
         *promised = (*promised).max(io.issued);
     }
 

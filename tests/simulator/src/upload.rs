@@ -36,6 +36,8 @@ pub enum Post {
     Told,
     /// The store failed.
     Failed(String),
+    /// The log cannot be read.
+    Unreadable(String),
     /// The container cannot be opened, and never will.
     Broken(String),
 }
@@ -160,8 +162,7 @@ impl Attempt<'_> {
             }
             Ok(None) => self.commit_next().await,
             Err(error) => {
-                self.of
-                    .post(Post::Broken(format!("reading the log: {error}")));
+                self.of.post(Post::Unreadable(error.to_string()));
                 tokio::time::sleep(REOPEN).await; // virtual
                 self.reader.rewind(self.reader.next_batch());
                 Ok(true)
