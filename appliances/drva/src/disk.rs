@@ -9,6 +9,7 @@ use crate::log::{DiskState, Durability, Log, LogError, Submission};
 use crate::session::Outbox;
 use crate::touched::Touched;
 use filter_core::lane::layout::DIRTY_BLOCK_BYTES;
+use filter_core::lineage::Lineage;
 use filter_core::mutant::{Guard, holds};
 use filter_core::position::Received;
 use filter_core::record::{FLAG_SYNC_BEGIN, FLAG_SYNC_END, RecordIter};
@@ -32,6 +33,15 @@ pub struct Route {
 struct Present {
     route: Route,
     attach_epoch: u32,
+}
+
+/// What the log tells of a disk besides its records.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Described {
+    /// The newest opening, with the highest generation.
+    pub presented: Attach,
+    /// The log does not have it yet.
+    pub owed: bool,
 }
 
 /// Syncs and losses that are remembered: cuts ask about the newest positions only.
@@ -118,6 +128,8 @@ pub struct Disk {
     uploaded: AtomicU64,
     /// Where acknowledgements go.
     route: Mutex<Option<Present>>,
+    /// What the log has of it, or is to have before its next records.
+    pub described: Mutex<Described>,
     /// Its description.
     pub info: RwLock<DiskInfo>,
     /// The host that presents it.
@@ -140,6 +152,7 @@ impl Disk {
         )
         .with_presented(presented);
         let disk = Self::with(info, receiver, state.last_seq);
+        disk.described.lock().presented = presented;
         if state.sync_begin != 0 {
             disk.stream.lock().brackets.begin(state.sync_begin);
         }
@@ -157,6 +170,7 @@ impl Disk {
             durable: AtomicU64::new(durable),
             uploaded: AtomicU64::new(0),
             route: Mutex::new(None),
+            described: Mutex::default(),
             info: RwLock::new(info),
             host: Mutex::new([0; 16]),
         }
@@ -178,8 +192,8 @@ impl Disk {
     }
 
     /// Whether a lane of this opening may be presented.
-    pub fn may_open(&self, attach: Attach) -> Result<(), Refusal> {
-        self.stream.lock().receiver.may_open(attach)
+    pub fn may_open(&self, attach: Attach, lineage: &Lineage) -> Result<(), Refusal> {
+        self.stream.lock().receiver.may_open(attach, lineage)
     }
 
     /// Whether a cut may end at this seq.
@@ -219,11 +233,22 @@ impl Disk {
 
     /// A host presents the disk on a channel, which supersedes the one before; a host whose epoch is
     /// older is told that it has lost the disk. Answers the host, and gives what tells this channel
-    /// from others.
-    pub fn attach(&self, attach: Attach, host: [u8; 16], route: Route) -> Result<u64, Refusal> {
+    /// from others; `None`: it was open already (as `again`), and another has superseded it.
+    pub fn attach(
+        &self,
+        attach: Attach,
+        lineage: &Lineage,
+        host: [u8; 16],
+        route: Route,
+        again: Option<u64>,
+    ) -> Result<Option<u64>, Refusal> {
         let attach_epoch = attach.epoch;
         let mut stream = self.stream.lock();
-        stream.receiver.open(attach)?;
+        // News that was still under way when the lane was opened elsewhere.
+        if again.is_some_and(|open| self.is_superseded(open)) {
+            return Ok(None);
+        }
+        stream.receiver.open(attach, lineage)?;
         let generation = self.generation.fetch_add(1, Ordering::AcqRel) + 1; // under the lock
         let host_before = std::mem::replace(&mut *self.host.lock(), host);
         let mut present = self.route.lock();
@@ -250,7 +275,7 @@ impl Disk {
             };
             lost.route.outbox.send(&message, lost.route.channel);
         }
-        Ok(generation)
+        Ok(Some(generation))
     }
 
     /// The channel of this generation has ended: nothing more comes or goes over it.
@@ -407,7 +432,9 @@ impl DiskStream {
                 Err(error) => {
                     let (code, word) = match error {
                         Refusal::Gap { .. } | Refusal::Base { .. } => (ErrorCode::Gap, header.seq),
-                        Refusal::Fenced { current, .. } => (ErrorCode::Fenced, current.into()),
+                        Refusal::Fenced { current, .. } | Refusal::RolledBack { current, .. } => {
+                            (ErrorCode::Fenced, current.into())
+                        }
                     };
                     return (run, Some((code, word, error.to_string())));
                 }

@@ -13,6 +13,7 @@ pub fn describe(info: &DiskInfo, presented: Attach) -> String {
     serde_json::json!({
         "presented_epoch": presented.epoch,
         "presented_id": presented.id,
+        "presented_generation": presented.generation,
         "vm_uuid": info.vm_uuid.to_string(),
         "vm_name": info.vm_name,
         "name": info.name,
@@ -39,6 +40,7 @@ pub fn describe_back(
     let presented = Attach {
         epoch: u32::try_from(number("presented_epoch")).unwrap_or(0),
         id: number("presented_id"),
+        generation: number("presented_generation"),
     };
     Ok((info, presented))
 }

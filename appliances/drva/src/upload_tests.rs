@@ -4,6 +4,7 @@ use crate::disk::{Outcome, Route};
 use crate::domain::{Asked, CloseError};
 use crate::log::LogOptions;
 use crate::session::Outbox;
+use filter_core::lineage::Lineage;
 use filter_core::record::{
     FLAG_STREAM_BASE, FLAG_SYNC_BEGIN, FLAG_SYNC_END, RecordHeader, RecordKind,
 };
@@ -41,6 +42,8 @@ fn present(domain: &Domain, disk_id: [u8; 16], host: [u8; 16]) -> (Arc<crate::di
         vm_id: [4; 16],
         attach_epoch: 1,
         attach_id: 0,
+        map_generation: 0,
+        lineage: Lineage::default(),
         durable_seq: 0,
         capacity_bytes: 1 << 20,
         base: Some(0),
@@ -52,7 +55,7 @@ fn present(domain: &Domain, disk_id: [u8; 16], host: [u8; 16]) -> (Arc<crate::di
         outbox: Arc::new(Outbox::new()),
         channel: 1,
     };
-    domain.open_lane(&lane, host, route).unwrap()
+    domain.open_lane(&lane, host, route, None).unwrap().unwrap()
 }
 
 struct Fixture {

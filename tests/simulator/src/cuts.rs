@@ -126,8 +126,9 @@ impl World {
             .filter(|(_, vm)| crashed(vm))
             .map(|(at, _)| (epoch, at))
             .collect();
+        let blind = self.vms.iter().any(unknown);
         self.crashed.extend(crashed);
-        if self.vms.iter().any(unknown) {
+        if blind {
             self.blind.insert(epoch);
             self.count("cut: taken while a VM ran on another host");
         }

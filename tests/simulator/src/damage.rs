@@ -7,7 +7,7 @@
 //! The store is damaged in a copy of it, when all else is over: nothing writes an object twice, so there is
 //! nothing that could mend it.
 
-use crate::check::{Recovered, find, recover};
+use crate::check::{Archive, Recovered};
 use crate::faults::Strike;
 use crate::guest::RELAXED;
 use crate::world::{Event, MS, SECOND, World};
@@ -243,6 +243,8 @@ fn cut_of(object: &str) -> Option<u64> {
 }
 
 async fn recovered(objects: Arc<InMemory>, number: u64) -> Result<Recovered, String> {
-    let (container, info) = find(objects, number).await?.ok_or("the cut is not there")?;
-    recover(&container, &info).await
+    let mut archive = Archive::new(objects);
+    let found = archive.find(number).await?;
+    let (container, info) = found.ok_or("the cut is not there")?;
+    archive.recover(&container, &info).await
 }

@@ -262,10 +262,12 @@ impl World {
             return;
         };
         let all = of.storage.units() as u64;
-        if of.ios.len() >= 16 || of.open.is_none() {
+        let habits = &self.plan.habits;
+        let (hot, hot_units) = (habits.hot, habits.hot_units);
+        if of.ios.len() >= habits.depth || of.open.is_none() {
             return;
         }
-        if self.numbers.chance(40) {
+        if self.numbers.chance(habits.flushes) {
             self.within(200 * US, 4 * MS, Event::Flushed(disk, run));
             return;
         }
@@ -275,7 +277,11 @@ impl World {
             _ => self.numbers.between(1, 4),
         };
         let count = count.min(all);
-        let first = self.numbers.below(all - count + 1) as usize;
+        let most = match self.numbers.chance(hot) {
+            true => hot_units.min(all - count),
+            false => all - count,
+        };
+        let first = self.numbers.between(0, most) as usize;
         let units = first..first + count as usize;
         let busy = |io: &Io| io.units.start < units.end && units.start < io.units.end;
         let untold = |open: &Open| open.completions.overlaps(&units);
@@ -404,13 +410,15 @@ impl World {
                 this.storage.write(unit, io.value);
             }
         }
-        let content = this.storage.content().to_vec();
         let Some(token) = io.token else { return };
         let completed = self.core(disk, |open, stamps| open.core.done(token, !fails, stamps));
         if fails {
             self.count("fault: guest's write failed by its disk");
-            self.oracle
-                .settle(disk, io.units.clone(), &content, io.issued);
+            if let Some(this) = self.disks.get(disk) {
+                let content = this.storage.content();
+                self.oracle
+                    .settle(disk, io.units.clone(), content, io.issued);
+            }
         } else {
             self.came_back(
                 disk,

@@ -15,10 +15,13 @@ use filter_core::lane::attach::{
 };
 use filter_core::lane::heap::HeapLane;
 use filter_core::lane::layout::{Geometry, Identity, LaneError, LaneState, MIN_RING_BYTES};
+use filter_core::lane::opening::{self, knows_later};
 use filter_core::lane::producer::{Producer, Stamps};
 use filter_core::lane::sync::AtomicU32;
 use filter_core::lane::walk::{Scan, scan};
-use filter_core::sidecar::{BLOCK_BYTES, Sidecar, SidecarError, regions};
+use filter_core::lineage::Attach;
+use filter_core::sidecar::regions::map_generation;
+use filter_core::sidecar::{BLOCK_BYTES, Opening, Sidecar, SidecarError, regions};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -177,7 +180,14 @@ impl World {
         let (damaged, doubtful) = (found.is_none(), map.is_none());
         let lane = on.lanes.get(&disk).cloned();
         let known = trusted && map.is_some();
-        let looked = look(lane.as_deref(), &header, known, &boot_id, capacity);
+        let found_generation = map.as_deref().map_or(0, map_generation);
+        let looked = look(
+            lane.as_deref(),
+            &header,
+            known.then_some(found_generation),
+            &boot_id,
+            capacity,
+        );
         let row = attach::decide(&looked.found);
         let (start, new_lane) = match row.action {
             Action::Refuse => return Err(Refused::Sidecar("in use".into())),
@@ -201,9 +211,18 @@ impl World {
         };
         let written = intent.write_all(|offset, bytes| self.write_sidecar(disk, offset, bytes));
         written?;
-        let mut next = header
-            .attached(boot_id, content_now, new_lane)
-            .map_err(text)?;
+        // Another number at each opening.
+        let attach_id = content_now | 1 << 40;
+        let told = looked.told_generation.filter(|_| !new_lane);
+        let opening = Opening {
+            boot_id,
+            content_id: content_now,
+            attach_id,
+            new_lane,
+            found_generation: (start != Start::Full)
+                .then_some(found_generation.max(told.unwrap_or(0))),
+        };
+        let mut next = header.attached(&opening).map_err(text)?;
         next.capacity_bytes = capacity;
         self.write_sidecar(disk, next.offset_bytes(), &next.encode())?;
         if dies_early {
@@ -228,8 +247,12 @@ impl World {
         };
         // A clock that is good to some seconds, and what the lane itself knows.
         vm.stamp.fetch_max(scan.last_stamp.max(now), RELAXED);
-        // Another number at each opening.
-        Producer::tell_attach_id(lane.memory(), content_now | 1 << 40);
+        let attach = Attach {
+            epoch: next.attach_epoch,
+            id: attach_id,
+            generation: intent.generations().0,
+        };
+        opening::tell(lane.memory(), &attach, &next.lineage);
         let mut producer =
             Producer::new(lane.memory(), next.attach_epoch, scan.tail, scan.next_seq);
         if row.action == Action::Restart {
@@ -465,16 +488,19 @@ struct Looked {
     found: Found,
     scan: Option<Scan>,
     capacity_bytes: u64,
+    /// What the lane's last producer told of its region map's generation.
+    told_generation: Option<u64>,
 }
 
 /// What is found at attach.
 fn look(
     lane: Option<&HeapLane>,
     sidecar: &Sidecar,
-    trusted: bool,
+    found_generation: Option<u64>,
     boot_id: &[u8; 16],
     capacity_bytes: u64,
 ) -> Looked {
+    let trusted = found_generation.is_some();
     let mut found = Found {
         file: LaneFile::Absent,
         producer: OldProducer::Gone,
@@ -490,6 +516,7 @@ fn look(
             found,
             scan: None,
             capacity_bytes: 0,
+            told_generation: None,
         };
     };
     use filter_core::lane::layout::LaneHome;
@@ -509,8 +536,8 @@ fn look(
     if trusted && sidecar.matches_lane(lane_epoch, boot_id) {
         found.sidecar = SidecarFound::Matches;
     }
-    // Closed in order here, and the sidecar does not know of it: it is from before.
-    if state == Some(LaneState::Closed) && lane_epoch == sidecar.attach_epoch && !sidecar.closed {
+    let left = opening::left(memory, lane_epoch);
+    if found.sidecar == SidecarFound::Matches && knows_later(left, found_generation) {
         found.sidecar = SidecarFound::Doubtful;
     }
     found.was = match state {
@@ -526,5 +553,6 @@ fn look(
         found,
         scan: scanned.ok(),
         capacity_bytes,
+        told_generation: left.map(|(told, _)| told),
     }
 }

@@ -22,7 +22,9 @@
 //! | [`appliance`] | what the appliance's process holds |
 //! | [`upload`], [`hasher`] | the upload, the answers to hashes: tasks |
 //! | [`storage`], [`volume`], [`store`] | disks and sidecars, the log's volume, the object store: with faults |
-//! | [`faults`], [`damage`] | what is planned; bytes that change |
+//! | [`plan`], [`habits`] | what is planned; how one seed differs from another |
+//! | [`faults`], [`mishaps`], [`damage`], [`kinds`] | faults, what befalls VMs and disks, bytes that change, all by name |
+//! | [`run`], [`many`] | one seed; many of them |
 //! | [`oracle`], [`check`] | what guests were told; what a cut holds |
 
 pub mod appliance;
@@ -32,13 +34,18 @@ pub mod daemon;
 pub mod damage;
 pub mod faults;
 pub mod guest;
+pub mod habits;
 pub mod hasher;
 pub mod host;
+pub mod kinds;
 pub mod links;
+pub mod many;
+pub mod mishaps;
 pub mod moving;
 pub mod network;
 pub mod numbers;
 pub mod oracle;
+pub mod plan;
 pub mod regions;
 pub mod run;
 pub mod server;

@@ -8,8 +8,8 @@
 //! What the move may cost is checked, too: where the appliance held everything at the close nothing is
 //! synced, else no more than the marks that went along.
 
-use crate::faults::Phase;
 use crate::guest::Open;
+use crate::plan::Phase;
 use crate::storage::SidecarFault;
 use crate::world::{Event, MS, SECOND, US, World};
 use filter_core::disk::handoff::Handoff;
