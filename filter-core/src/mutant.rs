@@ -86,6 +86,22 @@ pub enum Guard {
     RisesWhenRolledBack,
     /// A lane that is not gone on with is removed before the sidecar knows of the new opening.
     OldLaneGone,
+    /// A block of the region map with a copy that is not whole counts with all its bits.
+    MapCopyDoubted,
+    /// Under `ack = log` a completion is held until the appliance's log has the write.
+    AckHeld,
+    /// A completion is held for at most the budget.
+    AckBudget,
+    /// No hash counts once the disk has got a change that the replica does not get.
+    HashesForgotten,
+    /// A block that a record has touched since the newest cut has no hash.
+    HashesTouched,
+    /// That is looked at again after the block was read.
+    HashesLookedAtAgain,
+    /// A question about blocks is sent only behind all that was published before it.
+    HashesBehind,
+    /// A disk of which the store holds more than the log comes again, above what the store holds.
+    StoreAhead,
     /// A disk that was rolled back is found out by the generation of its region map.
     RollBackNoticed,
     /// The generation in which a bit was set is told before the records that rely on it.
@@ -240,6 +256,38 @@ pub const ALL: &[(Guard, &str)] = &[
     (
         Guard::OldLaneGone,
         "A lane that is not gone on with is removed before the sidecar knows of the new opening.",
+    ),
+    (
+        Guard::MapCopyDoubted,
+        "A block of the region map with a copy that is not whole counts with all its bits.",
+    ),
+    (
+        Guard::AckHeld,
+        "Under `ack = log` a completion is held until the appliance's log has the write.",
+    ),
+    (
+        Guard::AckBudget,
+        "A completion is held for at most the budget.",
+    ),
+    (
+        Guard::HashesForgotten,
+        "No hash counts once the disk has got a change that the replica does not get.",
+    ),
+    (
+        Guard::HashesTouched,
+        "A block that a record has touched since the newest cut has no hash.",
+    ),
+    (
+        Guard::HashesLookedAtAgain,
+        "That is looked at again after the block was read.",
+    ),
+    (
+        Guard::HashesBehind,
+        "A question about blocks is sent only behind all that was published before it.",
+    ),
+    (
+        Guard::StoreAhead,
+        "A disk of which the store holds more than the log comes again, above what the store holds.",
     ),
     (
         Guard::RollBackNoticed,

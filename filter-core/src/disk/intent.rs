@@ -103,6 +103,8 @@ pub struct Intent {
     period_seqs: (u64, u64),
     /// The last write of a block failed: nothing is cleared until one succeeds.
     failing: bool,
+    /// A block in which something has changed since any block was written.
+    changed: Option<usize>,
     /// Bits are cleared after so much quiet, in ns.
     period_ns: u64,
 }
@@ -140,6 +142,7 @@ impl Intent {
             period_end_ns: 0,
             period_seqs: (u64::MAX, u64::MAX),
             failing: false,
+            changed: None,
             period_ns,
         })
     }
@@ -182,6 +185,7 @@ impl Intent {
             period_end_ns: 0,
             period_seqs: (u64::MAX, u64::MAX),
             failing: false,
+            changed: None,
             period_ns,
         }
     }
@@ -318,6 +322,7 @@ impl Intent {
                 Some(word) => *word |= mask,
                 None => break,
             }
+            self.changed = Some(at / BLOCK_WORDS);
         }
     }
 
@@ -376,6 +381,7 @@ impl Intent {
             sets |= bit & !*durable != 0;
             *durable &= bit;
         }
+        self.changed = None;
         let skip = core::mem::take(&mut block.skip);
         let generation = block.generation + skip + 1;
         let encoded = RegionBlock {
@@ -451,6 +457,7 @@ impl Intent {
                 any |= *word != 0;
             }
         }
+        self.mark_period();
         core::mem::swap(&mut self.touched, &mut self.touched_before);
         self.touched.fill(0);
         self.period_seqs = (progress.published_seq, this);
@@ -460,6 +467,16 @@ impl Intent {
         }
         self.flushing = Some(quiet);
         IntentStep::Flush
+    }
+
+    /// Sees to it that the sidecar is written after each period in which something changed: a copy that was
+    /// made before is told from the disk by that, as long as the lane is there.
+    fn mark_period(&mut self) {
+        if let Some(at) = self.changed.take()
+            && let Some(block) = self.blocks.get_mut(at)
+        {
+            block.clears = true;
+        }
     }
 
     /// The bits of a word whose regions hold nothing that is marked or in flight.

@@ -15,9 +15,10 @@ use drva::log::{
     Batcher, Durability, LogError, LogOptions, Segment, Submission, durability, gather,
     note_segment,
 };
+use filter_core::record::RecordHeader;
 use filter_core::session::Refusal;
 use filter_core::wire::{ErrorCode, OpenLane};
-use recovery_store::DiskInfo;
+use recovery_store::{DiskInfo, DiskPosition};
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use uuid::Uuid;
@@ -134,6 +135,16 @@ impl Log {
         self.writing.as_deref().map(durability).unwrap_or_default()
     }
 
+    /// The headers of the records in the batch under way, each with its disk.
+    pub fn records_under_way(&self) -> impl Iterator<Item = ([u8; 16], RecordHeader)> + '_ {
+        let runs = self.writing.iter().flatten();
+        let runs = runs.filter(|entry| entry.kind == EntryKind::Run);
+        runs.flat_map(|entry| {
+            let headers = recover::headers(entry.content.get(..entry.len).unwrap_or_default());
+            headers.map(|header| (entry.disk_id, header))
+        })
+    }
+
     /// The write under way is durable.
     pub fn durable(&mut self) -> Vec<Durability> {
         self.volume.settle();
@@ -178,6 +189,10 @@ pub struct Domain {
     pub last_epoch: u32,
     /// Bumped when a disk's description changes.
     pub described: u32,
+    /// Bumped when a cut is in the store.
+    pub commits: u64,
+    /// What the container held of each disk when it was opened for writing.
+    in_store: BTreeMap<[u8; 16], DiskPosition>,
 }
 
 impl Domain {
@@ -215,6 +230,8 @@ impl Domain {
             outstanding: None,
             last_epoch: recovered.cut_epoch.max(1),
             described: 1,
+            commits: 0,
+            in_store: BTreeMap::new(),
         })
     }
 
@@ -259,6 +276,9 @@ impl Domain {
             }
             None => {
                 let disk = Arc::new(Disk::new(info));
+                if let Some(found) = self.in_store.get(&lane.disk_id) {
+                    disk.found_in_store(found.seq, found.attach_epoch);
+                }
                 self.disks.insert(lane.disk_id, disk.clone());
                 (disk, true)
             }
@@ -282,6 +302,17 @@ impl Domain {
             asked.void = true;
         }
         Ok(generation)
+    }
+
+    /// The container was opened for writing, and holds the disks up to here.
+    pub fn found_in_store(&mut self, held: &BTreeMap<Uuid, DiskPosition>) {
+        let held = held.iter().map(|(uuid, at)| (uuid.into_bytes(), *at));
+        self.in_store = held.collect();
+        for (disk, at) in &self.in_store {
+            if let Some(disk) = self.disks.get(disk) {
+                disk.found_in_store(at.seq, at.attach_epoch);
+            }
+        }
     }
 
     /// Records of a disk have come over a channel of this generation; there must be room.

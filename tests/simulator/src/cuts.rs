@@ -3,11 +3,11 @@
 //! Invariant: as in `drva::cut`: a cut is closed only if each disk of the domain has a position, is durable up
 //! to it and is consistent at it, and if no disk came from another host meanwhile.
 
+use crate::guest::RELAXED;
 use crate::host::DOMAIN;
 use crate::server::Cut;
 use crate::world::{Event, SECOND, World};
 use drva::domain::{Asked, ClosedCut};
-use filter_core::lane::sync::Ordering::Relaxed;
 use filter_core::mutant::{Guard, holds};
 use filter_core::wire::{Message, PortRole};
 use std::collections::{BTreeMap, BTreeSet};
@@ -100,6 +100,7 @@ impl World {
         });
         self.note_blind(epoch, host);
         self.asked.insert(epoch, self.oracle.now());
+        self.through.cut_asked(epoch);
         self.count("cut: asked for");
         self.flush_outboxes();
         self.after(LIMIT, Event::CutLimit(run, epoch));
@@ -110,14 +111,24 @@ impl World {
     pub(crate) fn note_blind(&mut self, epoch: u32, host: [u8; 16]) {
         let asked = self.hosts.iter().position(|h| h.id == host);
         let lanes = asked.and_then(|host| self.hosts.get(host));
-        // The sidecar knows of every opening, wherever it was.
-        let unknown = |disk: usize| {
-            let lane = lanes.and_then(|host| host.lanes.get(&disk));
-            let opened = self.header_of(disk).map_or(0, |header| header.attach_epoch);
-            let known = lane.map(|lane| lane.memory().producer().attach_epoch.load(Relaxed)); // one thread
-            known.is_none_or(|known| known < opened)
+        // A lane that a VM has left behind is not its disk.
+        let there = |disk: &usize| {
+            let lane = lanes.and_then(|host| host.lanes.get(disk));
+            let epoch = lane.map(|lane| lane.memory().producer().attach_epoch.load(RELAXED));
+            epoch.is_some() && epoch == self.header_of(*disk).map(|header| header.attach_epoch)
         };
-        if (0..self.disks.len()).any(unknown) {
+        let unknown = |vm: &crate::guest::Vm| {
+            vm.runs && Some(vm.host) != asked || !vm.disks.iter().all(there)
+        };
+        let crashed = |vm: &crate::guest::Vm| !vm.runs && !vm.disks.iter().all(there);
+        let vms = self.vms.iter().enumerate();
+        let crashed: Vec<_> = vms
+            .filter(|(_, vm)| crashed(vm))
+            .map(|(at, _)| (epoch, at))
+            .collect();
+        let blind = self.vms.iter().any(unknown);
+        self.crashed.extend(crashed);
+        if blind {
             self.blind.insert(epoch);
             self.count("cut: taken while a VM ran on another host");
         }

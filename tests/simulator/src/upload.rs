@@ -5,6 +5,7 @@
 //! exactly its records were fed; what must wait stays in the log.
 
 use crate::appliance::Domain;
+use crate::hasher::Ask;
 use drva::gate::Keeper;
 use drva::log::format::{Entries, EntryKind};
 use drva::log::reader::Reader;
@@ -12,6 +13,7 @@ use filter_core::record::RecordIter;
 use object_store::ObjectStore;
 use recovery_store::{CutMeta, CutWriter, DomainInfo, Fed, RetryPolicy, StoreError, WriterOptions};
 use std::cell::RefCell;
+use std::collections::VecDeque;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -28,10 +30,16 @@ pub enum Post {
     Committed(u64, u32),
     /// The container refused a closed cut.
     Void(u32, String),
+    /// A question about blocks was answered: how.
+    Answered(&'static str),
     /// Segments of the log were freed, or hosts are to be told what is uploaded.
     Told,
     /// The store failed.
     Failed(String),
+    /// A record of a stream that the store is ahead of was passed over.
+    Behind,
+    /// The log cannot be read.
+    Unreadable(String),
     /// The container cannot be opened, and never will.
     Broken(String),
 }
@@ -44,6 +52,10 @@ pub struct Shared {
     pub posts: Vec<Post>,
     /// The upload has something to do, or waits for the store.
     pub busy: bool,
+    /// Questions about what disks hold, not yet answered.
+    pub asks: VecDeque<Ask>,
+    /// One of them is being looked at.
+    pub answering: bool,
 }
 
 /// An upload.
@@ -108,6 +120,8 @@ impl Upload {
             ..WriterOptions::default()
         };
         let writer = CutWriter::open_store(self.store.clone(), "memory", &info, options).await?;
+        let held = writer.fed_positions();
+        self.shared.borrow_mut().domain.found_in_store(&held);
         let first = self.shared.borrow().domain.log.first_segment();
         let mut attempt = Attempt {
             of: self,
@@ -152,8 +166,7 @@ impl Attempt<'_> {
             }
             Ok(None) => self.commit_next().await,
             Err(error) => {
-                self.of
-                    .post(Post::Broken(format!("reading the log: {error}")));
+                self.of.post(Post::Unreadable(error.to_string()));
                 tokio::time::sleep(REOPEN).await; // virtual
                 self.reader.rewind(self.reader.next_batch());
                 Ok(true)
@@ -226,6 +239,10 @@ impl Attempt<'_> {
                 if !self.keeper.lets_pass(number, disk, &record.header, fed) {
                     break;
                 }
+                if self.writer.is_behind(disk, &record.header) {
+                    self.of.post(Post::Behind);
+                    continue;
+                }
                 if self.writer.feed(disk, &record)? == Fed::PartFull {
                     self.writer.flush_part().await?;
                 }
@@ -264,6 +281,7 @@ impl Attempt<'_> {
                     }
                 }
                 drop(shared);
+                self.of.shared.borrow_mut().domain.commits += 1;
                 self.of.post(Post::Committed(done.cut, cut.epoch));
             }
             Err(StoreError::Commit { reason, .. }) => self.of.post(Post::Void(cut.epoch, reason)),
