@@ -427,7 +427,8 @@ struct Run {
     time_ns: u64,
 }
 
-type Refused = (ErrorCode, u64, String);
+/// Why a peer is refused: the code, the word that goes with it, and the reason.
+pub type Refused = (ErrorCode, u64, String);
 
 impl DiskStream {
     /// Admits a frame's records up to the first that is refused.

@@ -3,7 +3,7 @@
 //! Invariant: every closed cut is in the list for the upload before anything after it is fed; locks are
 //! taken in the order described, disks, stream, route, and nothing is waited for under any of them.
 
-use crate::disk::{Described, Disk, Outcome, Route};
+use crate::disk::{Described, Disk, Outcome, Refused, Route};
 use crate::documents::{cut_back, cut_out, describe, describe_back};
 use crate::hashes::{Ask, MAX_WAITING};
 use crate::identity;
@@ -282,7 +282,7 @@ impl Domain {
         host: [u8; 16],
         route: Route,
         again: Option<u64>,
-    ) -> Result<Option<(Arc<Disk>, u64)>, (ErrorCode, u64, String)> {
+    ) -> Result<Option<(Arc<Disk>, u64)>, Refused> {
         let fenced = |refusal: Refusal| {
             let word = refusal.fenced_by().unwrap_or(0).into();
             (ErrorCode::Fenced, word, refusal.to_string())
