@@ -4,7 +4,6 @@ use crate::disk::{Outcome, Route};
 use crate::domain::{Asked, CloseError};
 use crate::log::LogOptions;
 use crate::session::Outbox;
-use filter_core::lineage::Lineage;
 use filter_core::record::{
     FLAG_STREAM_BASE, FLAG_SYNC_BEGIN, FLAG_SYNC_END, RecordHeader, RecordKind,
 };
@@ -44,7 +43,7 @@ fn present(domain: &Domain, disk_id: [u8; 16], host: [u8; 16]) -> (Arc<crate::di
         again: false,
         attach_id: 0,
         map_generation: 0,
-        lineage: Lineage::default(),
+        lineage: Box::default(),
         durable_seq: 0,
         capacity_bytes: 1 << 20,
         base: Some(0),

@@ -113,4 +113,5 @@ pub const KINDS: &[&str] = &[
     "cut: void at the host",
     "cut: in the store",
     "upload: store failed",
+    "upload: a record that the store is ahead of",
 ];
