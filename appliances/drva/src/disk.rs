@@ -142,8 +142,13 @@ impl Disk {
         Self::with(info, Receiver::new(), 0)
     }
 
-    /// A disk as the log of a restarted appliance has it.
-    pub fn restored(info: DiskInfo, state: &DiskState, presented: Attach) -> Self {
+    /// A disk as the log of a restarted appliance has it; `touched`: by its records.
+    pub fn restored(
+        info: DiskInfo,
+        state: &DiskState,
+        presented: Attach,
+        touched: Option<&Touched>,
+    ) -> Self {
         let receiver = Receiver::restored(
             Received(state.last_seq),
             state.attach_epoch,
@@ -153,6 +158,9 @@ impl Disk {
         .with_presented(presented);
         let disk = Self::with(info, receiver, state.last_seq);
         disk.described.lock().presented = presented;
+        if let Some(touched) = touched {
+            disk.stream.lock().touched = touched.clone();
+        }
         if state.sync_begin != 0 {
             disk.stream.lock().brackets.begin(state.sync_begin);
         }

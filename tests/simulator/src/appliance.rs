@@ -203,7 +203,9 @@ impl Domain {
         let mut disks = BTreeMap::new();
         for (id, state) in &recovered.disks {
             if let Ok((info, presented)) = describe_back(*id, &state.description) {
-                disks.insert(*id, Arc::new(Disk::restored(info, state, presented)));
+                let touched = recovered.touched.get(id);
+                let disk = Disk::restored(info, state, presented, touched);
+                disks.insert(*id, Arc::new(disk));
             }
         }
         let found = recovered.segments.iter();

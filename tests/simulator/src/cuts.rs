@@ -120,15 +120,11 @@ impl World {
         let unknown = |vm: &crate::guest::Vm| {
             vm.runs && Some(vm.host) != asked || !vm.disks.iter().all(there)
         };
-        let crashed = |vm: &crate::guest::Vm| !vm.runs && !vm.disks.iter().all(there);
         let vms = self.vms.iter().enumerate();
-        let crashed: Vec<_> = vms
-            .filter(|(_, vm)| crashed(vm))
-            .map(|(at, _)| (epoch, at))
-            .collect();
-        let blind = self.vms.iter().any(unknown);
-        self.crashed.extend(crashed);
-        if blind {
+        let apart = vms.filter(|(_, vm)| unknown(vm));
+        let apart: Vec<_> = apart.map(|(at, _)| (epoch, at)).collect();
+        if !apart.is_empty() {
+            self.apart.extend(apart);
             self.blind.insert(epoch);
             self.count("cut: taken while a VM ran on another host");
         }

@@ -272,8 +272,8 @@ async fn look_at_store(world: &mut World) {
     }
 }
 
-/// A cut, VM by VM, each with the moment that it must not be before. The disks of a VM whose host has
-/// crashed stand where their streams ended, each by itself.
+/// A cut, VM by VM, each with the moment that it must not be before. Of a VM whose host
+/// was not asked each disk stands where its own stream had come.
 fn by_vm(world: &World, cut: &Recovered, epoch: u32) -> Vec<(Recovered, u64)> {
     let of = |vm: usize| -> Recovered {
         let mine = cut.iter().filter(|(disk, _)| {
@@ -282,7 +282,7 @@ fn by_vm(world: &World, cut: &Recovered, epoch: u32) -> Vec<(Recovered, u64)> {
         });
         mine.cloned().collect()
     };
-    let parts = (0..world.vms.len()).flat_map(|vm| match world.crashed.contains(&(epoch, vm)) {
+    let parts = (0..world.vms.len()).flat_map(|vm| match world.apart.contains(&(epoch, vm)) {
         false => vec![of(vm)],
         true => of(vm).into_iter().map(|disk| vec![disk]).collect(),
     });

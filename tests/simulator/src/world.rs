@@ -216,8 +216,8 @@ pub struct World {
     /// Epochs of cuts that were taken while a VM ran on a host that was not asked, or had lost its lanes
     /// with one that crashed: the appliance does not know of it, so such a cut is right VM by VM only.
     pub blind: BTreeSet<u32>,
-    /// Of those, VMs that had crashed with their host and were not open again: each disk for itself.
-    pub crashed: BTreeSet<(u32, usize)>,
+    /// The VMs that are why: each of their disks stands where its own stream had come.
+    pub apart: BTreeSet<(u32, usize)>,
     /// The longest time that a guest's write was held, in ns.
     pub longest_held_ns: u64,
     /// The longest time that a completion waited for the log, in ns.
@@ -260,7 +260,7 @@ impl World {
             committed: Vec::new(),
             asked: BTreeMap::new(),
             blind: BTreeSet::new(),
-            crashed: BTreeSet::new(),
+            apart: BTreeSet::new(),
             longest_held_ns: 0,
             longest_acked_ns: 0,
             through: Through::default(),
