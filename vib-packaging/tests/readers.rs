@@ -456,6 +456,25 @@ fn a_certificate_for_another_purpose_is_not_trusted() {
     assert!(!report.accepted(false) && report.accepted(true));
 }
 
+/// What a certificate says is critical must be understood, or it is not what it seems.
+#[test]
+fn a_certificate_with_something_unknown_is_not_trusted() {
+    let usage = "codeSigning\n1.2.3.4=critical,ASN1:NULL";
+    let Some(issued) = Issued::new(&["-newkey", "rsa:2048"], usage) else {
+        return;
+    };
+    let vib = builder(Format::Tgz, AcceptanceLevel::Partner).build(Some(&issued.signer()));
+    let report = issued.report(vib.expect("a package").bytes());
+    let found = report
+        .findings
+        .iter()
+        .find(|found| found.rule == Rule::SignatureChain);
+    assert!(
+        found.is_some_and(|found| found.problem.contains("1.2.3.4, which is not understood")),
+        "{report:?}"
+    );
+}
+
 /// A certificate that was issued by one that may not issue: whoever has a key for code could else
 /// make more of them.
 #[test]
