@@ -14,6 +14,10 @@ PATH="$PWD/target/tools/bin:$PATH"
 
 die() { printf 'host-objects: %s\n' "$*" >&2; exit 1; }
 
+# What is built names its sources; where they lie on this machine is nobody's business, and would make
+# other bytes of it on each.
+export RUSTFLAGS="--remap-path-prefix=${CARGO_HOME:-$HOME/.cargo}=/cargo --remap-path-prefix=$PWD=/jetdr"
+
 command -v cargo-zigbuild >/dev/null || die "cargo-zigbuild is missing: scripts/bootstrap.sh vib"
 cargo zigbuild --locked --profile host -p vaio-shim -p filter-daemon --target "$target.$glibc"
 mkdir -p "$out"

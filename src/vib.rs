@@ -4,6 +4,7 @@
 use anyhow::{Context, bail};
 use clap::Subcommand;
 use serde_json::json;
+use std::fmt::Write as _;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -208,6 +209,14 @@ fn signer(args: &KeyArgs) -> anyhow::Result<Option<Signer>> {
     )?))
 }
 
+/// Prints; whoever has read enough and closed the pipe is no error.
+fn print(text: &str) -> anyhow::Result<()> {
+    match std::io::stdout().lock().write_all(text.as_bytes()) {
+        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => Err(error.into()),
+        _ => Ok(()),
+    }
+}
+
 /// Says what was found that does not stand in the way.
 fn tell(report: &Report) {
     for finding in &report.findings {
@@ -244,15 +253,17 @@ fn build(args: &BuildArgs) -> anyhow::Result<()> {
     tell(vib.report());
     let path = args.out.join(format!("{}.vib", vib.descriptor().id()));
     write(&path, vib.bytes())?;
-    for entry in vib
-        .entries()
-        .iter()
-        .filter(|entry| entry.kind == EntryKind::File)
-    {
-        println!("{:>9}  {:04o}  {}", entry.len_bytes, entry.mode, entry.path);
+    let mut out = String::new();
+    let files = |entry: &&vib_packaging::Entry| entry.kind == EntryKind::File;
+    for entry in vib.entries().iter().filter(files) {
+        let _ = writeln!(
+            out,
+            "{:>9}  {:04o}  {}",
+            entry.len_bytes, entry.mode, entry.path
+        );
     }
-    println!("{:>9}        {}", vib.bytes().len(), path.display());
-    Ok(())
+    let _ = writeln!(out, "{:>9}        {}", vib.bytes().len(), path.display());
+    print(&out)
 }
 
 fn open_vib(path: &Path) -> anyhow::Result<Vib> {
@@ -292,8 +303,11 @@ fn bundle(args: BundleArgs) -> anyhow::Result<()> {
     tell(bundle.report());
     let path = args.out.join(format!("{}.zip", builder.id()));
     write(&path, bundle.bytes())?;
-    println!("{:>9}        {}", bundle.bytes().len(), path.display());
-    Ok(())
+    print(&format!(
+        "{:>9}        {}\n",
+        bundle.bytes().len(),
+        path.display()
+    ))
 }
 
 fn sign(args: &SignArgs) -> anyhow::Result<()> {
@@ -305,12 +319,8 @@ fn sign(args: &SignArgs) -> anyhow::Result<()> {
     tell(signed.report());
     let path = args.out.as_ref().unwrap_or(&args.vib);
     write(path, signed.bytes())?;
-    println!(
-        "{} is signed by {}",
-        path.display(),
-        signed.signer().unwrap_or("nobody")
-    );
-    Ok(())
+    let signer = signed.signer().unwrap_or("nobody");
+    print(&format!("{} is signed by {signer}\n", path.display()))
 }
 
 /// A package or a bundle, told by its first bytes.
@@ -353,7 +363,7 @@ fn verify(args: &VerifyArgs) -> anyhow::Result<ExitCode> {
             (false, Some(Severity::NeedsForce)) => "NOT good: a host takes it with force only",
             (false, _) => "NOT good",
         };
-        println!("{}: {verdict}", file.display());
+        print(&format!("{}: {verdict}\n", file.display()))?;
     }
     Ok(if all_good {
         ExitCode::SUCCESS
@@ -390,7 +400,9 @@ fn vib_json(vib: &Vib) -> serde_json::Value {
     })
 }
 
-fn show(vib: &Vib) {
+/// For people: a line a value, a line an entry.
+fn show(vib: &Vib) -> String {
+    let mut out = String::new();
     let value = vib_json(vib);
     for key in [
         "id",
@@ -408,23 +420,26 @@ fn show(vib: &Vib) {
             serde_json::Value::Null => "nobody".into(),
             other => other.to_string(),
         };
-        println!("{key:<17} {shown}");
+        let _ = writeln!(out, "{key:<17} {shown}");
     }
-    println!("members");
-    vib.members()
-        .for_each(|(name, len_bytes)| println!("{len_bytes:>9}        {name}"));
-    println!("entries");
+    let _ = writeln!(out, "members");
+    for (name, len_bytes) in vib.members() {
+        let _ = writeln!(out, "{len_bytes:>9}        {name}");
+    }
+    let _ = writeln!(out, "entries");
     for entry in vib.entries() {
         let end = if entry.kind == EntryKind::Folder {
             "/"
         } else {
             ""
         };
-        println!(
+        let _ = writeln!(
+            out,
             "{:>9}  {:04o}  {}{end}",
             entry.len_bytes, entry.mode, entry.path
         );
     }
+    out
 }
 
 fn inspect(args: &InspectArgs) -> anyhow::Result<ExitCode> {
@@ -448,23 +463,20 @@ fn inspect(args: &InspectArgs) -> anyhow::Result<ExitCode> {
                 json!({"bulletins": bundle.bulletins(), "vibs": bundle.vibs().iter().map(vib_json).collect::<Vec<_>>()})
             })),
         };
-        println!(
-            "{}",
-            json!({"vib": vib, "bundle": bundle, "findings": findings.collect::<Vec<_>>()})
-        );
+        let found = json!({"vib": vib, "bundle": bundle, "findings": findings.collect::<Vec<_>>()});
+        print(&format!("{found}\n"))?;
     } else {
+        let mut out = String::new();
         match &examined {
-            Examined::Vib(vib) => vib.iter().for_each(|vib| show(vib)),
+            Examined::Vib(vib) => out.extend(vib.iter().map(|vib| show(vib))),
             Examined::Bundle(bundle) => {
-                if let Some(bundle) = bundle {
-                    bundle
-                        .bulletins()
-                        .iter()
-                        .for_each(|id| println!("bulletin          {}", id.escape_debug()));
-                    bundle.vibs().iter().for_each(show);
+                for id in bundle.iter().flat_map(|bundle| bundle.bulletins()) {
+                    let _ = writeln!(out, "bulletin          {}", id.escape_debug());
                 }
+                out.extend(bundle.iter().flat_map(|bundle| bundle.vibs()).map(show));
             }
         }
+        print(&out)?;
         tell(&report);
     }
     Ok(if readable {

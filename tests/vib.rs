@@ -67,7 +67,14 @@ fn vib(arguments: &[&str]) -> Command {
 
 fn build(out: &Path, more: &[&str]) -> PathBuf {
     let (library, daemon, _) = objects();
-    let mut command = vib(&["build", "--date", DATE, "--package-version", "0.1.0-1", "--library"]);
+    let mut command = vib(&[
+        "build",
+        "--date",
+        DATE,
+        "--package-version",
+        "0.1.0-1",
+        "--library",
+    ]);
     command
         .arg(library)
         .arg("--daemon")
