@@ -188,12 +188,21 @@ impl RunFolder {
             .map_err(io_error("open the pipe", &path))
     }
 
+    /// Whether a disk of the domain was ever opened here: then there is a page of its cut epoch.
+    pub fn has_cut_page(&self, domain: &str) -> bool {
+        domain_name_is_valid(domain) && self.cut_page_path(domain).exists()
+    }
+
+    fn cut_page_path(&self, domain: &str) -> PathBuf {
+        self.path.join("domains").join(format!("{domain}.cut"))
+    }
+
     /// Opens the page of a domain's cut epoch, making it (with epoch 1) if needed.
     pub fn cut_page(&self, domain: &str) -> Result<CutPage, MappingError> {
         if !domain_name_is_valid(domain) {
             return Err(MappingError::Name(domain.into()));
         }
-        let path = self.path.join("domains").join(format!("{domain}.cut"));
+        let path = self.cut_page_path(domain);
         if !path.exists() {
             let mut page = [0u8; PAGE_BYTES];
             page[..4].copy_from_slice(&CUT_MAGIC.to_le_bytes());

@@ -83,6 +83,10 @@ pub enum Guard {
     BaseStands,
     /// A disk that was rolled back with its sidecar goes on above the epoch that the appliance knows.
     RisesWhenRolledBack,
+    /// A cut is void while nobody reports a disk that was not closed in order.
+    LostDiskVoids,
+    /// A cut is void while a disk that nobody has open may have been opened on a host that cannot be asked.
+    AbsentHostVoids,
 }
 
 /// All guards, each with what it does.
@@ -229,6 +233,14 @@ pub const ALL: &[(Guard, &str)] = &[
     (
         Guard::RisesWhenRolledBack,
         "A disk that was rolled back with its sidecar goes on above the epoch that the appliance knows.",
+    ),
+    (
+        Guard::LostDiskVoids,
+        "A cut is void while nobody reports a disk that was not closed in order.",
+    ),
+    (
+        Guard::AbsentHostVoids,
+        "A cut is void while a disk that nobody has open may have been opened on a host that cannot be asked.",
     ),
 ];
 

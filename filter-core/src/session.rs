@@ -173,6 +173,11 @@ impl Receiver {
         self
     }
 
+    /// The newest opening that a host presented a lane of.
+    pub const fn presented(&self) -> Attach {
+        self.presented
+    }
+
     /// Last seq received.
     pub const fn received(&self) -> Received {
         self.received

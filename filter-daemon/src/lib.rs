@@ -2,14 +2,15 @@
 //!
 //! The path of a record through it: [`pump`] takes it from its lane ([`lane`]) and hands it to the
 //! kernel straight from the ring ([`transport`], [`raw`]); the appliance's acknowledgement comes back
-//! through [`connection`] and frees the ring. [`dial`] makes connections, [`control`] finds lanes and
-//! takes cuts, [`hashes`] passes on what a sync asks, [`status_socket`] tells how it all stands.
+//! through [`connection`] and frees the ring. [`dial`] makes connections, [`control`] finds lanes,
+//! [`cut`] takes cuts, [`hashes`] passes on what a sync asks, [`status_socket`] tells how it all stands.
 //!
 //! Invariant: space in a ring is freed only when the appliance holds the records durably; whatever
 //! happens to connections, everything else is sent again.
 
 pub mod connection;
 pub mod control;
+pub mod cut;
 pub mod dial;
 pub mod hashes;
 pub mod lane;

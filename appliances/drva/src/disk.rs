@@ -6,6 +6,7 @@
 
 use crate::log::format::EntryKind;
 use crate::log::{DiskState, Durability, Log, LogError, Submission};
+use crate::presence::{Host, Presence, Standing};
 use crate::session::Outbox;
 use crate::touched::Touched;
 use filter_core::lane::layout::DIRTY_BLOCK_BYTES;
@@ -120,8 +121,8 @@ pub struct Disk {
     route: Mutex<Option<Present>>,
     /// Its description.
     pub info: RwLock<DiskInfo>,
-    /// The host that presents it.
-    pub host: Mutex<[u8; 16]>,
+    /// Where it is.
+    presence: Mutex<Presence>,
 }
 
 impl Disk {
@@ -131,7 +132,12 @@ impl Disk {
     }
 
     /// A disk as the log of a restarted appliance has it.
-    pub fn restored(info: DiskInfo, state: &DiskState, presented: Attach) -> Self {
+    pub fn restored(
+        info: DiskInfo,
+        state: &DiskState,
+        presented: Attach,
+        presence: Presence,
+    ) -> Self {
         let receiver = Receiver::restored(
             Received(state.last_seq),
             state.attach_epoch,
@@ -140,6 +146,7 @@ impl Disk {
         )
         .with_presented(presented);
         let disk = Self::with(info, receiver, state.last_seq);
+        *disk.presence.lock() = presence;
         if state.sync_begin != 0 {
             disk.stream.lock().brackets.begin(state.sync_begin);
         }
@@ -158,7 +165,7 @@ impl Disk {
             uploaded: AtomicU64::new(0),
             route: Mutex::new(None),
             info: RwLock::new(info),
-            host: Mutex::new([0; 16]),
+            presence: Mutex::default(),
         }
     }
 
@@ -175,6 +182,36 @@ impl Disk {
     /// The newest epoch that is known of: presented, or of a record.
     pub fn newest_epoch(&self) -> u32 {
         self.stream.lock().receiver.newest_epoch()
+    }
+
+    /// For messages.
+    pub fn label(&self) -> String {
+        let info = self.info.read();
+        format!("{}/{}", info.vm_name, info.name)
+    }
+
+    /// The newest opening that was presented.
+    pub fn presented(&self) -> Attach {
+        self.stream.lock().receiver.presented()
+    }
+
+    /// Where it is.
+    pub fn presence(&self) -> Presence {
+        self.presence.lock().clone()
+    }
+
+    /// Changes what is known of where it is; gives what is to be written down, if that is something new.
+    pub fn change_presence(&self, change: impl FnOnce(&mut Presence)) -> Option<Presence> {
+        let mut presence = self.presence.lock();
+        let before = presence.clone();
+        change(&mut presence);
+        (*presence != before).then(|| presence.clone())
+    }
+
+    /// Where it is once this host has presented this opening of it.
+    pub fn presence_after(&self, attach: Attach, host: &Host) -> Presence {
+        let again = self.presented() == attach;
+        self.presence.lock().presented(host, again)
     }
 
     /// Whether a lane of this opening may be presented.
@@ -220,12 +257,15 @@ impl Disk {
     /// A host presents the disk on a channel, which supersedes the one before; a host whose epoch is
     /// older is told that it has lost the disk. Answers the host, and gives what tells this channel
     /// from others.
-    pub fn attach(&self, attach: Attach, host: [u8; 16], route: Route) -> Result<u64, Refusal> {
+    pub fn attach(&self, attach: Attach, host: &Host, route: Route) -> Result<u64, Refusal> {
         let attach_epoch = attach.epoch;
         let mut stream = self.stream.lock();
+        let again = stream.receiver.presented() == attach;
         stream.receiver.open(attach)?;
         let generation = self.generation.fetch_add(1, Ordering::AcqRel) + 1; // under the lock
-        let host_before = std::mem::replace(&mut *self.host.lock(), host);
+        let presence = &mut *self.presence.lock();
+        let next = presence.presented(host, again);
+        let host_before = std::mem::replace(presence, next).host;
         let mut present = self.route.lock();
         // What becomes durable from here on is acknowledged over the new route: `durable` stores the
         // position first and then takes this lock.
@@ -240,7 +280,7 @@ impl Disk {
             attach_epoch,
         });
         // A host that has it still, in another lane or in one that a VM has adopted, need not be told.
-        let before = before.filter(|_| host_before != host);
+        let before = before.filter(|_| host_before != host.id);
         if let Some(lost) = before.filter(|before| before.attach_epoch < attach_epoch) {
             let (current, found) = (attach_epoch, lost.attach_epoch);
             let message = Message::Error {
@@ -253,14 +293,24 @@ impl Disk {
         Ok(generation)
     }
 
-    /// The channel of this generation has ended: nothing more comes or goes over it.
-    pub fn detach(&self, generation: u64) {
-        let _stream = self.stream.lock();
-        self.end_channel(generation);
+    /// The channel of this generation has ended: nothing more comes or goes over it. `in_order`: its host
+    /// says that the disk was closed in order, and that it has everything acknowledged. Gives what is to be
+    /// written down of that.
+    pub fn detach(&self, generation: u64, in_order: bool) -> Option<Presence> {
+        let stream = self.stream.lock();
+        let ended = self.end_channel(generation);
+        let receiver = stream.receiver;
+        let whole = receiver.received().0 == self.durable_seq() && !receiver.syncing();
+        let closed = ended && in_order && whole;
+        self.change_presence(|presence| {
+            if closed && presence.standing == Standing::Open {
+                presence.standing = Standing::Closed;
+            }
+        })
     }
 
-    /// Under the stream's lock.
-    fn end_channel(&self, generation: u64) {
+    /// Under the stream's lock. Whether it was the disk's present channel.
+    fn end_channel(&self, generation: u64) -> bool {
         let next = generation + 1;
         // Only the present one: a newer channel has its own.
         let ended =
@@ -269,6 +319,7 @@ impl Disk {
         if ended.is_ok() {
             *self.route.lock() = None;
         }
+        ended.is_ok()
     }
 
     /// Whether the channel of this generation is no longer the disk's.

@@ -10,6 +10,7 @@ use crate::identity;
 use crate::log::format::EntryKind;
 use crate::log::recover::Recovered;
 use crate::log::{Durability, Log, LogError, LogOptions, Submission};
+use crate::presence::{Host, HostId, Presence, Standing, hosts_of};
 use crossbeam::channel::{Receiver, Sender, bounded};
 use filter_core::session::{Attach, Refusal};
 use filter_core::wire::{ErrorCode, OpenLane};
@@ -17,7 +18,7 @@ use hdrhistogram::Histogram;
 use parking_lot::{Condvar, Mutex, RwLock};
 use recovery_store::DiskInfo;
 use ringbuf::HeapRb;
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::path::Path;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
@@ -90,15 +91,17 @@ pub struct ClosedCut {
     pub name: Option<String>,
     /// Per disk its last record in the cut.
     pub positions: BTreeMap<Uuid, u64>,
+    /// Disks that an operator has set aside: they are not in it.
+    pub left_out: BTreeSet<Uuid>,
 }
 
-/// A cut that a host was asked for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// A cut that hosts were asked for.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Asked {
     /// Records below this epoch will belong to it.
     pub epoch: u32,
     /// Who was asked.
-    pub host: [u8; 16],
+    pub hosts: BTreeSet<HostId>,
     /// Another host has presented a disk meanwhile: nothing can come of it.
     pub void: bool,
 }
@@ -106,7 +109,7 @@ pub struct Asked {
 /// Why a cut could not be closed.
 #[derive(Debug, thiserror::Error)]
 pub enum CloseError {
-    /// A disk changed its host meanwhile.
+    /// A disk came from a host that was not asked.
     #[error("a disk came from another host meanwhile")]
     Moved,
     /// The log.
@@ -126,8 +129,8 @@ pub struct CutState {
     pub newest: Option<(u64, Option<String>, u64)>,
     /// Names that operators asked for, not yet taken.
     pub wanted: VecDeque<String>,
-    /// The last named cuts that came into the store: name, number, time.
-    named: HeapRb<(String, u64, u64)>,
+    /// The last named cuts that came into the store: name, epoch, number, time.
+    named: HeapRb<(String, u32, u64, u64)>,
 }
 
 impl Default for CutState {
@@ -145,19 +148,30 @@ impl Default for CutState {
 
 impl CutState {
     /// A cut is in the store.
-    pub fn committed(&mut self, number: u64, name: Option<String>, time_ns: u64) {
-        if let Some(name) = &name {
+    pub fn committed(&mut self, number: u64, cut: &ClosedCut) {
+        if let Some(name) = &cut.name {
             // The oldest goes: whoever asked for it has looked long ago.
-            self.named.push_overwrite((name.clone(), number, time_ns));
+            let named = (name.clone(), cut.epoch, number, cut.time_ns);
+            self.named.push_overwrite(named);
         }
-        self.newest = Some((number, name, time_ns));
+        self.newest = Some((number, cut.name.clone(), cut.time_ns));
     }
 
-    /// The cut of this name above number `after`, if it is in the store: its number and time.
-    pub fn named_after(&mut self, name: &str, after: u64) -> Option<(u64, u64)> {
+    /// The cut of this name that was begun after the one of epoch `after`, if it is in the store: its
+    /// number and time.
+    pub fn named_after(&mut self, name: &str, after: u32) -> Option<(u64, u64)> {
         let mut named = self.named.iter();
-        let found = named.find(|(known, number, _)| known == name && *number > after);
-        found.map(|(_, number, time_ns)| (*number, *time_ns))
+        let found = named.find(|(known, epoch, ..)| known == name && *epoch > after);
+        found.map(|(.., number, time_ns)| (*number, *time_ns))
+    }
+
+    /// A cut that was begun when so many waited for its name is closed: it is for all of them.
+    pub fn served(&mut self, name: &str, count: usize) {
+        for _ in 0..count {
+            if let Some(at) = self.wanted.iter().position(|wanted| wanted == name) {
+                self.wanted.remove(at);
+            }
+        }
     }
 }
 
@@ -215,11 +229,12 @@ impl Domain {
     fn restored(name: &str, id: [u8; 16], log: Log, recovered: &Recovered) -> Self {
         let mut disks = BTreeMap::new();
         for (disk_id, state) in &recovered.disks {
-            let Ok((info, presented)) = describe_back(*disk_id, &state.description) else {
+            let described = describe_back(*disk_id, &state.description);
+            let Ok((info, presented, presence)) = described else {
                 tracing::error!("domain {name}: the description of a disk in the log is malformed");
                 continue;
             };
-            let disk = Disk::restored(info, state, presented);
+            let disk = Disk::restored(info, state, presented, presence);
             disks.insert(*disk_id, Arc::new(disk));
         }
         let closed = recovered
@@ -275,7 +290,7 @@ impl Domain {
     pub fn open_lane(
         &self,
         lane: &OpenLane,
-        host: [u8; 16],
+        host: &Host,
         route: Route,
     ) -> Result<(Arc<Disk>, u64), (ErrorCode, u64, String)> {
         let fenced = |refusal: Refusal| {
@@ -320,10 +335,13 @@ impl Domain {
                 }
             }
         };
-        if changed || lane.attach_epoch > disk.newest_epoch() {
-            let content = describe(&disk.info.read(), attach);
+        let presence = disk.presence_after(attach, host);
+        let moved = presence != disk.presence();
+        if changed || moved || lane.attach_epoch > disk.newest_epoch() {
+            let content = describe(&disk.info.read(), attach, &presence);
             // The epoch alone is not worth a wait: records bring it, too.
-            let logged = self.log_entry(EntryKind::Disk, lane.disk_id, 0, content, &|| !changed);
+            let give_up = || !changed && !moved;
+            let logged = self.log_entry(EntryKind::Disk, lane.disk_id, 0, content, &give_up);
             match logged {
                 Ok(()) | Err(LogError::GivenUp) => {}
                 Err(error) => return Err((ErrorCode::Log, 0, error.to_string())),
@@ -333,15 +351,70 @@ impl Domain {
             self.described.fetch_add(1, Ordering::AcqRel); // pairs with the upload's load
         }
         let generation = disk.attach(attach, host, route).map_err(fenced)?;
-        self.presented_by(host);
+        self.presented_by(host.id);
         Ok((disk, generation))
+    }
+
+    /// A lane's channel has ended; `in_order`: its host says that the disk was closed in order.
+    pub fn close_lane(&self, disk: &Disk, generation: u64, in_order: bool) {
+        if let Some(presence) = disk.detach(generation, in_order) {
+            // Lost, the disk counts as one that was not closed in order: nobody waits for room.
+            let _ = self.write_down(disk, &presence, &|| true);
+        }
+    }
+
+    /// Logs where a disk is.
+    fn write_down(
+        &self,
+        disk: &Disk,
+        presence: &Presence,
+        give_up: &dyn Fn() -> bool,
+    ) -> Result<(), LogError> {
+        let disk_id = disk.info.read().uuid.into_bytes();
+        let content = describe(&disk.info.read(), disk.presented(), presence);
+        self.log_entry(EntryKind::Disk, disk_id, 0, content, give_up)
+    }
+
+    /// An operator sets disks aside that are not to be waited for, or takes that back.
+    pub fn set_aside(&self, disks: &[Arc<Disk>], aside: bool) -> Result<(), LogError> {
+        for disk in disks {
+            let changed = disk.change_presence(|presence| match (aside, presence.standing) {
+                (true, _) => presence.standing = Standing::SetAside,
+                (false, Standing::SetAside) => presence.standing = Standing::Open,
+                (false, _) => {}
+            });
+            if let Some(presence) = changed {
+                self.write_down(disk, &presence, &|| self.is_stopping())?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Every host that ever had a disk of the domain, by name.
+    pub fn hosts(&self) -> BTreeMap<HostId, String> {
+        hosts_of(&self.disks.read())
+    }
+
+    /// An operator says that a host has left for good, and that nothing can be opened there any more.
+    pub fn forget_host(&self, host: &HostId) -> Result<(), LogError> {
+        let disks: Vec<Arc<Disk>> = self.disks.read().values().cloned().collect();
+        for disk in disks {
+            let changed = disk.change_presence(|presence| {
+                presence.hosts.remove(host);
+            });
+            if let Some(presence) = changed {
+                self.write_down(&disk, &presence, &|| self.is_stopping())?;
+            }
+        }
+        Ok(())
     }
 
     /// A host has a disk from now on: a cut that another was asked for is void, since what this one
     /// sends may be stamped with any epoch. Called before anything of it is taken.
-    fn presented_by(&self, host: [u8; 16]) {
+    fn presented_by(&self, host: HostId) {
         let mut cuts = self.cuts.lock();
-        if let Some(asked) = cuts.outstanding.as_mut().filter(|asked| asked.host != host) {
+        let asked = cuts.outstanding.as_mut();
+        if let Some(asked) = asked.filter(|asked| !asked.hosts.contains(&host)) {
             asked.void = true;
             self.cuts_changed.notify_all();
         }
@@ -426,7 +499,7 @@ impl Domain {
             if done {
                 return true;
             }
-            let void = cuts.outstanding.is_some_and(|asked| asked.void);
+            let void = cuts.outstanding.as_ref().is_some_and(|asked| asked.void);
             if void || std::time::Instant::now() >= deadline || self.is_stopping() {
                 return false;
             }

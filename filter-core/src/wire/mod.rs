@@ -36,12 +36,13 @@ pub const MAX_DATA_BYTES: u32 = 1 << 20;
 pub const MAX_BODY_BYTES: u32 = 256 * 1024;
 /// Longest text in a body.
 pub const MAX_TEXT_BYTES: usize = 1024;
-/// Most disks that one CUT_POSITIONS names.
+/// Most disks that one CUT_POSITIONS or CUT_REPORT names.
 pub const MAX_CUT_DISKS: u32 = 8192;
 /// The first TCP port; see [`PortRole`] for the others.
 pub const DEFAULT_PORT_BASE: u16 = 32873;
-/// The protocol that this program speaks best.
-pub const PROTOCOL_NEWEST: u16 = 1;
+/// The protocol that this program speaks best. 2: a daemon answers a cut with [`Message::CutReport`],
+/// also when it has no disk of the domain, and is on the control port whether or not it has any.
+pub const PROTOCOL_NEWEST: u16 = 2;
 /// The oldest protocol that it still speaks.
 pub const PROTOCOL_OLDEST: u16 = 1;
 
@@ -115,6 +116,9 @@ pub enum FrameKind {
     HashRequest = 11,
     /// Appliance: hashes of the blocks from `word` on.
     Hashes = 12,
+    /// Daemon, on control, from protocol 2 on instead of CUT_POSITIONS: how the domain's disks on this
+    /// host stand below the epoch `word`.
+    CutReport = 13,
 }
 
 impl FrameKind {
@@ -132,6 +136,7 @@ impl FrameKind {
             10 => Self::CloseLane,
             11 => Self::HashRequest,
             12 => Self::Hashes,
+            13 => Self::CutReport,
             _ => return None,
         })
     }
@@ -361,6 +366,19 @@ pub struct OpenLane {
     pub vm_name: String,
     /// The disk's label within its VM.
     pub disk_label: String,
+}
+
+/// How one disk of a cut stands, as its host says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DiskReport {
+    /// The disk.
+    pub disk_id: [u8; 16],
+    /// Its last record below the cut's epoch.
+    pub seq: u64,
+    /// A process had it open at some time while the cut was taken. Then no other host has.
+    pub open: bool,
+    /// Its stream held every write all the while; otherwise `seq` is worth nothing.
+    pub complete: bool,
 }
 
 /// What went wrong, as a number for programs. Never renumbered.

@@ -381,7 +381,7 @@ impl Session {
             let channel = frame.header.channel;
             match Message::decode(&frame.header, &frame.body).unwrap() {
                 Message::OpenLane(lane) => self.open(channel, &lane),
-                Message::CloseLane => {
+                Message::CloseLane { .. } => {
                     let closed = self.channels.remove(&channel);
                     let mut state = self.state.lock().unwrap();
                     match closed {
@@ -395,7 +395,9 @@ impl Session {
                         self.peer.send(&Message::Heartbeat { clock_ns, answer }, 0);
                     }
                 }
-                answer @ (Message::CutPositions { .. } | Message::Error { .. }) => {
+                answer @ (Message::CutPositions { .. }
+                | Message::CutReport { .. }
+                | Message::Error { .. }) => {
                     self.state.lock().unwrap().cuts.push(answer);
                 }
                 other => {

@@ -11,6 +11,7 @@ use drva::log::format::EntryKind;
 use drva::log::reader::Batches;
 use drva::log::recover;
 use drva::log::volume::Volume;
+use drva::presence::Host;
 use drva::log::{
     Batcher, Durability, LogError, LogOptions, Segment, Submission, durability, gather,
     note_segment,
@@ -187,8 +188,9 @@ impl Domain {
         let batcher = Batcher::new(volume.clone(), DOMAIN_ID, options, &recovered)?;
         let mut disks = BTreeMap::new();
         for (id, state) in &recovered.disks {
-            if let Ok((info, presented)) = describe_back(*id, &state.description) {
-                disks.insert(*id, Arc::new(Disk::restored(info, state, presented)));
+            if let Ok((info, presented, presence)) = describe_back(*id, &state.description) {
+                let disk = Disk::restored(info, state, presented, presence);
+                disks.insert(*id, Arc::new(disk));
             }
         }
         let found = recovered.segments.iter();
@@ -236,7 +238,7 @@ impl Domain {
     pub fn open_lane(
         &mut self,
         lane: &OpenLane,
-        host: [u8; 16],
+        host: &Host,
         route: Route,
     ) -> Result<u64, (ErrorCode, u64, String)> {
         let fenced = |refusal: Refusal| {
@@ -275,17 +277,31 @@ impl Domain {
                 (disk, true)
             }
         };
-        if changed || lane.attach_epoch > disk.newest_epoch() {
-            let content = describe(&disk.info.read(), attach);
+        let presence = disk.presence_after(attach, host);
+        let moved = presence != disk.presence();
+        if changed || moved || lane.attach_epoch > disk.newest_epoch() {
+            let content = describe(&disk.info.read(), attach, &presence);
             self.entry(EntryKind::Disk, lane.disk_id, 0, content);
         }
         self.described += u32::from(changed);
         let generation = disk.attach(attach, host, route).map_err(fenced)?;
-        // A cut that another host was asked for is void.
-        if let Some(asked) = self.outstanding.as_mut().filter(|of| of.host != host) {
+        // A cut that others were asked for is void.
+        let asked = self.outstanding.as_mut();
+        if let Some(asked) = asked.filter(|of| !of.hosts.contains(&host.id)) {
             asked.void = true;
         }
         Ok(generation)
+    }
+
+    /// A lane's channel has ended.
+    pub fn close_lane(&mut self, disk_id: &[u8; 16], generation: u64, in_order: bool) {
+        let Some(disk) = self.disks.get(disk_id).cloned() else {
+            return;
+        };
+        if let Some(presence) = disk.detach(generation, in_order) {
+            let content = describe(&disk.info.read(), disk.presented(), &presence);
+            self.entry(EntryKind::Disk, *disk_id, 0, content);
+        }
     }
 
     /// Records of a disk have come over a channel of this generation; there must be room.

@@ -3,6 +3,7 @@
 //! Invariant: as in `filter_daemon`, whose lanes, answers to messages and view of a cut these are; the
 //! rounds of its pumps and of its control thread are events here.
 
+use crate::guest::{ProtectedDisk, Vm};
 use crate::host::DOMAIN;
 use crate::network::Frame;
 use crate::world::{Event, MS, SECOND, US, World};
@@ -12,8 +13,8 @@ use filter_core::lane::layout::LaneState;
 use filter_core::lane::ring::{self, Sound};
 use filter_core::lane::sync::Ordering::Relaxed;
 use filter_core::mutant::{Guard, holds};
-use filter_core::wire::{ErrorCode, Message, PortRole};
-use filter_daemon::control::Doing;
+use filter_core::wire::{DiskReport, ErrorCode, Message, PortRole};
+use filter_daemon::cut::Doing;
 use filter_daemon::lane::{CutAnswer, CutAsk, Lane, Stage};
 use filter_daemon::pump::handle;
 use std::collections::{BTreeMap, BTreeSet};
@@ -36,7 +37,8 @@ pub struct Served {
 pub struct Taking {
     epoch: u32,
     connection: u64,
-    before: Vec<(usize, Doing)>,
+    /// Per disk what it did, and whether it was open.
+    before: Vec<(usize, Doing, bool)>,
 }
 
 /// A daemon.
@@ -268,7 +270,9 @@ impl World {
         let connection = daemon.connections.get(&role.offset()).copied();
         if let Some(connection) = connection {
             for channel in closed {
-                self.send_up(connection, channel, Frame::Message(Message::CloseLane));
+                let in_order = false; // it comes back on another port
+                let close = Message::CloseLane { in_order };
+                self.send_up(connection, channel, Frame::Message(close));
             }
         }
         for to in moved {
@@ -466,19 +470,15 @@ impl World {
             return;
         };
         let current = this.cut_epoch.load(Relaxed); // one thread
-        let refused = if daemon.lanes.is_empty() {
-            Some((0, "no disk of the domain is on this host"))
-        } else if current >= epoch {
-            Some((u64::from(current), "the cut epoch is higher here"))
-        } else {
-            None
-        };
-        if let Some((seq, text)) = refused {
-            self.void_cut(connection, seq, text);
+        if current >= epoch {
+            self.void_cut(connection, current.into(), "the cut epoch is higher here");
             return;
         }
         let before = daemon.lanes.iter();
-        let before = before.map(|s| (s.disk, Doing::of(s.lane.consumer.memory())));
+        let before = before.map(|s| {
+            let open = is_open(&self.vms, &self.disks, host, s.disk);
+            (s.disk, Doing::of(s.lane.consumer.memory()), open)
+        });
         daemon.taking = Some(Taking {
             epoch,
             connection,
@@ -515,7 +515,7 @@ impl World {
             served.is_some_and(|s| Arc::ptr_eq(&s.lane.mapped, lane))
         });
         let mut positions = Vec::new();
-        let mut void = (!known).then_some("a disk was opened meanwhile");
+        let void = (!known).then_some("a disk was opened meanwhile");
         for served in &mut daemon.lanes {
             let memory = served.lane.consumer.memory();
             let (answer, answers) = crossbeam::channel::unbounded();
@@ -527,32 +527,40 @@ impl World {
             };
             let _ = served.asks.send(ask);
             served.lane.answer_cuts();
-            match answers.try_recv() {
-                Ok(CutAnswer::At(id, seq)) => positions.push((id, seq)),
+            let seq = match answers.try_recv() {
+                Ok(CutAnswer::At(_, seq)) => Some(seq),
                 Ok(CutAnswer::NotOurs) => continue,
-                _ => {
-                    void = Some("a disk's stream starts anew");
-                    continue;
-                }
-            }
+                _ => None,
+            };
             let mut before = taking.before.iter();
-            let before = before.find(|(disk, _)| *disk == served.disk);
+            let before = before.find(|(disk, ..)| *disk == served.disk);
             let same = before
-                .is_some_and(|(_, before)| before.is_complete() && *before == Doing::of(memory));
-            if !same && holds(Guard::CutVoidWhileSyncing) {
-                void = Some("a disk tracks or syncs");
-            }
+                .is_some_and(|(_, before, _)| before.is_complete() && *before == Doing::of(memory));
+            let open = is_open(&self.vms, &self.disks, host, served.disk);
+            positions.push(DiskReport {
+                disk_id: served.lane.disk_id(),
+                seq: seq.unwrap_or(0),
+                open: open || before.is_none_or(|(.., open)| *open),
+                complete: seq.is_some() && (same || !holds(Guard::CutVoidWhileSyncing)),
+            });
         }
         match void {
             Some(text) => self.void_cut(taking.connection, 0, text),
             None => {
-                let message = Message::CutPositions {
+                let message = Message::CutReport {
                     epoch,
                     domain: DOMAIN.into(),
-                    positions,
+                    disks: positions,
                 };
                 self.send_up(taking.connection, 0, Frame::Message(message));
             }
         }
     }
+}
+
+/// Whether a disk is open on this host.
+fn is_open(vms: &[Vm], disks: &[ProtectedDisk], host: usize, disk: usize) -> bool {
+    let disk = disks.get(disk).filter(|disk| disk.open.is_some());
+    let vm = disk.and_then(|disk| vms.get(disk.vm));
+    vm.is_some_and(|vm| vm.runs && vm.host == host)
 }

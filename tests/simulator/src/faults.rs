@@ -315,6 +315,7 @@ impl World {
                 self.server_gone();
                 if strike == Strike::LogLost {
                     self.volume.lose();
+                    self.presented.clear();
                     self.plan.log_is_whole = false;
                 }
                 let down = self.numbers.spread(20 * MS, 600 * SECOND);

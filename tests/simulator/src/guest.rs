@@ -125,6 +125,17 @@ impl Open {
     }
 }
 
+/// Where and when a disk was opened.
+#[derive(Clone, Copy, Debug)]
+pub struct Opening {
+    /// The host.
+    pub host: usize,
+    /// Its boot.
+    pub boot: u64,
+    /// The attach epoch.
+    pub epoch: u32,
+}
+
 /// A disk under protection.
 pub struct ProtectedDisk {
     /// Its VM.
@@ -139,6 +150,8 @@ pub struct ProtectedDisk {
     pub content_id: u64,
     /// A copy of disk, sidecar and content id that was made some time ago.
     pub copy: Option<(Storage, Sidecar, u64)>,
+    /// Its newest opening.
+    pub opening: Option<Opening>,
     /// It is open.
     pub open: Option<Open>,
     /// I/Os that were issued and not completed.

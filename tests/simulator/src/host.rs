@@ -4,7 +4,7 @@
 //! before the lane is touched, and what is done with the lane is the matching row of the core's table.
 
 use crate::daemon::Daemon;
-use crate::guest::{CORE_BUDGET_NS, Open, RELAXED};
+use crate::guest::{CORE_BUDGET_NS, Open, Opening, RELAXED};
 use crate::regions::QUIET_NS;
 use crate::storage::SidecarFault;
 use crate::world::{Event, MS, SECOND, World};
@@ -234,6 +234,11 @@ impl World {
             false => header.capacity_bytes.min(looked.capacity_bytes),
         };
         core.grown_since(seen);
+        this.opening = Some(Opening {
+            host,
+            boot: on.boot,
+            epoch: next.attach_epoch,
+        });
         this.open = Some(Open::new(core, lane, on.cut_epoch.clone()));
         self.count(match row.action {
             Action::Full => "attach: full",

@@ -78,6 +78,7 @@ fn begin(world: &mut World) {
                 sidecar,
                 content_id: 1,
                 copy: None,
+                opening: None,
                 open: None,
                 ios: BTreeMap::new(),
             });

@@ -193,9 +193,10 @@ pub struct World {
     pub committed: Vec<(u64, u32)>,
     /// When each cut was asked for, by its epoch.
     pub asked: BTreeMap<u32, u64>,
-    /// Epochs of cuts that were taken while a VM ran on a host that was not asked, or had lost its lanes
-    /// with one that crashed: the appliance does not know of it, so such a cut is right VM by VM only.
+    /// Epochs of cuts that were taken in ignorance of an opening: they are right VM by VM only.
     pub blind: BTreeSet<u32>,
+    /// The newest epoch of each disk that was presented to the appliance, since it lost its log last.
+    pub presented: BTreeMap<[u8; 16], u32>,
     /// The longest time that a guest's write was held, in ns.
     pub longest_held_ns: u64,
 }
@@ -237,6 +238,7 @@ impl World {
             committed: Vec::new(),
             asked: BTreeMap::new(),
             blind: BTreeSet::new(),
+            presented: BTreeMap::new(),
             longest_held_ns: 0,
             numbers,
         }
