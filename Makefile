@@ -99,13 +99,17 @@ chaos: test-setup build-all ## The whole kill matrix, ROUNDS (1) times from SEED
 	@rm -f $(TARGET)/chaos.txt
 	status=0; env JETDR_CHAOS_ROUNDS=$(ROUNDS) $(if $(SEED),JETDR_SEED=$(SEED)) JETDR_CHAOS_TABLE=$(abspath $(TARGET))/chaos.txt \
 		$(CARGO) nextest run --locked -p jetdr --test chaos --profile long || status=$$?; \
-		printf '\n%s\n' 'victim     while        writes  defer[ms] allow[ms] write[ms] took[s]'; \
+		printf '%s\n' '' '| victim | while | where | writes | defer, ms | allow, ms | write, ms | took, s |' '|---|---|---|---|---|---|---|---|'; \
 		sort $(TARGET)/chaos.txt; exit $$status
 
 .PHONY: figures
-figures: test-setup build-all ## Measure the recovery from a long link cut and from a host crash
-	JETDR_FIGURES=1 $(CARGO) nextest run --locked -p jetdr --test figures \
-		--profile long --no-capture
+figures: test-setup build-all release ## Measure what recovery costs and what a guest notices of a sync; prints one table
+	$(CARGO) build --locked --release -p benches
+	@rm -f $(TARGET)/figures.txt
+	JETDR=$(abspath $(TARGET))/release/jetdr JETDR_FIGURES=1 JETDR_FIGURES_TABLE=$(abspath $(TARGET))/figures.txt \
+		$(CARGO) nextest run --locked -p jetdr --test figures --profile long --no-capture
+	$(TARGET)/release/bench yield --rows --runs 2 --seconds 10 >> $(TARGET)/figures.txt
+	@printf '%s\n' '' '| figure | value | beside | ratio |' '|---|---|---|---|'; cat $(TARGET)/figures.txt
 
 .PHONY: simulate
 simulate: ## Simulate SEEDS (1000) seeds from FIRST_SEED (1) on; the first violation ends it

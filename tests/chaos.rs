@@ -4,14 +4,78 @@
 //! A test run takes one cell of each row, chosen by the commit; `make chaos` takes all.
 #![allow(clippy::unwrap_used)]
 
+#[path = "../recovery-store/tests/support/azurite.rs"]
+mod azurite;
 #[path = "chaos/cell.rs"]
 mod cell;
+#[path = "chaos/load.rs"]
+mod load;
+#[path = "chaos/migrating.rs"]
+mod migrating;
+#[path = "chaos/store.rs"]
+mod store;
 mod support;
 #[path = "chaos/witness.rs"]
 mod witness;
 
-use cell::{STATES, State, VICTIMS, Victim};
 use std::io::Write;
+
+/// What goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Victim {
+    Vm,
+    Daemon,
+    Appliance,
+    Host,
+    Store,
+    Link,
+}
+
+/// When it goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    Idle,
+    Streaming,
+    Tracking,
+    Syncing,
+    Attaching,
+    /// The VM is on its way to another host, at a point of the source; the victim is there.
+    MigratingOut,
+    /// The same at the destination.
+    MigratingIn,
+}
+
+const VICTIMS: [Victim; 6] = [
+    Victim::Vm,
+    Victim::Daemon,
+    Victim::Appliance,
+    Victim::Host,
+    Victim::Store,
+    Victim::Link,
+];
+const STATES: [State; 7] = [
+    State::Idle,
+    State::Streaming,
+    State::Tracking,
+    State::Syncing,
+    State::Attaching,
+    State::MigratingOut,
+    State::MigratingIn,
+];
+
+impl State {
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Idle => "idle",
+            Self::Streaming => "streaming",
+            Self::Tracking => "tracking",
+            Self::Syncing => "syncing",
+            Self::Attaching => "attaching",
+            Self::MigratingOut => "migrating, source",
+            Self::MigratingIn => "migrating, destination",
+        }
+    }
+}
 
 /// JETDR_SEED, or a number that is the commit's own.
 fn seed() -> u64 {
@@ -31,15 +95,20 @@ fn seed() -> u64 {
 /// Runs a cell and notes its row: on the console, and in the file that `JETDR_CHAOS_TABLE` names.
 fn run(victim: Victim, state: State, seed: u64) {
     println!("{victim:?} while {state:?}, seed {seed}");
-    let outcome = cell::run(victim, state, seed);
+    let outcome = match state {
+        State::MigratingOut | State::MigratingIn => migrating::run(victim, state, seed),
+        _ => cell::run(victim, state, seed),
+    };
+    let ms = |time: std::time::Duration| time.as_secs_f64() * 1e3;
     let row = format!(
-        "{:<10} {:<10} {:>8} {:>10.1} {:>10.1} {:>10.1} {:>7.1}",
+        "| {} | {} | {} | {} | {:.1} | {:.1} | {:.1} | {:.1} |",
         format!("{victim:?}").to_lowercase(),
-        format!("{state:?}").to_lowercase(),
+        state.name(),
+        outcome.note,
         outcome.writes,
-        outcome.deferred_max.as_secs_f64() * 1e3,
-        outcome.allowed.as_secs_f64() * 1e3,
-        outcome.slowest_write.as_secs_f64() * 1e3,
+        ms(outcome.deferred_max),
+        ms(outcome.allowed),
+        ms(outcome.slowest_write),
         outcome.took.as_secs_f64(),
     );
     println!("{row}");

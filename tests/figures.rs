@@ -5,12 +5,35 @@
 
 mod support;
 
+use std::io::Write;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
-use support::link::{Link, Weather};
+use support::link::Link;
 use support::{Numbers, Stack, client, ok, seed};
 
 const MIB: u64 = 1 << 20;
+
+/// Rows of the table: figure, value, what it stands beside, their ratio; on the console, and in the file
+/// that `JETDR_FIGURES_TABLE` names.
+fn note(rows: &[[String; 4]]) {
+    let mut text = String::new();
+    for [figure, value, beside, ratio] in rows {
+        text += &format!("| {figure} | {value} | {beside} | {ratio} |\n");
+    }
+    print!("{text}");
+    if let Some(path) = std::env::var_os("JETDR_FIGURES_TABLE") {
+        let file = std::fs::File::options()
+            .create(true)
+            .append(true)
+            .open(path);
+        file.unwrap().write_all(text.as_bytes()).unwrap();
+    }
+}
+
+/// What of a sync was sent, beside what had been written.
+fn ratio(sent: u64, written: u64) -> String {
+    format!("{:.1}", sent as f64 / written as f64)
+}
 
 /// A size for `make figures`, another one for a test run.
 fn full_or(full: u64, short: u64) -> u64 {
@@ -21,8 +44,12 @@ fn full_or(full: u64, short: u64) -> u64 {
     }
 }
 
-fn mib(bytes: u64) -> f64 {
-    bytes as f64 / MIB as f64
+fn mib(bytes: u64) -> String {
+    format!("{:.1} MiB", bytes as f64 / MIB as f64)
+}
+
+fn seconds(time: Duration) -> String {
+    format!("{:.1} s", time.as_secs_f64())
 }
 
 /// A stack whose disk holds data on three quarters; the daemon reaches the appliance over a link.
@@ -55,11 +82,12 @@ fn received(stack: &Stack) -> u64 {
     stack.domain()["received_bytes"].as_u64().unwrap()
 }
 
-/// fio that writes 4 KiB at random places of the first `range` bytes.
-fn fio(stack: &Stack, range: u64) -> Command {
+/// fio that writes blocks at random places of the first `range` bytes.
+fn fio(stack: &Stack, range: u64, block: &str) -> Command {
     let mut fio = client("fio");
     fio.arg("--thread").current_dir(stack.dir.path());
-    fio.args(["--name=f", "--ioengine=nbd", "--rw=randwrite", "--bs=4k"]);
+    fio.args(["--name=f", "--ioengine=nbd", "--rw=randwrite"]);
+    fio.arg(format!("--bs={block}"));
     fio.args(["--iodepth=4", "--randseed=7", "--norandommap"]);
     fio.arg(format!("--size={range}"));
     fio.arg(format!("--uri={}", stack.uri("d0")));
@@ -83,15 +111,15 @@ impl Drop for Load {
 fn a_link_is_away_under_load_and_comes_back() {
     let away = Duration::from_secs(full_or(60, 1));
     let (stack, link) = stack(full_or(512, 64) * MIB);
-    let rate = 1000;
-    let mut load = fio(&stack, full_or(128, 16) * MIB);
+    let (rate, range) = (1000, full_or(128, 16) * MIB);
+    let mut load = fio(&stack, range, "4k");
     load.args(["--time_based", "--runtime=600"]);
     let mut load = Load(load.arg(format!("--rate_iops={rate}")).spawn().unwrap());
     let before = figure(&stack, "published_seq");
     stack.wait("the load streams", |s| {
         figure(s, "published_seq") > before + 500
     });
-    link.set(Weather::Cut);
+    link.cut();
     let since = Instant::now();
     stack.wait("the disk tracks", |s| {
         s.vm_status()["disks"][0]["state"] == "tracking"
@@ -99,61 +127,135 @@ fn a_link_is_away_under_load_and_comes_back() {
     let tracking_after = since.elapsed();
     std::thread::sleep(away.saturating_sub(since.elapsed())); // time under test: the link is away
     let (dirty, received_before) = (figure(&stack, "dirty_bytes"), received(&stack));
-    link.set(Weather::Fine);
+    let synced_before = figure(&stack, "synced_bytes");
+    link.heal();
     let since = Instant::now();
     stack.wait("the disk streams", |s| {
         s.vm_status()["disks"][0]["state"] == "streaming"
     });
     let streaming = since.elapsed();
     let came = received(&stack) - received_before;
+    let synced = figure(&stack, "synced_bytes") - synced_before;
     assert!(
         load.0.try_wait().unwrap().is_none(),
         "the guest saw an error"
     );
     let deferred_ns = stack.vm_status()["host_deferred_max_ns"].as_u64().unwrap();
-    println!(
-        "link away {:.1} s, {rate} writes/s of 4 KiB on {} MiB: tracking after {:.1} s; back: {:.1} MiB dirty, \
-         streaming after {:.2} s, {:.1} MiB received until then; longest deferral {:.1} ms",
-        away.as_secs_f64(),
-        full_or(128, 16),
-        tracking_after.as_secs_f64(),
-        mib(dirty),
-        streaming.as_secs_f64(),
-        mib(came),
-        deferred_ns as f64 / 1e6
-    );
+    let written = rate * away.as_secs() * 4096;
+    let load_of = format!("{rate} random writes of 4 KiB/s on {}", mib(range));
+    let row = |figure: &str, value: String, beside: String, ratio: String| {
+        [
+            format!("link cut, {load_of}: {figure}"),
+            value,
+            beside,
+            ratio,
+        ]
+    };
+    note(&[
+        row(
+            "tracking after",
+            seconds(tracking_after),
+            String::new(),
+            String::new(),
+        ),
+        row(
+            "dirty",
+            mib(dirty),
+            format!("{} written", mib(written)),
+            ratio(dirty, written),
+        ),
+        row(
+            "streaming again after",
+            seconds(streaming),
+            format!("{} away", seconds(away)),
+            format!("{:.2}", streaming.as_secs_f64() / away.as_secs_f64()),
+        ),
+        row(
+            "synced",
+            mib(synced),
+            format!("{} dirty", mib(dirty)),
+            ratio(synced, dirty),
+        ),
+        row(
+            "received until then",
+            mib(came),
+            String::new(),
+            String::new(),
+        ),
+        row(
+            "longest deferral",
+            format!("{:.1} ms", deferred_ns as f64 / 1e6),
+            "budget 5 ms".into(),
+            String::new(),
+        ),
+    ]);
+    print_pace(&stack);
     drop(load);
     stack.recover_and_compare("after");
+}
+
+/// What the syncs' pace was at their ends.
+fn print_pace(stack: &Stack) {
+    let log = std::fs::read_to_string(stack.log("vm")).unwrap_or_default();
+    let ends = log
+        .lines()
+        .filter(|line| line.contains("its pace at the end"));
+    ends.for_each(|line| println!("{line}"));
+}
+
+/// Writes, crashes, boots; what was sent again.
+fn crash_after(stack: &mut Stack, what: &str, block: &str, range: u64, written: u64) {
+    // All regions are durable and quiet: from here on the writes count.
+    stack.wait("no region is in doubt", |s| figure(s, "intent_bytes") == 0);
+    ok(fio(stack, range, block)
+        .arg(format!("--io_size={written}"))
+        .output());
+    stack.reboot();
+    let before = received(stack);
+    let since = Instant::now();
+    stack.start_daemon();
+    stack.start_vm();
+    stack.settle();
+    let took = since.elapsed();
+    let (sent, held) = (figure(stack, "synced_bytes"), figure(stack, "held_bytes"));
+    let came = received(stack) - before;
+    assert!(sent + held <= range, "{sent} and {held} bytes were synced");
+    let row = |figure: &str, value: String, beside: String, ratio: String| {
+        let name = format!("host crash, {what} on {}: {figure}", mib(range));
+        [name, value, beside, ratio]
+    };
+    let beside = format!("{} written", mib(written));
+    note(&[
+        row(
+            "looked at again",
+            mib(sent + held),
+            beside.clone(),
+            ratio(sent + held, written),
+        ),
+        row(
+            "sent again",
+            mib(sent),
+            beside.clone(),
+            ratio(sent, written),
+        ),
+        row("received again", mib(came), beside, ratio(came, written)),
+        row(
+            "streaming after the boot",
+            seconds(took),
+            String::new(),
+            String::new(),
+        ),
+    ]);
+    print_pace(stack);
 }
 
 #[test]
 fn a_host_crashes_and_sends_what_may_differ() {
     let disk = full_or(1024, 64) * MIB;
     let (mut stack, _link) = stack(disk);
-    // All regions are durable and quiet: from here on the writes count.
-    stack.wait("no region is in doubt", |s| figure(s, "intent_bytes") == 0);
     let (range, written) = (disk / 8, disk / 64);
-    ok(fio(&stack, range)
-        .arg(format!("--io_size={written}"))
-        .output());
-    stack.reboot();
-    let before = received(&stack);
-    let since = Instant::now();
-    stack.start_daemon();
-    stack.start_vm();
-    stack.settle();
-    let took = since.elapsed();
-    let (synced, came) = (figure(&stack, "synced_bytes"), received(&stack) - before);
-    println!(
-        "host crash, disk of {} MiB: {:.1} MiB written at random on {} MiB since the last clean point; \
-         {:.1} MiB looked at, {:.1} MiB received, streaming {:.2} s after the boot",
-        disk / MIB,
-        mib(written),
-        range / MIB,
-        mib(synced),
-        mib(came),
-        took.as_secs_f64()
-    );
-    assert!(synced <= range, "{synced} bytes were synced");
-    stack.recover_and_compare("after");
+    crash_after(&mut stack, "random writes of 4 KiB", "4k", range, written);
+    stack.recover_and_compare("scattered");
+    crash_after(&mut stack, "random writes of 1 MiB", "1m", range, written);
+    stack.recover_and_compare("pieces");
 }

@@ -28,9 +28,21 @@ struct Cli {
     /// Print JSON.
     #[arg(long)]
     json: bool,
+    /// Print rows of a table in Markdown: what was measured, the value, what it stands beside, their ratio.
+    #[arg(long, conflicts_with = "json")]
+    rows: bool,
 }
 
-const GROUPS: [&str; 6] = ["producer", "nbd", "filter", "throughput", "sync", "ack"];
+/// The last is a part of `sync`: only on request.
+const GROUPS: [&str; 7] = [
+    "producer",
+    "nbd",
+    "filter",
+    "throughput",
+    "sync",
+    "ack",
+    "yield",
+];
 
 /// Writes of one run of the producer, per second of a run of the others.
 const PRODUCER_WRITES_PER_SECOND: usize = 500_000;
@@ -68,6 +80,7 @@ fn measure(group: &str, settings: &Settings) -> anyhow::Result<Vec<Measurement>>
         "throughput" => path::measure_throughput(settings),
         "sync" => sync::measure(settings),
         "ack" => ack::measure(settings),
+        "yield" => sync::measure_yielding(settings),
         _ => anyhow::bail!("there is no group `{group}`"),
     }
 }
@@ -76,7 +89,10 @@ fn main() -> anyhow::Result<ExitCode> {
     let cli = Cli::parse();
     let settings = cli.settings()?;
     let mut report = Report::new();
-    let chosen = |group: &str| cli.groups.is_empty() || cli.groups.iter().any(|g| g == group);
+    let chosen = |group: &str| match cli.groups.as_slice() {
+        [] => group != "yield",
+        groups => groups.iter().any(|of| of == group),
+    };
     for group in GROUPS.into_iter().filter(|group| chosen(group)) {
         eprintln!(
             "measuring {group} ({} runs of {} s a job)",
@@ -90,6 +106,8 @@ fn main() -> anyhow::Result<ExitCode> {
     }
     if cli.wants_json() {
         println!("{}", report.to_json()?);
+    } else if cli.rows {
+        print!("{}", report.to_rows());
     } else {
         println!("{}", report.to_table());
     }

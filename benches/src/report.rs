@@ -114,6 +114,15 @@ impl Measurement {
         }
     }
 
+    fn goal_text(&self) -> String {
+        match self.goal {
+            Some(Goal::RatioAtMost(limit)) => format!("ratio <= {limit}"),
+            Some(Goal::RatioAtLeast(limit)) => format!("ratio >= {limit}"),
+            Some(Goal::ValueAtMost(limit)) => format!("<= {limit} {}", self.unit),
+            None => String::new(),
+        }
+    }
+
     fn is_met(&self) -> Option<bool> {
         match self.goal? {
             Goal::RatioAtMost(limit) => self.ratio.map(|ratio| ratio <= limit),
@@ -167,6 +176,31 @@ impl Report {
         Ok(serde_json::to_string_pretty(self)?)
     }
 
+    /// Rows of a table in Markdown: what was measured, the value, what it stands beside, their ratio.
+    pub fn to_rows(&self) -> String {
+        let row = |m: &Measurement| {
+            let (unit, goal) = (m.unit, m.goal_text());
+            let beside = match (&m.beside, m.beside_value) {
+                (Some(name), Some(value)) => format!("{name}: {} {unit}", figure(value)),
+                _ => String::new(),
+            };
+            let ratio = m.ratio.map(|r| format!("{r:.2}")).unwrap_or_default();
+            let goal = if goal.is_empty() {
+                goal
+            } else {
+                format!(" (goal: {goal})")
+            };
+            let value = figure(m.value);
+            format!(
+                "| {} | {value} {unit} | {beside} | {ratio}{goal} |\n",
+                m.name
+            )
+        };
+        let rows: String = self.measurements.iter().map(row).collect();
+        let not = |why: &String| format!("| not measured: {why} | | | |\n");
+        rows + &self.skipped.iter().map(not).collect::<String>()
+    }
+
     /// The report for people: one table.
     pub fn to_table(&self) -> String {
         let mut table = Table::new();
@@ -178,12 +212,6 @@ impl Report {
         ]);
         let mut group = "";
         for m in &self.measurements {
-            let goal = match m.goal {
-                Some(Goal::RatioAtMost(limit)) => format!("ratio <= {limit}"),
-                Some(Goal::RatioAtLeast(limit)) => format!("ratio >= {limit}"),
-                Some(Goal::ValueAtMost(limit)) => format!("<= {limit} {}", m.unit),
-                None => String::new(),
-            };
             table.add_row([
                 if m.group == group {
                     String::new()
@@ -198,7 +226,7 @@ impl Report {
                 m.ratio
                     .map(|ratio| format!("{ratio:.2}"))
                     .unwrap_or_default(),
-                goal,
+                m.goal_text(),
                 m.met
                     .map(|met| if met { "met" } else { "missed" })
                     .unwrap_or_default()
@@ -288,6 +316,12 @@ mod tests {
         for part in ["x", "1.20", "1234", "not measured: z: no fio"] {
             assert!(table.contains(part), "{part} is missing in\n{table}");
         }
+        let rows = report.to_rows();
+        assert_eq!(rows.lines().count(), 3, "{rows}");
+        assert!(
+            rows.starts_with("| x | 12.0 ns | p: 10.0 ns | 1.20 |\n"),
+            "{rows}"
+        );
         let json: serde_json::Value =
             serde_json::from_str(&report.to_json().expect("plain data")).expect("valid JSON");
         assert_eq!(json["measurements"][0]["ratio"], 1.2);

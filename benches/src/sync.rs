@@ -84,34 +84,59 @@ fn idle(settings: &Settings) -> anyhow::Result<f64> {
     Ok(before as f64 / MIB / seconds)
 }
 
+/// A guest during a sync beside itself without one, and the sync's speed.
+fn beside(
+    settings: &Settings,
+    job: Job,
+    name: &str,
+    properties: &[&str],
+    goal: Option<Goal>,
+) -> anyhow::Result<Vec<Measurement>> {
+    let runs = busy(settings, job, properties)?;
+    let pick = |of: &[Reached], f: fn(&Reached) -> f64| of.iter().map(f).collect::<Vec<_>>();
+    let line = |what: &str, figure: fn(&Reached) -> f64, goal| {
+        let (during, after) = (pick(&runs.during, figure), pick(&runs.after, figure));
+        let name = format!("{}, sync {name}: {what}", job.name);
+        Measurement::compared("sync", name, "us", &during, "no sync", &after, goal)
+    };
+    let speed = format!("{}, sync {name}: its speed", job.name);
+    Ok(vec![
+        line("p50", |r| r.p50_us, None),
+        line("p99", |r| r.p99_us, goal),
+        Measurement::alone("sync", speed, "MiB/s", &runs.speed, None),
+    ])
+}
+
+fn beside_nobody(settings: &Settings) -> anyhow::Result<Measurement> {
+    let idle: Vec<_> = (0..settings.runs)
+        .map(|_| idle(settings))
+        .collect::<anyhow::Result<_>>()?;
+    let name = "idle guest: the sync's speed";
+    Ok(Measurement::alone("sync", name, "MiB/s", &idle, None))
+}
+
+/// What a p99 may rise to.
+const GOAL: Option<Goal> = Some(Goal::RatioAtMost(1.2));
+
 /// Guests of 2,000 I/Os per second, their disk synced meanwhile.
 pub fn measure(settings: &Settings) -> anyhow::Result<Vec<Measurement>> {
     check_tools(&["fio"])?;
     let mut found = Vec::new();
     for job in [fio::PACED, fio::PACED_READS] {
-        let sides = [
-            ("yielding", [].as_slice(), Some(Goal::RatioAtMost(1.2))),
-            ("not yielding", [UNPACED].as_slice(), None),
-        ];
-        for (name, properties, goal) in sides {
-            let runs = busy(settings, job, properties)?;
-            let pick =
-                |of: &[Reached], f: fn(&Reached) -> f64| of.iter().map(f).collect::<Vec<_>>();
-            let line = |what: &str, figure: fn(&Reached) -> f64, goal| {
-                let (during, after) = (pick(&runs.during, figure), pick(&runs.after, figure));
-                let name = format!("{}, sync {name}: {what}", job.name);
-                Measurement::compared("sync", name, "us", &during, "no sync", &after, goal)
-            };
-            found.push(line("p50", |r| r.p50_us, None));
-            found.push(line("p99", |r| r.p99_us, goal));
-            let name = format!("{}, sync {name}: its speed", job.name);
-            found.push(Measurement::alone("sync", name, "MiB/s", &runs.speed, None));
-        }
+        found.extend(beside(settings, job, "yielding", &[], GOAL)?);
+        found.extend(beside(settings, job, "not yielding", &[UNPACED], None)?);
     }
-    let idle: Vec<_> = (0..settings.runs)
-        .map(|_| idle(settings))
-        .collect::<anyhow::Result<_>>()?;
-    let name = "idle guest: the sync's speed";
-    found.push(Measurement::alone("sync", name, "MiB/s", &idle, None));
+    found.push(beside_nobody(settings)?);
+    Ok(found)
+}
+
+/// The same as far as it is a figure of reliability: a sync yields.
+pub fn measure_yielding(settings: &Settings) -> anyhow::Result<Vec<Measurement>> {
+    check_tools(&["fio"])?;
+    let mut found = Vec::new();
+    for job in [fio::PACED, fio::PACED_READS] {
+        found.extend(beside(settings, job, "yielding", &[], GOAL)?);
+    }
+    found.push(beside_nobody(settings)?);
     Ok(found)
 }

@@ -14,6 +14,7 @@ extern crate alloc;
 pub mod crc;
 pub mod disk;
 pub mod lane;
+pub mod lineage;
 #[cfg(feature = "mapping")]
 pub mod mapping;
 pub mod mutant;

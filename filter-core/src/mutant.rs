@@ -1,7 +1,8 @@
 //! The guards of the product, by name, so that the simulator can show that each one is needed.
 //!
-//! Invariant: in a product every guard holds: [`holds`] is constant, and nothing can change that. Only
-//! the simulator, built with its feature `mutants`, can take one out, for the whole process.
+//! Invariant: in a product every guard holds: [`holds`] is constant, and nothing can change that. Only in
+//! a build with the feature `mutants`, which the simulator asks for and nothing else, can one be taken out,
+//! for the whole process.
 
 /// A guard: a check or an order of steps without which something would be lost.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -87,6 +88,10 @@ pub enum Guard {
     LostDiskVoids,
     /// A cut is void while a disk that nobody has open may have been opened on a host that cannot be asked.
     AbsentHostVoids,
+    /// A disk that was rolled back is found out by the generation of its region map.
+    RollBackNoticed,
+    /// The generation in which a bit was set is told before the records that rely on it.
+    GenerationFirst,
 }
 
 /// All guards, each with what it does.
@@ -242,6 +247,14 @@ pub const ALL: &[(Guard, &str)] = &[
         Guard::AbsentHostVoids,
         "A cut is void while a disk that nobody has open may have been opened on a host that cannot be asked.",
     ),
+    (
+        Guard::RollBackNoticed,
+        "A disk that was rolled back is found out by the generation of its region map.",
+    ),
+    (
+        Guard::GenerationFirst,
+        "The generation in which a bit was set is told before the records that rely on it.",
+    ),
 ];
 
 /// Whether the guard is in place: always.
@@ -254,19 +267,29 @@ pub const fn holds(_guard: Guard) -> bool {
 #[cfg(feature = "mutants")]
 mod out {
     use super::Guard;
-    use core::sync::atomic::{AtomicU32, Ordering::Relaxed};
+    use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
-    static OUT: AtomicU32 = AtomicU32::new(0);
+    /// A bit for each guard that is out.
+    static OUT: AtomicU64 = AtomicU64::new(0);
+
+    const fn bit(guard: Guard) -> u64 {
+        1 << guard as u32
+    }
 
     /// Whether the guard is in place.
     pub fn holds(guard: Guard) -> bool {
-        OUT.load(Relaxed) != guard as u32 // set before anything runs
+        OUT.load(Relaxed) & bit(guard) == 0 // set before anything runs
     }
 
     /// Takes a guard out, for this process.
-    pub fn take_out(guard: Option<Guard>) {
-        OUT.store(guard.map_or(0, |guard| guard as u32), Relaxed); // as above
+    pub fn take_out(guard: Guard) {
+        OUT.fetch_or(bit(guard), Relaxed); // as above
+    }
+
+    /// Puts all guards back.
+    pub fn put_back() {
+        OUT.store(0, Relaxed); // nothing runs meanwhile
     }
 }
 #[cfg(feature = "mutants")]
-pub use out::{holds, take_out};
+pub use out::{holds, put_back, take_out};

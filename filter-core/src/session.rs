@@ -4,6 +4,8 @@
 //! Invariant: delivery is idempotent by (disk, epoch, seq): whatever is sent again, the receiver
 //! appends each seq once, in order, and never one of an older epoch once it has seen a newer.
 
+pub use crate::lineage::Attach;
+use crate::lineage::Lineage;
 use crate::mutant::{Guard, holds};
 use crate::position::{Durable, Received};
 use crate::record::{FLAG_STREAM_BASE, FLAG_SYNC_BEGIN, FLAG_SYNC_END, RecordHeader};
@@ -99,6 +101,16 @@ pub enum Refusal {
         /// Epoch of the record.
         found: u32,
     },
+    /// The opening does not go on from the newest that was presented: disk and sidecar were rolled back.
+    #[error(
+        "the disk that was opened with attach epoch {found} does not go on from what was opened with epoch {current}: disk and sidecar were rolled back"
+    )]
+    RolledBack {
+        /// Newest epoch seen.
+        current: u32,
+        /// Epoch of the opening.
+        found: u32,
+    },
     /// The stream begins anew and relies on records that are not held here.
     #[error(
         "the stream that begins anew at record {seq} relies on record {relies_on}; held are those up to {last}, after a full sync that began at {full_base}"
@@ -115,14 +127,22 @@ pub enum Refusal {
     },
 }
 
-/// One opening of a disk, as its lane presents it.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Attach {
-    /// Its epoch.
-    pub epoch: u32,
-    /// A number of its own: two openings have the same epoch if disk and sidecar were rolled back
-    /// between them. 0: not known.
-    pub id: u64,
+/// No lane was ever presented.
+const NEVER: Attach = Attach {
+    epoch: 0,
+    id: 0,
+    generation: 0,
+};
+
+impl Refusal {
+    /// The epoch above which the disk may come again, if it is refused for its epoch or its lineage.
+    pub fn fenced_by(&self) -> Option<u32> {
+        match *self {
+            Self::Fenced { current, .. } => Some(current),
+            Self::RolledBack { current, found } => Some(current.max(found)),
+            Self::Gap { .. } | Self::Base { .. } => None,
+        }
+    }
 }
 
 /// What an appliance knows of one disk's stream.
@@ -146,7 +166,7 @@ impl Receiver {
             syncing: true,
             seen_base: false,
             full_base_seq: 0,
-            presented: Attach { epoch: 0, id: 0 },
+            presented: NEVER,
         }
     }
 
@@ -163,7 +183,7 @@ impl Receiver {
             syncing,
             seen_base: received.0 > 0,
             full_base_seq,
-            presented: Attach { epoch: 0, id: 0 },
+            presented: NEVER,
         }
     }
 
@@ -171,11 +191,6 @@ impl Receiver {
     pub const fn with_presented(mut self, presented: Attach) -> Self {
         self.presented = presented;
         self
-    }
-
-    /// The newest opening that a host presented a lane of.
-    pub const fn presented(&self) -> Attach {
-        self.presented
     }
 
     /// Last seq received.
@@ -203,9 +218,14 @@ impl Receiver {
         self.attach_epoch.max(self.presented.epoch)
     }
 
+    /// The newest opening that was presented, with the highest generation that was told of it.
+    pub const fn presented(&self) -> Attach {
+        self.presented
+    }
+
     /// Whether a lane of this opening may be presented: not if a newer epoch was, or was received; nor
-    /// if another opening had the same epoch.
-    pub fn may_open(&self, attach: Attach) -> Result<(), Refusal> {
+    /// if another opening had the same epoch, nor if it does not go on from the newest one.
+    pub fn may_open(&self, attach: Attach, lineage: &Lineage) -> Result<(), Refusal> {
         let (current, found) = (self.newest_epoch(), attach.epoch);
         let known = self.presented;
         let other =
@@ -213,15 +233,18 @@ impl Receiver {
         if (found < current || other) && holds(Guard::FenceAtOpen) {
             return Err(Refusal::Fenced { current, found });
         }
+        if found > known.epoch && !lineage.goes_on_from(&known) {
+            return Err(Refusal::RolledBack { current, found });
+        }
         Ok(())
     }
 
     /// A host presents a lane of this opening: from now on none of an older epoch may be. Records are not
     /// fenced by that: an adopted lane still holds some of the epochs before its own, and they come
     /// first; for them the fence falls with the first record of the new epoch.
-    pub fn open(&mut self, attach: Attach) -> Result<(), Refusal> {
-        self.may_open(attach)?;
-        self.presented = attach;
+    pub fn open(&mut self, attach: Attach, lineage: &Lineage) -> Result<(), Refusal> {
+        self.may_open(attach, lineage)?;
+        self.presented = self.presented.advanced(&attach);
         Ok(())
     }
 

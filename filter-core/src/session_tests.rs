@@ -66,8 +66,8 @@ fn an_older_epoch_is_fenced() {
             found: 3
         })
     );
-    assert!(receiver.open(attach(3, 0)).is_err());
-    assert!(receiver.open(attach(4, 0)).is_ok());
+    assert!(receiver.open(attach(3, 0), NOTHING).is_err());
+    assert!(receiver.open(attach(4, 0), NOTHING).is_ok());
     // A base does not pass the fence either.
     assert!(matches!(
         receiver.admit(&record(99, 3, BASE)),
@@ -123,10 +123,10 @@ fn a_base_is_taken_only_if_what_it_relies_on_is_here() {
 #[test]
 fn an_epoch_older_than_one_presented_is_not_opened() {
     let mut receiver = Receiver::restored(Received(5), 3, false, 1);
-    assert_eq!(receiver.open(attach(5, 0)), Ok(()));
+    assert_eq!(receiver.open(attach(5, 0), NOTHING), Ok(()));
     let fenced = |current, found| Err(Refusal::Fenced { current, found });
-    assert_eq!(receiver.open(attach(4, 0)), fenced(5, 4));
-    assert_eq!(receiver.open(attach(5, 0)), Ok(()));
+    assert_eq!(receiver.open(attach(4, 0), NOTHING), fenced(5, 4));
+    assert_eq!(receiver.open(attach(5, 0), NOTHING), Ok(()));
     // Records of a lane that was adopted come before those of its new epoch.
     assert_eq!(receiver.admit(&record(6, 3, 0)), Ok(Admit::Append));
     assert_eq!((receiver.attach_epoch(), receiver.newest_epoch()), (3, 5));
@@ -135,8 +135,8 @@ fn an_epoch_older_than_one_presented_is_not_opened() {
     assert_eq!(refused, fenced(5, 4));
     // As it is after a restart of the receiver.
     let restored = Receiver::restored(Received(5), 3, false, 1).with_presented(attach(5, 0));
-    assert_eq!(restored.may_open(attach(4, 0)), fenced(5, 4));
-    assert_eq!(Receiver::new().may_open(attach(1, 0)), Ok(()));
+    assert_eq!(restored.may_open(attach(4, 0), NOTHING), fenced(5, 4));
+    assert_eq!(Receiver::new().may_open(attach(1, 0), NOTHING), Ok(()));
 }
 
 #[test]
@@ -200,27 +200,75 @@ proptest! {
     }
 }
 
+const NOTHING: &Lineage = &Lineage::anew(0);
+
 const fn attach(epoch: u32, id: u64) -> Attach {
-    Attach { epoch, id }
+    let generation = 0;
+    Attach {
+        epoch,
+        id,
+        generation,
+    }
 }
 
 /// Disk and sidecar were rolled back: the next opening has an epoch that was there before.
 #[test]
 fn another_opening_of_the_same_epoch_is_fenced() {
     let mut receiver = Receiver::restored(Received(5), 2, false, 1);
-    assert_eq!(receiver.open(attach(3, 77)), Ok(()));
-    assert_eq!(receiver.open(attach(3, 77)), Ok(()), "it comes again");
+    assert_eq!(receiver.open(attach(3, 77), NOTHING), Ok(()));
+    assert_eq!(
+        receiver.open(attach(3, 77), NOTHING),
+        Ok(()),
+        "it comes again"
+    );
     let (current, found) = (3, 3);
     assert_eq!(
-        receiver.open(attach(3, 78)),
+        receiver.open(attach(3, 78), NOTHING),
         Err(Refusal::Fenced { current, found })
     );
-    assert_eq!(receiver.open(attach(4, 78)), Ok(()));
+    let refused = receiver.open(attach(4, 78), NOTHING);
+    assert_eq!(
+        refused,
+        Err(Refusal::RolledBack {
+            current: 3,
+            found: 4
+        })
+    );
+    assert_eq!(refused.unwrap_err().fenced_by(), Some(4));
+    // It rises: its stream begins anew.
+    assert_eq!(receiver.open(attach(5, 78), &Lineage::anew(5)), Ok(()));
     let restored = Receiver::restored(Received(5), 2, false, 1).with_presented(attach(4, 78));
-    assert!(restored.may_open(attach(4, 79)).is_err());
-    assert!(restored.may_open(attach(4, 78)).is_ok());
+    assert!(restored.may_open(attach(4, 79), NOTHING).is_err());
+    assert!(restored.may_open(attach(4, 78), NOTHING).is_ok());
     assert!(
-        restored.may_open(attach(4, 0)).is_ok(),
+        restored.may_open(attach(4, 0), NOTHING).is_ok(),
         "nothing is known of it"
     );
+}
+
+/// A disk that is put back to a copy from within its opening: its sidecar names that opening, and has come
+/// less far than what the appliance was told.
+#[test]
+fn a_sidecar_from_before_what_was_told_is_rolled_back() {
+    let told = |generation| Attach {
+        generation,
+        ..attach(3, 77)
+    };
+    let next = |found| (attach(4, 78), Lineage::anew(1).child(told(found)));
+    let mut receiver = Receiver::restored(Received(5), 2, false, 1);
+    assert_eq!(receiver.open(told(20), &Lineage::anew(1)), Ok(()));
+    assert_eq!(receiver.open(told(30), &Lineage::anew(1)), Ok(()));
+    assert_eq!(receiver.open(told(25), &Lineage::anew(1)), Ok(()));
+    assert_eq!(receiver.presented(), told(30), "the highest counts");
+    let restored = Receiver::restored(Received(5), 2, false, 1).with_presented(told(30));
+    for known in [receiver, restored] {
+        let refused = Err(Refusal::RolledBack {
+            current: 3,
+            found: 4,
+        });
+        let (attach, lineage) = next(29);
+        assert_eq!(known.may_open(attach, &lineage), refused);
+        let (attach, lineage) = next(30);
+        assert_eq!(known.may_open(attach, &lineage), Ok(()));
+    }
 }

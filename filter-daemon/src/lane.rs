@@ -9,7 +9,9 @@ use crate::hashes::Questions;
 use crossbeam::channel::{Receiver, Sender, TryRecvError, unbounded};
 use filter_core::lane::consumer::{Consumer, LaneFault, Run};
 use filter_core::lane::layout::{LaneHome, LaneState};
+use filter_core::lane::opening;
 use filter_core::lane::sync::Ordering::{Acquire, Relaxed};
+use filter_core::lineage::{Attach, Lineage};
 use filter_core::mapping::MappedLane;
 use filter_core::mutant::{Guard, holds};
 use filter_core::position::Durable;
@@ -36,6 +38,14 @@ pub enum Stage {
     Open,
     /// A newer epoch has attached elsewhere: silent until this lane's own epoch changes.
     Fenced(u32),
+}
+
+/// What an appliance is told again when it changes, before the records that rely on it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Told {
+    attach: Attach,
+    lineage: Lineage,
+    capacity_bytes: u64,
 }
 
 /// Asks a lane for its position in a cut. It waits in the lane, so it is found wherever the lane is,
@@ -84,8 +94,8 @@ pub struct Lane<H: LaneHome = MappedLane> {
     pub moving_to: Option<PortRole>,
     /// Faults found in it since the daemon knows it.
     pub faults: u64,
-    /// What the appliance was told last: the epoch that is presented, the capacity in bytes.
-    told: (u32, u64),
+    /// What the appliance was told last.
+    told: Told,
     /// What the filter asks about blocks.
     pub questions: Questions,
     asks: Receiver<CutAsk>,
@@ -110,7 +120,7 @@ impl<H: LaneHome> Lane<H> {
             stage: Stage::Closed(None),
             moving_to: None,
             faults: 0,
-            told: (0, 0),
+            told: Told::default(),
             questions: Questions::of(&consumer),
             asks,
             claimed: 0,
@@ -206,16 +216,24 @@ impl<H: LaneHome> Lane<H> {
     }
 
     /// OPEN_LANE on the channel that is open, if what the appliance was told last is no longer so: the
-    /// disk has grown, or a VM has attached that adopted the lane.
+    /// disk has grown, a VM has attached that adopted the lane, or the region map has come further.
     pub fn open_again(&mut self) -> Option<OpenLane> {
         let changed = self.stage == Stage::Open && self.told != self.to_tell();
         changed.then(|| self.describe())
     }
 
-    fn to_tell(&self) -> (u32, u64) {
+    fn to_tell(&self) -> Told {
         let memory = self.mapped.memory();
         let capacity_bytes = memory.producer().capacity_bytes.load(Relaxed); // told again if it is late
-        (self.attach_epoch(), capacity_bytes)
+        let (mut attach, lineage) = opening::told(memory);
+        if attach.is_same(&self.told.attach) && !holds(Guard::GenerationFirst) {
+            attach = self.told.attach;
+        }
+        Told {
+            attach,
+            lineage,
+            capacity_bytes,
+        }
     }
 
     fn describe(&mut self) -> OpenLane {
@@ -224,10 +242,12 @@ impl<H: LaneHome> Lane<H> {
         OpenLane {
             disk_id: id.disk_id,
             vm_id: id.vm_id,
-            attach_epoch: self.told.0,
-            attach_id: self.mapped.memory().producer().attach_id.load(Relaxed), // stored before the epoch
+            attach_epoch: self.told.attach.epoch,
+            attach_id: self.told.attach.id,
+            map_generation: self.told.attach.generation,
+            lineage: self.told.lineage,
             durable_seq: self.consumer.durable().0,
-            capacity_bytes: self.told.1,
+            capacity_bytes: self.told.capacity_bytes,
             base: self.consumer.next_base(),
             domain: id.domain.clone(),
             vm_name: id.vm_name.clone(),
@@ -428,7 +448,7 @@ impl<H: LaneHome> Lane<H> {
         self.closed(wait, now);
         if code == ErrorCode::Fenced {
             // By the epoch that was presented: a newer one of this lane is not what was refused.
-            self.stage = Stage::Fenced(self.told.0);
+            self.stage = Stage::Fenced(self.told.attach.epoch);
             self.consumer.set_fenced(u32::try_from(seq).unwrap_or(0));
             fault::point("daemon.after-fenced");
         }

@@ -3,6 +3,7 @@
 
 pub mod guest;
 pub mod link;
+pub mod site;
 
 use serde_json::{Value, json};
 use std::fs::File;
@@ -68,6 +69,12 @@ pub fn ok(output: std::io::Result<Output>) -> String {
     out.into_owned()
 }
 
+/// The command under test: this build's, or the one that JETDR names, where it is measured.
+pub fn jetdr() -> Command {
+    let given = std::env::var_os("JETDR");
+    Command::new(given.unwrap_or_else(|| env!("CARGO_BIN_EXE_jetdr").into()))
+}
+
 /// A running `jetdr <part>`; killed when dropped.
 pub struct Part {
     pub child: Child,
@@ -94,7 +101,7 @@ impl Part {
     /// Starts it and does not wait.
     pub fn spawn(log: &Path, arguments: &[String]) -> Self {
         let errors = File::options().create(true).append(true).open(log).unwrap();
-        let mut command = Command::new(env!("CARGO_BIN_EXE_jetdr"));
+        let mut command = jetdr();
         command.args(arguments);
         command.stdin(Stdio::null()).stdout(Stdio::piped());
         command.stderr(errors);
@@ -159,7 +166,7 @@ pub struct Stack {
     pub daemon_port_base: Option<u64>,
 }
 
-fn flag(key: &str, path: &Path) -> [String; 2] {
+pub fn flag(key: &str, path: &Path) -> [String; 2] {
     [key.into(), path.display().to_string()]
 }
 
@@ -175,7 +182,7 @@ impl Stack {
         for (name, bytes) in disks {
             let path = dir.path().join(name);
             let label = name.split('.').next().unwrap().to_string();
-            let mut create = Command::new(env!("CARGO_BIN_EXE_jetdr"));
+            let mut create = jetdr();
             create
                 .args(["simhost", "create"])
                 .arg(&path)
@@ -366,7 +373,7 @@ impl Stack {
     }
 
     pub fn rocva(&self, arguments: &[&str]) -> Output {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_jetdr"));
+        let mut command = jetdr();
         command
             .args(["rocva"])
             .args(arguments)

@@ -13,12 +13,14 @@ use filter_core::disk::{Config, Disk, Start};
 use filter_core::lane::attach::Sidecar as SidecarFound;
 use filter_core::lane::attach::{self, Action, Found, LaneFile, OldProducer, WasDoing};
 use filter_core::lane::layout::{DEFAULT_RING_BYTES, Geometry, Identity, LaneState};
+use filter_core::lane::opening::{self, knows_later};
 use filter_core::lane::producer::{Producer, Stamps};
 use filter_core::lane::sync::Ordering;
 use filter_core::lane::walk::{Scan, scan};
+use filter_core::lineage::Attach;
 use filter_core::mapping::{CutPage, Lock, MappedLane, MappingError, RunFolder};
-use filter_core::sidecar::regions::{DEFAULT_REGION_SHIFT, REGION_SHIFTS};
-use filter_core::sidecar::{Sidecar, SidecarError};
+use filter_core::sidecar::regions::{DEFAULT_REGION_SHIFT, REGION_SHIFTS, map_generation};
+use filter_core::sidecar::{Opening, Sidecar, SidecarError};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -304,10 +306,11 @@ pub fn attach(host: Host, handle: DiskHandle, info: &DiskInfo) -> Result<Attache
         return Err(OpenError::InUse);
     };
     let map = found.map(info.capacity_bytes);
+    let found_generation = map.as_deref().map_or(0, map_generation);
     let looked = look(
         &run,
         &header,
-        trusted && map.is_some(),
+        (trusted && map.is_some()).then_some(found_generation),
         &boot_id,
         info,
         domain,
@@ -332,9 +335,16 @@ pub fn attach(host: Host, handle: DiskHandle, info: &DiskInfo) -> Result<Attache
         (full, shift, quiet_ns),
     )?;
     let mut beside = beside;
-    let mut next = beside
-        .header()
-        .attached(boot_id, info.content_id, new_lane)?;
+    // An adopted lane may have told of bits that the sidecar was to get, and lacks.
+    let told = looked.told_generation.filter(|_| !new_lane);
+    let opening = Opening {
+        boot_id,
+        content_id: info.content_id,
+        attach_id: attach_id(host)?,
+        new_lane,
+        found_generation: (!full).then_some(found_generation.max(told.unwrap_or(0))),
+    };
+    let mut next = beside.header().attached(&opening)?;
     next.capacity_bytes = info.capacity_bytes;
     beside.save(next)?;
 
@@ -344,7 +354,12 @@ pub fn attach(host: Host, handle: DiskHandle, info: &DiskInfo) -> Result<Attache
         None => make_lane(&run, info, &header, geometry, boot_id, domain)?,
     };
     let stamps = vm::stamps(&info.vm_uuid, host.now_wall_ns().max(scan.last_stamp));
-    Producer::tell_attach_id(lane.memory(), attach_id(host)?);
+    let told = Attach {
+        epoch: next.attach_epoch,
+        id: next.attach_id,
+        generation: intent.generations().0,
+    };
+    opening::tell(lane.memory(), &told, &next.lineage);
     let mut producer = Producer::new(lane.memory(), next.attach_epoch, scan.tail, scan.next_seq);
     if row.action == Action::Restart {
         producer.restart();
@@ -466,17 +481,32 @@ struct Looked {
     found: Found,
     lane: Option<(MappedLane, Scan)>,
     capacity_bytes: u64,
+    /// What the lane's last producer told of its region map's generation.
+    told_generation: Option<u64>,
 }
 
-/// What is found at attach, the lock already held.
+impl Looked {
+    const fn nothing(found: Found) -> Self {
+        Self {
+            found,
+            lane: None,
+            capacity_bytes: 0,
+            told_generation: None,
+        }
+    }
+}
+
+/// What is found at attach, the lock already held. `found_generation`: of the region map, if the
+/// sidecar can be trusted.
 fn look(
     run: &RunFolder,
     sidecar: &Sidecar,
-    trusted: bool,
+    found_generation: Option<u64>,
     boot_id: &[u8; 16],
     info: &DiskInfo,
     domain: &str,
 ) -> Looked {
+    let trusted = found_generation.is_some();
     let mut found = Found {
         file: LaneFile::Absent,
         producer: OldProducer::Gone,
@@ -489,19 +519,11 @@ fn look(
     };
     let path = run.lane_path(&sidecar.disk_id);
     if !path.exists() {
-        return Looked {
-            found,
-            lane: None,
-            capacity_bytes: 0,
-        };
+        return Looked::nothing(found);
     }
     let Ok(lane) = MappedLane::open(&path) else {
         found.file = LaneFile::Unusable;
-        return Looked {
-            found,
-            lane: None,
-            capacity_bytes: 0,
-        };
+        return Looked::nothing(found);
     };
     let identity = lane.identity();
     let memory = lane.memory();
@@ -526,6 +548,10 @@ fn look(
     if state == Some(LaneState::Closed) && lane_epoch == sidecar.attach_epoch && !sidecar.closed {
         found.sidecar = SidecarFound::Doubtful;
     }
+    let left = opening::left(memory, lane_epoch);
+    if found.sidecar == SidecarFound::Matches && knows_later(left, found_generation) {
+        found.sidecar = SidecarFound::Doubtful;
+    }
     found.was = match state {
         Some(LaneState::Closed) => WasDoing::Closed,
         Some(LaneState::Streaming | LaneState::Syncing) => WasDoing::Publishing,
@@ -539,5 +565,6 @@ fn look(
         found,
         lane: scanned.ok().map(|scan| (lane, scan)),
         capacity_bytes,
+        told_generation: left.map(|(told, _)| told),
     }
 }

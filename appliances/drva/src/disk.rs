@@ -6,10 +6,11 @@
 
 use crate::log::format::EntryKind;
 use crate::log::{DiskState, Durability, Log, LogError, Submission};
-use crate::presence::{Host, Presence, Standing};
+use crate::presence::{HostId, Presence, Standing};
 use crate::session::Outbox;
 use crate::touched::Touched;
 use filter_core::lane::layout::DIRTY_BLOCK_BYTES;
+use filter_core::lineage::Lineage;
 use filter_core::mutant::{Guard, holds};
 use filter_core::position::Received;
 use filter_core::record::{FLAG_SYNC_BEGIN, FLAG_SYNC_END, RecordIter};
@@ -33,6 +34,18 @@ pub struct Route {
 struct Present {
     route: Route,
     attach_epoch: u32,
+    host: HostId,
+}
+
+/// What the log tells of a disk besides its records.
+#[derive(Clone, Debug, Default)]
+pub struct Described {
+    /// The newest opening, with the highest generation.
+    pub presented: Attach,
+    /// Where it is.
+    pub presence: Presence,
+    /// The log does not have it yet.
+    pub owed: bool,
 }
 
 /// Syncs and losses that are remembered: cuts ask about the newest positions only.
@@ -119,10 +132,10 @@ pub struct Disk {
     uploaded: AtomicU64,
     /// Where acknowledgements go.
     route: Mutex<Option<Present>>,
+    /// What the log has of it, or is to have before its next records.
+    pub described: Mutex<Described>,
     /// Its description.
     pub info: RwLock<DiskInfo>,
-    /// Where it is.
-    presence: Mutex<Presence>,
 }
 
 impl Disk {
@@ -146,7 +159,10 @@ impl Disk {
         )
         .with_presented(presented);
         let disk = Self::with(info, receiver, state.last_seq);
-        *disk.presence.lock() = presence;
+        {
+            let described = &mut *disk.described.lock();
+            (described.presented, described.presence) = (presented, presence);
+        }
         if state.sync_begin != 0 {
             disk.stream.lock().brackets.begin(state.sync_begin);
         }
@@ -164,8 +180,8 @@ impl Disk {
             durable: AtomicU64::new(durable),
             uploaded: AtomicU64::new(0),
             route: Mutex::new(None),
+            described: Mutex::default(),
             info: RwLock::new(info),
-            presence: Mutex::default(),
         }
     }
 
@@ -190,33 +206,24 @@ impl Disk {
         format!("{}/{}", info.vm_name, info.name)
     }
 
-    /// The newest opening that was presented.
-    pub fn presented(&self) -> Attach {
-        self.stream.lock().receiver.presented()
-    }
-
     /// Where it is.
     pub fn presence(&self) -> Presence {
-        self.presence.lock().clone()
+        self.described.lock().presence.clone()
     }
 
-    /// Changes what is known of where it is; gives what is to be written down, if that is something new.
-    pub fn change_presence(&self, change: impl FnOnce(&mut Presence)) -> Option<Presence> {
-        let mut presence = self.presence.lock();
-        let before = presence.clone();
-        change(&mut presence);
-        (*presence != before).then(|| presence.clone())
-    }
-
-    /// Where it is once this host has presented this opening of it.
-    pub fn presence_after(&self, attach: Attach, host: &Host) -> Presence {
-        let again = self.presented() == attach;
-        self.presence.lock().presented(host, again)
+    /// Changes what is known of where it is; whether that is something new, which the log is to have.
+    pub fn change_presence(&self, change: impl FnOnce(&mut Presence)) -> bool {
+        let mut described = self.described.lock();
+        let before = described.presence.clone();
+        change(&mut described.presence);
+        let changed = described.presence != before;
+        described.owed |= changed;
+        changed
     }
 
     /// Whether a lane of this opening may be presented.
-    pub fn may_open(&self, attach: Attach) -> Result<(), Refusal> {
-        self.stream.lock().receiver.may_open(attach)
+    pub fn may_open(&self, attach: Attach, lineage: &Lineage) -> Result<(), Refusal> {
+        self.stream.lock().receiver.may_open(attach, lineage)
     }
 
     /// Whether a cut may end at this seq.
@@ -256,16 +263,23 @@ impl Disk {
 
     /// A host presents the disk on a channel, which supersedes the one before; a host whose epoch is
     /// older is told that it has lost the disk. Answers the host, and gives what tells this channel
-    /// from others.
-    pub fn attach(&self, attach: Attach, host: &Host, route: Route) -> Result<u64, Refusal> {
+    /// from others; `None`: it was open already (as `again`), and another has superseded it.
+    pub fn attach(
+        &self,
+        attach: Attach,
+        lineage: &Lineage,
+        host: HostId,
+        route: Route,
+        again: Option<u64>,
+    ) -> Result<Option<u64>, Refusal> {
         let attach_epoch = attach.epoch;
         let mut stream = self.stream.lock();
-        let again = stream.receiver.presented() == attach;
-        stream.receiver.open(attach)?;
+        // News that was still under way when the lane was opened elsewhere.
+        if again.is_some_and(|open| self.is_superseded(open)) {
+            return Ok(None);
+        }
+        stream.receiver.open(attach, lineage)?;
         let generation = self.generation.fetch_add(1, Ordering::AcqRel) + 1; // under the lock
-        let presence = &mut *self.presence.lock();
-        let next = presence.presented(host, again);
-        let host_before = std::mem::replace(presence, next).host;
         let mut present = self.route.lock();
         // What becomes durable from here on is acknowledged over the new route: `durable` stores the
         // position first and then takes this lock.
@@ -278,9 +292,10 @@ impl Disk {
         let before = present.replace(Present {
             route,
             attach_epoch,
+            host,
         });
         // A host that has it still, in another lane or in one that a VM has adopted, need not be told.
-        let before = before.filter(|_| host_before != host.id);
+        let before = before.filter(|before| before.host != host);
         if let Some(lost) = before.filter(|before| before.attach_epoch < attach_epoch) {
             let (current, found) = (attach_epoch, lost.attach_epoch);
             let message = Message::Error {
@@ -290,13 +305,13 @@ impl Disk {
             };
             lost.route.outbox.send(&message, lost.route.channel);
         }
-        Ok(generation)
+        Ok(Some(generation))
     }
 
     /// The channel of this generation has ended: nothing more comes or goes over it. `in_order`: its host
-    /// says that the disk was closed in order, and that it has everything acknowledged. Gives what is to be
-    /// written down of that.
-    pub fn detach(&self, generation: u64, in_order: bool) -> Option<Presence> {
+    /// says that the disk was closed in order, and that it has everything acknowledged. Whether the log is
+    /// to have something new.
+    pub fn detach(&self, generation: u64, in_order: bool) -> bool {
         let stream = self.stream.lock();
         let ended = self.end_channel(generation);
         let receiver = stream.receiver;
@@ -458,7 +473,9 @@ impl DiskStream {
                 Err(error) => {
                     let (code, word) = match error {
                         Refusal::Gap { .. } | Refusal::Base { .. } => (ErrorCode::Gap, header.seq),
-                        Refusal::Fenced { current, .. } => (ErrorCode::Fenced, current.into()),
+                        Refusal::Fenced { current, .. } | Refusal::RolledBack { current, .. } => {
+                            (ErrorCode::Fenced, current.into())
+                        }
                     };
                     return (run, Some((code, word, error.to_string())));
                 }

@@ -37,13 +37,6 @@ fn frame(records: &[(u64, u8)]) -> Vec<u8> {
     records.collect::<Vec<_>>().concat()
 }
 
-fn host() -> Host {
-    Host {
-        id: [1; 16],
-        name: "host".into(),
-    }
-}
-
 fn disk() -> Disk {
     Disk::new(DiskInfo {
         uuid: Uuid::from_u128(5),
@@ -179,8 +172,14 @@ fn route() -> Route {
 fn a_superseded_channel_logs_nothing_and_its_end_is_not_the_end_of_the_next() {
     let dir = tempfile::tempdir().unwrap();
     let (disk, log) = (disk(), log(dir.path()));
-    let first = disk.attach(opening(1), &host(), route()).unwrap();
-    let second = disk.attach(opening(1), &host(), route()).unwrap();
+    let first = disk
+        .attach(opening(1), &Lineage::default(), [1; 16], route(), None)
+        .unwrap()
+        .unwrap();
+    let second = disk
+        .attach(opening(1), &Lineage::default(), [1; 16], route(), None)
+        .unwrap()
+        .unwrap();
     let bytes = frame(&[(1, BASE)]);
     let (outcome, _) = disk.take(&log, first, bytes.clone(), bytes.len());
     assert_eq!(outcome, Outcome::Superseded);
@@ -188,6 +187,23 @@ fn a_superseded_channel_logs_nothing_and_its_end_is_not_the_end_of_the_next() {
     assert!(disk.is_attached());
     let (outcome, counted) = disk.take(&log, second, bytes.clone(), bytes.len());
     assert_eq!((outcome, counted.records), (Outcome::Taken, 1));
+    // News over the first channel that were still under way: they take nothing from the second.
+    let news = disk.attach(
+        opening(1),
+        &Lineage::default(),
+        [1; 16],
+        route(),
+        Some(first),
+    );
+    assert_eq!(news, Ok(None));
+    let news = disk.attach(
+        opening(1),
+        &Lineage::default(),
+        [1; 16],
+        route(),
+        Some(second),
+    );
+    let second = news.unwrap().unwrap();
     disk.detach(second, false);
     assert!(!disk.is_attached());
     let (outcome, _) = disk.take(&log, second, bytes.clone(), bytes.len());
@@ -200,7 +216,10 @@ fn a_superseded_channel_logs_nothing_and_its_end_is_not_the_end_of_the_next() {
 fn waiting_for_room_holds_no_lock_and_ends_with_the_channel() {
     let dir = tempfile::tempdir().unwrap();
     let (disk, log) = (disk(), log(dir.path()));
-    let generation = disk.attach(opening(1), &host(), route()).unwrap();
+    let generation = disk
+        .attach(opening(1), &Lineage::default(), [1; 16], route(), None)
+        .unwrap()
+        .unwrap();
     let mut seq = 1;
     let mut flags = BASE;
     std::thread::scope(|scope| {
@@ -227,11 +246,18 @@ fn waiting_for_room_holds_no_lock_and_ends_with_the_channel() {
             seq: 1,
             time_ns: 0,
         });
-        disk.attach(opening(1), &host(), route()).unwrap();
+        disk.attach(opening(1), &Lineage::default(), [1; 16], route(), None)
+            .unwrap()
+            .unwrap();
         assert_eq!(feeder.join().unwrap(), Outcome::Superseded);
     });
 }
 
 const fn opening(epoch: u32) -> Attach {
-    Attach { epoch, id: 0 }
+    let (id, generation) = (0, 0);
+    Attach {
+        epoch,
+        id,
+        generation,
+    }
 }

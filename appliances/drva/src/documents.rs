@@ -2,6 +2,7 @@
 //!
 //! Invariant: what is written here can be read back here; unknown members are passed over.
 
+use crate::disk::Described;
 use crate::domain::ClosedCut;
 use crate::presence::{Presence, Standing};
 use filter_core::mapping::{hex, parse_id};
@@ -23,7 +24,8 @@ pub fn standing_word(standing: Standing) -> &'static str {
 }
 
 /// A disk's description, with the newest opening that was presented of it, and where it is.
-pub fn describe(info: &DiskInfo, presented: Attach, presence: &Presence) -> String {
+pub fn describe(info: &DiskInfo, known: &Described) -> String {
+    let (presented, presence) = (&known.presented, &known.presence);
     let hosts = presence.hosts.iter();
     let hosts: BTreeMap<String, &String> = hosts.map(|(id, name)| (hex(id), name)).collect();
     serde_json::json!({
@@ -32,6 +34,7 @@ pub fn describe(info: &DiskInfo, presented: Attach, presence: &Presence) -> Stri
         "hosts": hosts,
         "presented_epoch": presented.epoch,
         "presented_id": presented.id,
+        "presented_generation": presented.generation,
         "vm_uuid": info.vm_uuid.to_string(),
         "vm_name": info.vm_name,
         "name": info.name,
@@ -58,6 +61,7 @@ pub fn describe_back(
     let presented = Attach {
         epoch: u32::try_from(number("presented_epoch")).unwrap_or(0),
         id: number("presented_id"),
+        generation: number("presented_generation"),
     };
     let standing = STANDINGS.iter().find(|(_, word)| *word == string("standing"));
     let hosts = value.get("hosts").and_then(|hosts| hosts.as_object());

@@ -1,18 +1,18 @@
 //! A protected domain in the appliance: its disks, its log, its cuts, its figures.
 //!
 //! Invariant: every closed cut is in the list for the upload before anything after it is fed; locks are
-//! taken in the order disks, stream, route, and nothing is waited for under any of them.
+//! taken in the order described, disks, stream, route, and nothing is waited for under any of them.
 
-use crate::disk::{Disk, Outcome, Route};
+use crate::disk::{Described, Disk, Outcome, Route};
 use crate::documents::{cut_back, cut_out, describe, describe_back};
 use crate::hashes::{Ask, MAX_WAITING};
 use crate::identity;
 use crate::log::format::EntryKind;
 use crate::log::recover::Recovered;
 use crate::log::{Durability, Log, LogError, LogOptions, Submission};
-use crate::presence::{Host, HostId, Presence, Standing, hosts_of};
+use crate::presence::{Host, HostId, Standing, hosts_of};
 use crossbeam::channel::{Receiver, Sender, bounded};
-use filter_core::session::{Attach, Refusal};
+use filter_core::session::Refusal;
 use filter_core::wire::{ErrorCode, OpenLane};
 use hdrhistogram::Histogram;
 use parking_lot::{Condvar, Mutex, RwLock};
@@ -285,25 +285,21 @@ impl Domain {
         self.disks.read().get(id).cloned()
     }
 
-    /// A host presents a lane. Gives its disk and what tells the channel from earlier ones, or why not,
-    /// with the word that goes with it.
+    /// A host presents a lane, or presents it again on a channel that is open (`again`). Gives its disk and
+    /// what tells the channel from earlier ones (`None`: it is superseded), or why not, with the word
+    /// that goes with it.
     pub fn open_lane(
         &self,
         lane: &OpenLane,
         host: &Host,
         route: Route,
-    ) -> Result<(Arc<Disk>, u64), (ErrorCode, u64, String)> {
+        again: Option<u64>,
+    ) -> Result<Option<(Arc<Disk>, u64)>, (ErrorCode, u64, String)> {
         let fenced = |refusal: Refusal| {
-            let word = match refusal {
-                Refusal::Fenced { current, .. } => current.into(),
-                _ => 0,
-            };
+            let word = refusal.fenced_by().unwrap_or(0).into();
             (ErrorCode::Fenced, word, refusal.to_string())
         };
-        let attach = Attach {
-            epoch: lane.attach_epoch,
-            id: lane.attach_id,
-        };
+        let attach = lane.attach();
         let info = DiskInfo {
             uuid: Uuid::from_bytes(lane.disk_id),
             vm_uuid: Uuid::from_bytes(lane.vm_id),
@@ -316,7 +312,7 @@ impl Domain {
             match disks.get(&lane.disk_id) {
                 Some(disk) => {
                     // Nor may it describe what is not its own.
-                    disk.may_open(attach).map_err(fenced)?;
+                    disk.may_open(attach, &lane.lineage).map_err(fenced)?;
                     let mut known = disk.info.write();
                     let mut info = info;
                     info.capacity_bytes = info.capacity_bytes.max(known.capacity_bytes);
@@ -335,57 +331,57 @@ impl Domain {
                 }
             }
         };
-        let presence = disk.presence_after(attach, host);
-        let moved = presence != disk.presence();
-        if changed || moved || lane.attach_epoch > disk.newest_epoch() {
-            let content = describe(&disk.info.read(), attach, &presence);
-            // The epoch alone is not worth a wait: records bring it, too.
-            let give_up = || !changed && !moved;
-            let logged = self.log_entry(EntryKind::Disk, lane.disk_id, 0, content, &give_up);
-            match logged {
-                Ok(()) | Err(LogError::GivenUp) => {}
-                Err(error) => return Err((ErrorCode::Log, 0, error.to_string())),
-            }
+        let moved;
+        {
+            let mut described = disk.described.lock();
+            let same = described.presented.is_same(&attach);
+            let presented = described.presented.advanced(&attach);
+            let presence = described.presence.presented(host, same);
+            moved = presence != described.presence;
+            described.owed |= changed || moved || presented != described.presented;
+            (described.presented, described.presence) = (presented, presence);
+        }
+        // The opening alone is not worth a wait now: the next records wait for it.
+        match self.log_owed(&lane.disk_id, &disk, &|| !changed && !moved) {
+            Ok(()) | Err(LogError::GivenUp) => {}
+            Err(error) => return Err((ErrorCode::Log, 0, error.to_string())),
         }
         if changed {
             self.described.fetch_add(1, Ordering::AcqRel); // pairs with the upload's load
         }
-        let generation = disk.attach(attach, host, route).map_err(fenced)?;
+        let generation = disk
+            .attach(attach, &lane.lineage, host.id, route, again)
+            .map_err(fenced)?;
+        let Some(generation) = generation else {
+            return Ok(None);
+        };
         self.presented_by(host.id);
-        Ok((disk, generation))
+        Ok(Some((disk, generation)))
     }
 
     /// A lane's channel has ended; `in_order`: its host says that the disk was closed in order.
     pub fn close_lane(&self, disk: &Disk, generation: u64, in_order: bool) {
-        if let Some(presence) = disk.detach(generation, in_order) {
+        if disk.detach(generation, in_order) {
             // Lost, the disk counts as one that was not closed in order: nobody waits for room.
-            let _ = self.write_down(disk, &presence, &|| true);
+            let _ = self.write_down(disk, &|| true);
         }
     }
 
-    /// Logs where a disk is.
-    fn write_down(
-        &self,
-        disk: &Disk,
-        presence: &Presence,
-        give_up: &dyn Fn() -> bool,
-    ) -> Result<(), LogError> {
+    /// Logs where a disk is, if that is owed.
+    fn write_down(&self, disk: &Disk, give_up: &dyn Fn() -> bool) -> Result<(), LogError> {
         let disk_id = disk.info.read().uuid.into_bytes();
-        let content = describe(&disk.info.read(), disk.presented(), presence);
-        self.log_entry(EntryKind::Disk, disk_id, 0, content, give_up)
+        self.log_owed(&disk_id, disk, give_up)
     }
 
     /// An operator sets disks aside that are not to be waited for, or takes that back.
     pub fn set_aside(&self, disks: &[Arc<Disk>], aside: bool) -> Result<(), LogError> {
         for disk in disks {
-            let changed = disk.change_presence(|presence| match (aside, presence.standing) {
+            disk.change_presence(|presence| match (aside, presence.standing) {
                 (true, _) => presence.standing = Standing::SetAside,
                 (false, Standing::SetAside) => presence.standing = Standing::Open,
                 (false, _) => {}
             });
-            if let Some(presence) = changed {
-                self.write_down(disk, &presence, &|| self.is_stopping())?;
-            }
+            self.write_down(disk, &|| self.is_stopping())?;
         }
         Ok(())
     }
@@ -399,12 +395,10 @@ impl Domain {
     pub fn forget_host(&self, host: &HostId) -> Result<(), LogError> {
         let disks: Vec<Arc<Disk>> = self.disks.read().values().cloned().collect();
         for disk in disks {
-            let changed = disk.change_presence(|presence| {
+            disk.change_presence(|presence| {
                 presence.hosts.remove(host);
             });
-            if let Some(presence) = changed {
-                self.write_down(&disk, &presence, &|| self.is_stopping())?;
-            }
+            self.write_down(&disk, &|| self.is_stopping())?;
         }
         Ok(())
     }
@@ -420,8 +414,48 @@ impl Domain {
         }
     }
 
+    /// Logs a disk's description, if the log is to have it before anything else of the disk. Waits for
+    /// room, unless told to give up, and under no lock.
+    fn log_owed(
+        &self,
+        disk_id: &[u8; 16],
+        disk: &Disk,
+        give_up: &dyn Fn() -> bool,
+    ) -> Result<(), LogError> {
+        let content = |described: &Described| {
+            let known = describe(&disk.info.read(), described);
+            described.owed.then(|| known.into_bytes())
+        };
+        loop {
+            let Some(expected) = content(&disk.described.lock()) else {
+                return Ok(());
+            };
+            let permit = self.log.reserve(expected.len(), give_up)?;
+            let mut described = disk.described.lock();
+            match content(&described) {
+                None => return Ok(()),
+                // It has changed meanwhile, and is longer.
+                Some(content) if content.len() > expected.len() => {}
+                Some(content) => {
+                    let entry = Submission::note(EntryKind::Disk, *disk_id, 0, content);
+                    self.log.submit(permit, entry)?;
+                    described.owed = false;
+                    return Ok(());
+                }
+            }
+        }
+    }
+
     /// Records of a disk have come over a channel of this generation. Waits while the log is full.
     pub fn data(&self, disk: &Disk, generation: u64, content: Vec<u8>, len: usize) -> Outcome {
+        // Before the records that rely on it: a disk that is put back to before them is found out by it.
+        let disk_id = *disk.info.read().uuid.as_bytes();
+        let superseded = || disk.is_superseded(generation);
+        match self.log_owed(&disk_id, disk, &superseded) {
+            Ok(()) => {}
+            Err(LogError::GivenUp) => return Outcome::Superseded,
+            Err(error) => return Outcome::Refused(ErrorCode::Log, 0, error.to_string()),
+        }
         let (outcome, counted) = disk.take(&self.log, generation, content, len);
         let figures = &self.figures;
         // Relaxed: figures.
@@ -462,27 +496,10 @@ impl Domain {
         self.cuts_changed.notify_all();
     }
 
-    /// Logs an entry that is no run of records; waits for room, unless told to give up.
-    fn log_entry(
-        &self,
-        kind: EntryKind,
-        disk_id: [u8; 16],
-        epoch: u32,
-        content: String,
-        give_up: &dyn Fn() -> bool,
-    ) -> Result<(), LogError> {
-        let content = content.into_bytes();
-        let permit = self.log.reserve(content.len(), give_up)?;
-        let entry = Submission {
-            kind,
-            disk_id,
-            first_seq: 0,
-            last_seq: 0,
-            epoch,
-            time_ns: 0,
-            len: content.len(),
-            content,
-        };
+    /// Logs a closed cut's entry; waits for room.
+    fn log_cut(&self, epoch: u32, content: String) -> Result<(), LogError> {
+        let permit = self.log.reserve(content.len(), &|| false)?;
+        let entry = Submission::note(EntryKind::Cut, [0; 16], epoch, content.into_bytes());
         self.log.submit(permit, entry)
     }
 
@@ -522,7 +539,7 @@ impl Domain {
             cuts.closed.push_back(cut);
         }
         fault::point("drva.before-cut-logged");
-        self.log_entry(EntryKind::Cut, [0; 16], epoch, content, &|| false)?;
+        self.log_cut(epoch, content)?;
         fault::point("drva.after-cut-logged");
         self.cuts_changed.notify_all();
         Ok(())

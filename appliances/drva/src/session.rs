@@ -373,8 +373,14 @@ impl Session<'_> {
             outbox: self.outbox.clone(),
             channel,
         };
-        match domain.open_lane(lane, &self.host, route) {
-            Ok((disk, generation)) => {
+        let before = self.channels.get(&channel);
+        let same = before.filter(|open| open.disk.info.read().uuid.as_bytes() == &lane.disk_id);
+        let again = same.map(|open| open.generation);
+        match domain.open_lane(lane, &self.host, route, again) {
+            Ok(None) => {
+                self.channels.remove(&channel);
+            }
+            Ok(Some((disk, generation))) => {
                 let opened = Channel {
                     domain,
                     disk,

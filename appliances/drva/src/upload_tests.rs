@@ -5,6 +5,7 @@ use crate::domain::{Asked, CloseError};
 use crate::presence::Host;
 use crate::log::LogOptions;
 use crate::session::Outbox;
+use filter_core::lineage::Lineage;
 use filter_core::record::{
     FLAG_STREAM_BASE, FLAG_SYNC_BEGIN, FLAG_SYNC_END, RecordHeader, RecordKind,
 };
@@ -42,6 +43,8 @@ fn present(domain: &Domain, disk_id: [u8; 16], host: [u8; 16]) -> (Arc<crate::di
         vm_id: [4; 16],
         attach_epoch: 1,
         attach_id: 0,
+        map_generation: 0,
+        lineage: Lineage::default(),
         durable_seq: 0,
         capacity_bytes: 1 << 20,
         base: Some(0),
@@ -55,7 +58,7 @@ fn present(domain: &Domain, disk_id: [u8; 16], host: [u8; 16]) -> (Arc<crate::di
     };
     let name = String::new();
     let host = Host { id: host, name };
-    domain.open_lane(&lane, &host, route).unwrap()
+    domain.open_lane(&lane, &host, route, None).unwrap().unwrap()
 }
 
 struct Fixture {

@@ -8,10 +8,13 @@
 //! Bits are written a block of 4 KiB at a time: all that are wanted while a block is being written go
 //! into the next one. Time is divided into periods; only a region that was left alone for a whole one
 //! is looked at.
+//!
+//! The sum of the blocks' generations tells a sidecar from an earlier state of itself: see [`crate::lineage`].
 
 use super::{Disk, Relaxed};
+use crate::lane::opening;
 use crate::mutant::{Guard, holds};
-use crate::sidecar::regions::{BLOCK_REGIONS, BLOCK_WORDS, RegionBlock};
+use crate::sidecar::regions::{BLOCK_REGIONS, BLOCK_WORDS, RegionBlock, map_generation};
 use crate::sidecar::{BLOCK_BYTES, SidecarError};
 use alloc::boxed::Box;
 use alloc::vec::Vec;
@@ -34,7 +37,12 @@ pub enum IntentStep {
 
 #[derive(Clone, Copy, Debug)]
 struct Block {
+    /// Of the last write that was begun, or a failed one's and more: the next is above.
     generation: u64,
+    /// What the sidecar has.
+    durable_generation: u64,
+    /// By how much the next write goes beyond the next generation: a change passed before it.
+    skip: u64,
     durable_seq: u64,
     /// A bit that is wanted is not in the sidecar.
     wants: bool,
@@ -46,9 +54,16 @@ struct Block {
 struct Writing {
     index: usize,
     bits: [u64; BLOCK_WORDS],
+    generation: u64,
+    /// It goes beyond the next generation by so much.
+    skip: u64,
     /// Some of them are not in the sidecar yet.
     sets: bool,
 }
+
+/// By how much a change that passes before the sidecar has its bits raises what is told: more than all
+/// other writes of the map could meanwhile. Even, since a generation's copy is its remainder by 2.
+const LATE_SKIP: u64 = 1 << 24;
 
 /// What the map needs to know to clear bits.
 pub(super) struct Progress<'a> {
@@ -76,6 +91,10 @@ pub struct Intent {
     /// The same of the period before.
     touched_before: Vec<u64>,
     blocks: Vec<Block>,
+    /// Sum of the generations that the sidecar has.
+    durable_generation: u64,
+    /// What an appliance is to know: the sum with which the newest bit was set.
+    told_generation: u64,
     writing: Option<Writing>,
     /// Regions that a flush is under way for.
     flushing: Option<Vec<u64>>,
@@ -99,10 +118,13 @@ impl Intent {
         let wanted: Vec<u64> = found.iter().flat_map(|block| block.bits).collect();
         let blocks = found.iter().map(|block| Block {
             generation: block.generation,
+            durable_generation: block.generation,
+            skip: 0,
             durable_seq: block.durable_seq,
             wants: false,
             clears: false,
         });
+        let generation = map_generation(found);
         Ok(Self {
             disk_id,
             shift,
@@ -111,6 +133,8 @@ impl Intent {
             touched_before: wanted.clone(),
             wanted,
             blocks: blocks.collect(),
+            durable_generation: generation,
+            told_generation: generation,
             writing: None,
             flushing: None,
             period_end_ns: 0,
@@ -137,6 +161,8 @@ impl Intent {
             .unwrap_or(0);
         let block = Block {
             generation: newest,
+            durable_generation: 0,
+            skip: 0,
             durable_seq: 0,
             wants: true,
             clears: false,
@@ -149,6 +175,8 @@ impl Intent {
             touched: alloc::vec![u64::MAX; words],
             touched_before: alloc::vec![u64::MAX; words],
             blocks: alloc::vec![block; count as usize],
+            durable_generation: 0,
+            told_generation: 0,
             writing: None,
             flushing: None,
             period_end_ns: 0,
@@ -186,6 +214,41 @@ impl Intent {
     /// The wanted regions, as ranges of the disk in bytes.
     pub fn wanted_ranges(&self) -> impl Iterator<Item = (u64, u64)> + '_ {
         ranges(&self.wanted, self.shift)
+    }
+
+    /// The map's generation: what the appliance is to be told, what the sidecar has.
+    pub const fn generations(&self) -> (u64, u64) {
+        (self.told_generation, self.durable_generation)
+    }
+
+    /// A change of this range passes before the sidecar has its bits: until it has them, it is to count
+    /// as one from before.
+    pub(super) fn pass_late(&mut self, offset_bytes: u64, len_bytes: u64) {
+        for (at, mask) in masks(offset_bytes, len_bytes, self.shift) {
+            let missing = self.durable.get(at).is_some_and(|has| has & mask != mask);
+            if let Some(block) = self.blocks.get_mut(at / BLOCK_WORDS)
+                && missing
+            {
+                block.skip = LATE_SKIP;
+            }
+        }
+        self.tell_late();
+    }
+
+    /// Changes may have passed, nobody knows where, before the sidecar had their bits.
+    pub(super) fn all_late(&mut self) {
+        self.want_all();
+        for block in &mut self.blocks {
+            block.skip = LATE_SKIP;
+        }
+        self.tell_late();
+    }
+
+    fn tell_late(&mut self) {
+        let waiting: u64 = self.blocks.iter().map(|block| block.skip).sum();
+        let under_way = self.writing.as_ref().map_or(0, |writing| writing.skip);
+        let once_there = self.durable_generation + waiting + under_way;
+        self.told_generation = self.told_generation.max(once_there);
     }
 
     /// Whether a wanted bit is not in the sidecar yet.
@@ -313,14 +376,22 @@ impl Intent {
             sets |= bit & !*durable != 0;
             *durable &= bit;
         }
+        let skip = core::mem::take(&mut block.skip);
+        let generation = block.generation + skip + 1;
         let encoded = RegionBlock {
             index: index as u32,
             shift: self.shift,
-            generation: block.generation + 1,
+            generation,
             durable_seq: block.durable_seq,
             bits,
         };
-        self.writing = Some(Writing { index, bits, sets });
+        self.writing = Some(Writing {
+            index,
+            bits,
+            generation,
+            skip,
+            sets,
+        });
         Some(IntentStep::Write {
             offset_bytes: encoded.offset_bytes(),
             bytes: Box::new(encoded.encode(&self.disk_id)),
@@ -329,7 +400,14 @@ impl Intent {
 
     /// The write that was asked for has ended.
     pub(super) fn written(&mut self, ok: bool) {
-        let Some(Writing { index, bits, .. }) = self.writing.take() else {
+        let Some(Writing {
+            index,
+            bits,
+            generation,
+            skip,
+            sets,
+        }) = self.writing.take()
+        else {
             return;
         };
         let Some(block) = self.blocks.get_mut(index) else {
@@ -338,11 +416,16 @@ impl Intent {
         self.failing = !ok;
         if !ok {
             // The copy may be torn: the next write goes there again, and leaves the whole one alone.
-            block.generation += 2;
+            block.generation = generation + 1;
+            block.skip = block.skip.max(skip);
             block.wants = true;
             return;
         }
-        block.generation += 1;
+        self.durable_generation += generation - block.durable_generation;
+        (block.generation, block.durable_generation) = (generation, generation);
+        if sets {
+            self.told_generation = self.told_generation.max(self.durable_generation);
+        }
         let words = index * BLOCK_WORDS..(index + 1) * BLOCK_WORDS;
         if let Some(durable) = self.durable.get_mut(words) {
             durable.copy_from_slice(&bits);
@@ -459,6 +542,15 @@ impl Disk {
                 self.memory().producer().intent_late.store(0, Relaxed); // read after this process died
             }
         }
+        self.tell_generation();
+    }
+
+    /// Tells the lane how far the map has come, before what relies on it is published.
+    pub(super) fn tell_generation(&self) {
+        if let Some(intent) = &self.intent {
+            let (told, durable) = intent.generations();
+            opening::raise(self.memory(), self.producer.attach_epoch(), told, durable);
+        }
     }
 
     /// The flush that a step asked for has ended.
@@ -471,9 +563,12 @@ impl Disk {
         &mut self,
         write: impl FnMut(u64, &[u8; BLOCK_BYTES]) -> Result<(), E>,
     ) -> Result<(), E> {
-        self.intent
+        let written = self
+            .intent
             .as_mut()
-            .map_or(Ok(()), |intent| intent.write_all(write))
+            .map_or(Ok(()), |intent| intent.write_all(write));
+        self.tell_generation();
+        written
     }
 
     /// Before the disk is closed for good, flushed below: if all of it is durable downstream no bit is

@@ -33,8 +33,10 @@ pub mod sync;
 use crate::lane::dirty::DirtyMap;
 use crate::lane::inflight::{InFlight, Token};
 use crate::lane::layout::{DIRTY_BLOCK_BYTES, LaneMemory, LaneState};
+use crate::lane::opening;
 use crate::lane::producer::{Draft, Producer, PublishError, PublishedGroup, Source, Stamps};
 use crate::lane::sync::Ordering::Relaxed;
+use crate::lineage::{Attach, Lineage};
 use crate::mutant::{self, holds};
 use crate::record::RecordKind;
 use guard::Guard;
@@ -210,7 +212,7 @@ impl Disk {
         if memory.producer().intent_late.load(Relaxed) != 0
             && let Some(intent) = &mut intent
         {
-            intent.want_all();
+            intent.all_late();
         }
         if start == Start::Marked && config.keeps(Guard::Leftovers) {
             InFlight::leftovers(memory, dirty);
@@ -254,7 +256,7 @@ impl Disk {
         }
         let counters = Counters::default();
         let mode = Mode::Publishing;
-        Self {
+        let disk = Self {
             producer,
             dirty,
             inflight,
@@ -268,7 +270,9 @@ impl Disk {
             hashes,
             intent,
             counters,
-        }
+        };
+        disk.tell_generation();
+        disk
     }
 
     /// The lane's memory.
@@ -413,7 +417,9 @@ impl Disk {
         if !late || self.config.intent_strict {
             return false;
         }
+        intent.pass_late(change.offset_bytes, change.len_bytes);
         self.counters.intent_late += 1;
+        self.tell_generation();
         // If this process dies before the sidecar has the bits, the next one must know.
         self.memory().producer().intent_late.store(1, Relaxed); // read after this process died
         true
@@ -620,7 +626,15 @@ impl Disk {
     /// synced, once the consumer has asked for the restart that the new epoch makes it ask for.
     pub fn rise(&mut self, attach_epoch: u32) {
         self.mark_all();
+        let memory = self.memory();
+        let (before, _) = opening::told(memory);
+        let attach = Attach {
+            epoch: attach_epoch,
+            ..before
+        };
+        opening::tell(memory, &attach, &Lineage::anew(attach_epoch));
         self.producer.set_attach_epoch(attach_epoch);
+        self.tell_generation();
     }
 
     /// A sync is needed; whoever looks at the lane sees it from now on.

@@ -6,6 +6,7 @@
 
 use super::sync::{AtomicU32, AtomicU64};
 use crate::crc::crc32c;
+use crate::lineage::MAX_ANCESTORS;
 use crate::record::MAX_PAYLOAD_BYTES;
 use alloc::string::String;
 use core::ptr::NonNull;
@@ -14,6 +15,8 @@ use core::ptr::NonNull;
 pub const PAGE_BYTES: usize = 4096;
 /// Where the producer page starts.
 pub const PRODUCER_AT: usize = PAGE_BYTES;
+/// Where it tells of the producer's opening: two places, see [`super::opening`].
+pub const OPENINGS_AT: usize = PRODUCER_AT + 1024;
 /// Where the in-flight table starts.
 pub const INFLIGHT_AT: usize = 2 * PAGE_BYTES;
 /// Where the consumer page starts.
@@ -35,7 +38,7 @@ pub const MAX_RING_BYTES: u64 = 1 << 30;
 /// The ring of a lane unless told otherwise.
 pub const DEFAULT_RING_BYTES: u64 = 8 << 20;
 /// Version of this layout.
-pub const LANE_VERSION: u32 = 2;
+pub const LANE_VERSION: u32 = 3;
 /// Longest name (domain, VM, disk label) in bytes.
 pub const MAX_NAME_BYTES: usize = 80;
 const LANE_MAGIC: u64 = u64::from_le_bytes(*b"jdrLANE1");
@@ -77,10 +80,27 @@ pub struct ProducerWords {
     pub hash_blocks: AtomicU32,
     /// Start of that range, in bytes: a multiple of the dirty block.
     pub hash_offset: AtomicU64,
-    /// A number that no other opening of the disk has, so that one of the same epoch is told from it.
-    pub attach_id: AtomicU64,
     /// Not zero while a change has passed whose regions' bits the sidecar does not have.
     pub intent_late: AtomicU32,
+}
+
+/// One place of the producer page that tells of an opening. Written by the producer only.
+#[repr(C, align(64))]
+pub struct OpeningWords {
+    /// Its attach epoch; 0 while it is being written.
+    pub epoch: AtomicU32,
+    /// Epoch of the opening in which the stream began anew last, relying on nothing.
+    pub root_epoch: AtomicU32,
+    /// A number that no other opening of the disk has.
+    pub id: AtomicU64,
+    /// Generation of the region map that the appliance is to be told.
+    pub told_generation: AtomicU64,
+    /// Generation of the region map in the sidecar.
+    pub durable_generation: AtomicU64,
+    /// Openings that it goes back to.
+    pub count: AtomicU32,
+    /// Of each, the newest first: epoch, number, generation.
+    pub ancestors: [[AtomicU64; 3]; MAX_ANCESTORS],
 }
 
 /// Words of the consumer page. Written by the consumer only.
@@ -113,6 +133,8 @@ pub struct ConsumerWords {
 const _: () = {
     assert!(core::mem::size_of::<ProducerWords>() == 128);
     assert!(core::mem::size_of::<ConsumerWords>() == 64);
+    assert!(core::mem::size_of::<OpeningWords>() == 832);
+    assert!(OPENINGS_AT + 2 * core::mem::size_of::<OpeningWords>() <= INFLIGHT_AT);
 };
 
 /// What the producer side of a lane was last doing.
@@ -462,6 +484,12 @@ impl LaneMemory {
     pub fn producer(&self) -> &ProducerWords {
         // SAFETY: inside the mapping (checked at creation), aligned to a page of it, atomics only.
         unsafe { self.base.add(PRODUCER_AT).cast().as_ref() }
+    }
+
+    /// What the producer tells of its opening.
+    pub fn openings(&self) -> &[OpeningWords; 2] {
+        // SAFETY: inside the producer page (asserted above), aligned to 64 within it, atomics only.
+        unsafe { self.base.add(OPENINGS_AT).cast().as_ref() }
     }
 
     /// The consumer's words.

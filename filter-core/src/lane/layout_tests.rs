@@ -65,7 +65,7 @@ proptest! {
 fn the_pages_lie_where_they_always_lay() {
     use core::mem::{align_of, offset_of, size_of};
     assert_eq!(LANE_MAGIC.to_le_bytes(), *b"jdrLANE1");
-    assert_eq!(LANE_VERSION, 2);
+    assert_eq!(LANE_VERSION, 3);
     let pages = [
         PRODUCER_AT,
         INFLIGHT_AT,
@@ -103,7 +103,6 @@ fn the_pages_lie_where_they_always_lay() {
         (offset_of!(P, hash_ask), narrow(|w| &w.hash_ask)),
         (offset_of!(P, hash_blocks), narrow(|w| &w.hash_blocks)),
         (offset_of!(P, hash_offset), width(|w| &w.hash_offset)),
-        (offset_of!(P, attach_id), width(|w| &w.attach_id)),
         (offset_of!(P, intent_late), narrow(|w| &w.intent_late)),
     ];
     let expected = [
@@ -123,11 +122,23 @@ fn the_pages_lie_where_they_always_lay() {
         (80, 4),
         (84, 4),
         (88, 8),
-        (96, 8),
-        (104, 4),
+        (96, 4),
     ];
     assert_eq!(producer, expected);
     assert_eq!((size_of::<P>(), align_of::<P>()), (128, 64));
+
+    type O = OpeningWords;
+    let opening = [
+        offset_of!(O, epoch),
+        offset_of!(O, root_epoch),
+        offset_of!(O, id),
+        offset_of!(O, told_generation),
+        offset_of!(O, durable_generation),
+        offset_of!(O, count),
+        offset_of!(O, ancestors),
+    ];
+    assert_eq!(opening, [0, 4, 8, 16, 24, 32, 40]);
+    assert_eq!((OPENINGS_AT, size_of::<O>()), (5120, 832));
 
     let width = |_: fn(&ConsumerWords) -> &AtomicU64| size_of::<AtomicU64>();
     let narrow = |_: fn(&ConsumerWords) -> &AtomicU32| size_of::<AtomicU32>();
@@ -183,7 +194,7 @@ fn an_identity_page_has_the_bytes_it_always_had() {
     let mut page = [0u8; 512];
     let mut put = |at: usize, bytes: &[u8]| page[at..at + bytes.len()].copy_from_slice(bytes);
     put(0, b"jdrLANE1");
-    put(8, &[2, 0, 0, 0]);
+    put(8, &[3, 0, 0, 0]);
     put(16, &[0, 0, 0x20, 0, 0, 0, 0, 0]); // 2 MiB of ring
     put(24, &[0, 0x10, 0, 0, 0, 0, 0, 0]); // a page of map
     put(32, &[1; 16]);
@@ -193,7 +204,7 @@ fn an_identity_page_has_the_bytes_it_always_had() {
     put(96, b"\x07\0\0\0finance");
     put(180, b"\x04\0\0\0db-1");
     put(264, b"\x04\0\0\0data");
-    put(508, &[0xe8, 0x7f, 0x3f, 0x4f]); // CRC32C of the 508 bytes before, by another program
+    put(508, &[0x4f, 0x83, 0xf8, 0x3a]); // CRC32C of the 508 bytes before, by another program
     assert_eq!(identity().encode().unwrap(), page);
     assert_eq!(Identity::decode(&page), Ok(identity()));
 }

@@ -17,6 +17,7 @@
 //! | [`walk`] | stepping through records, the scan at attach |
 //! | [`inflight`] | writes that were passed down and not yet completed |
 //! | [`dirty`] | the dirty map |
+//! | [`opening`] | which opening the producer is, and what it goes back to |
 //! | [`attach`] | what is found at attach, and what follows from it |
 //! | [`copy`] | CRC32C and the copy that computes it |
 
@@ -28,6 +29,7 @@ pub mod dirty;
 pub mod heap;
 pub mod inflight;
 pub mod layout;
+pub mod opening;
 pub mod producer;
 pub mod ring;
 pub mod walk;

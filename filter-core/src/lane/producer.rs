@@ -120,12 +120,8 @@ pub struct Producer {
 }
 
 impl Producer {
-    /// Tells by which number this opening of the disk is known; before the side is taken over.
-    pub fn tell_attach_id(memory: LaneMemory, attach_id: u64) {
-        memory.producer().attach_id.store(attach_id, Relaxed); // published with the epoch
-    }
-
-    /// Takes over the producer's side at (`tail`, `next_seq`), as found by the attach scan.
+    /// Takes over the producer's side at (`tail`, `next_seq`), as found by the attach scan; what is told
+    /// of the opening ([`super::opening::tell`]) comes before.
     pub fn new(memory: LaneMemory, attach_epoch: u32, tail: u64, next_seq: u64) -> Self {
         let words = memory.producer();
         words
@@ -171,13 +167,13 @@ impl Producer {
         self.bad_heads
     }
 
-    /// The epoch was raised while the disk is open; a restart of the stream follows.
+    /// The epoch was raised while the disk is open, and was told of; a restart of the stream follows.
     pub fn set_attach_epoch(&mut self, attach_epoch: u32) {
         self.attach_epoch = attach_epoch;
         self.memory
             .producer()
             .attach_epoch
-            .store(attach_epoch, Relaxed); // looked at by the daemon now and then
+            .store(attach_epoch, super::sync::Ordering::Release); // as in `new`
     }
 
     /// Bytes of the ring that are free.

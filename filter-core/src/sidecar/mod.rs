@@ -9,7 +9,7 @@
 //! | at | bytes | field |
 //! |---|---|---|
 //! | 0 | 8 | magic `jdrSIDE1` |
-//! | 8 | 4 | version, 2 |
+//! | 8 | 4 | version, 3 |
 //! | 12 | 4 | flags: 1 = closed in order; 2 = replication was given up after a defect |
 //! | 16 | 8 | generation: +1 a write; the copy is generation mod 2 |
 //! | 24 | 16 | the disk's id, made at attach |
@@ -19,11 +19,18 @@
 //! | 64 | 8 | seq floor: a new lane starts above it |
 //! | 72 | 8 | content id that the host gave at the last attach; 0: it could not tell |
 //! | 80 | 8 | capacity whose regions' bits the map has |
-//! | 88 | 4 | CRC32C of the 88 bytes before |
+//! | 88 | 8 | number of the last attach, as no other has it |
+//! | 96 | 4 | attach epoch in which the stream began anew last |
+//! | 100 | 4 | how many of the attaches before it are listed, at most 32 |
+//! | 104 | 640 | of each, the newest first: epoch (4), number (8), generation of the region map that was found after it (8); then zeros |
+//! | 744 | 4 | CRC32C of the 744 bytes before |
+//!
+//! What the list of attaches is for: [`crate::lineage`].
 
 pub mod regions;
 
 use crate::crc::crc32c;
+use crate::lineage::{Attach, Lineage, MAX_ANCESTORS};
 use crate::mutant::{Guard, holds};
 use crate::record::{le_u32, le_u64};
 
@@ -36,8 +43,12 @@ pub const MAX_REGION_BLOCKS: u32 = (1 << 15) - 1;
 /// How far the seq floor is raised when a new lane is made: more records than a lane ever carries.
 pub const SEQ_STRIDE: u64 = 1 << 40;
 const MAGIC: u64 = u64::from_le_bytes(*b"jdrSIDE1");
-const VERSION: u32 = 2;
-const COVERED: usize = 88;
+const VERSION: u32 = 3;
+/// What the CRC covered before version 3.
+const COVERED_BEFORE: usize = 88;
+const LINEAGE_AT: usize = 104;
+const ANCESTOR_BYTES: usize = 20;
+const COVERED: usize = LINEAGE_AT + MAX_ANCESTORS * ANCESTOR_BYTES;
 
 /// Why a sidecar cannot be used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -60,6 +71,21 @@ impl SidecarError {
     }
 }
 
+/// How a disk is opened, as the sidecar is told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Opening {
+    /// The host's boot.
+    pub boot_id: [u8; 16],
+    /// What the host calls the disk's content from now on; 0: it cannot tell.
+    pub content_id: u64,
+    /// A number that no other opening has.
+    pub attach_id: u64,
+    /// A lane is made.
+    pub new_lane: bool,
+    /// Generation of the region map as it was found. `None`: the stream begins anew, relying on nothing.
+    pub found_generation: Option<u64>,
+}
+
 /// The content of a sidecar.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Sidecar {
@@ -79,6 +105,10 @@ pub struct Sidecar {
     pub capacity_bytes: u64,
     /// What the host called the disk's content at the last attach; 0: it could not tell.
     pub content_id: u64,
+    /// Number of the last attach.
+    pub attach_id: u64,
+    /// The attaches before it.
+    pub lineage: Lineage,
     /// The disk was closed in order.
     pub closed: bool,
     /// Replication was given up after a defect: the disk may have changed unseen.
@@ -97,19 +127,23 @@ impl Sidecar {
             region_blocks,
             capacity_bytes: 0,
             content_id: 0,
+            attach_id: 0,
+            lineage: Lineage::anew(0),
             closed: false,
             failed: false,
         }
     }
 
-    /// What to write for an attach; it must be durable before the first I/O. `new_lane`: its first
+    /// What to write for an attach; it must be durable before the first I/O. With a new lane its first
     /// seq is `seq_floor + 1` of the *old* value, and the floor is raised past it.
-    pub fn attached(
-        &self,
-        boot_id: [u8; 16],
-        content_id: u64,
-        new_lane: bool,
-    ) -> Result<Self, SidecarError> {
+    pub fn attached(&self, opening: &Opening) -> Result<Self, SidecarError> {
+        let Opening {
+            boot_id,
+            content_id,
+            attach_id,
+            new_lane,
+            found_generation,
+        } = *opening;
         let attach_epoch = self
             .attach_epoch
             .checked_add(1)
@@ -123,9 +157,19 @@ impl Sidecar {
             return Err(SidecarError::Exhausted);
         }
         let (closed, failed, generation) = (false, false, self.generation + 1);
+        let lineage = match found_generation {
+            Some(generation) if self.attach_epoch > 0 => self.lineage.child(Attach {
+                epoch: self.attach_epoch,
+                id: self.attach_id,
+                generation,
+            }),
+            _ => Lineage::anew(attach_epoch),
+        };
         Ok(Self {
             boot_id,
             content_id,
+            attach_id,
+            lineage,
             attach_epoch,
             seq_floor,
             closed,
@@ -153,6 +197,7 @@ impl Sidecar {
             .ok_or(SidecarError::Exhausted)?;
         Ok(Self {
             attach_epoch,
+            lineage: Lineage::anew(attach_epoch),
             generation: self.generation + 1,
             ..*self
         })
@@ -187,11 +232,13 @@ impl Sidecar {
 
     /// Whether a lane of `lane_epoch` found in boot `boot_id` belongs to this sidecar: its epoch is
     /// the last attach's; or the one before, if that attach died (in this very boot) between
-    /// writing the sidecar and the lane, before it passed any I/O.
+    /// writing the sidecar and the lane, before it passed any I/O. A lane from before the stream was
+    /// to begin anew does not belong to it.
     pub fn matches_lane(&self, lane_epoch: u32, boot_id: &[u8; 16]) -> bool {
         let same = lane_epoch == self.attach_epoch;
         let died_between = lane_epoch.checked_add(1) == Some(self.attach_epoch);
-        let ours = same || died_between || !holds(Guard::LaneOfThisAttach);
+        let since_root = lane_epoch >= self.lineage.root_epoch();
+        let ours = ((same || died_between) && since_root) || !holds(Guard::LaneOfThisAttach);
         !self.failed && self.boot_id == *boot_id && ours
     }
 
@@ -231,6 +278,16 @@ impl Sidecar {
         out[64..72].copy_from_slice(&self.seq_floor.to_le_bytes());
         out[72..80].copy_from_slice(&self.content_id.to_le_bytes());
         out[80..88].copy_from_slice(&self.capacity_bytes.to_le_bytes());
+        out[88..96].copy_from_slice(&self.attach_id.to_le_bytes());
+        out[96..100].copy_from_slice(&self.lineage.root_epoch().to_le_bytes());
+        let ancestors = self.lineage.ancestors();
+        out[100..104].copy_from_slice(&(ancestors.len() as u32).to_le_bytes());
+        let (places, _) = out[LINEAGE_AT..COVERED].as_chunks_mut::<ANCESTOR_BYTES>();
+        for (place, ancestor) in places.iter_mut().zip(ancestors) {
+            place[0..4].copy_from_slice(&ancestor.epoch.to_le_bytes());
+            place[4..12].copy_from_slice(&ancestor.id.to_le_bytes());
+            place[12..20].copy_from_slice(&ancestor.generation.to_le_bytes());
+        }
         let crc = crc32c(0, &out[..COVERED]);
         out[COVERED..COVERED + 4].copy_from_slice(&crc.to_le_bytes());
         out
@@ -261,11 +318,14 @@ pub const fn total_bytes(region_blocks: u32) -> u64 {
 }
 
 fn decode_block(raw: &[u8; BLOCK_BYTES]) -> Result<Sidecar, SidecarError> {
-    let stored = le_u32(raw, COVERED);
-    if le_u64(raw, 0) != MAGIC || stored != crc32c(0, &raw[..COVERED]) {
+    let version = le_u32(raw, 8);
+    let covered = match version {
+        1 | 2 => COVERED_BEFORE,
+        _ => COVERED,
+    };
+    if le_u64(raw, 0) != MAGIC || le_u32(raw, covered) != crc32c(0, &raw[..covered]) {
         return Err(SidecarError::Damaged);
     }
-    let version = le_u32(raw, 8);
     if version != VERSION {
         return Err(SidecarError::Version(version));
     }
@@ -276,9 +336,18 @@ fn decode_block(raw: &[u8; BLOCK_BYTES]) -> Result<Sidecar, SidecarError> {
     };
     let flags = le_u32(raw, 12);
     let region_blocks = le_u32(raw, 60);
-    if region_blocks > MAX_REGION_BLOCKS {
+    let (ancestors, _) = raw[LINEAGE_AT..COVERED].as_chunks::<ANCESTOR_BYTES>();
+    let ancestors = ancestors.iter().map(|place| Attach {
+        epoch: le_u32(place, 0),
+        id: le_u64(place, 4),
+        generation: le_u64(place, 12),
+    });
+    let count = le_u32(raw, 100) as usize;
+    if region_blocks > MAX_REGION_BLOCKS || count > MAX_ANCESTORS {
         return Err(SidecarError::Damaged);
     }
+    let lineage = Lineage::from_parts(le_u32(raw, 96), ancestors.take(count));
+    let lineage = lineage.ok_or(SidecarError::Damaged)?;
     Ok(Sidecar {
         generation: le_u64(raw, 16),
         disk_id: id(24),
@@ -288,6 +357,8 @@ fn decode_block(raw: &[u8; BLOCK_BYTES]) -> Result<Sidecar, SidecarError> {
         region_blocks,
         content_id: le_u64(raw, 72),
         capacity_bytes: le_u64(raw, 80),
+        attach_id: le_u64(raw, 88),
+        lineage,
         closed: flags & 1 != 0,
         failed: flags & 2 != 0,
     })
@@ -297,6 +368,17 @@ fn decode_block(raw: &[u8; BLOCK_BYTES]) -> Result<Sidecar, SidecarError> {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
+
+    fn opened(before: &Sidecar, boot: u8, new_lane: bool) -> Sidecar {
+        let opening = Opening {
+            boot_id: [boot; 16],
+            content_id: 9,
+            attach_id: 0x77 + u64::from(before.attach_epoch),
+            new_lane,
+            found_generation: Some(10 * u64::from(before.attach_epoch)),
+        };
+        before.attached(&opening).unwrap()
+    }
 
     fn write(raw: &mut [u8; HEADERS_BYTES], sidecar: &Sidecar) {
         let at = sidecar.offset_bytes() as usize;
@@ -310,14 +392,14 @@ mod tests {
         let mut sidecar = Sidecar::new([1; 16], 3);
         write(&mut raw, &sidecar);
         for _ in 0..5 {
-            let next = sidecar.attached([2; 16], 9, true).unwrap();
-            for cut in [0, 1, 16, 20, 57, 70, 74, 90, 92] {
+            let next = opened(&sidecar, 2, true);
+            for cut in [0, 1, 16, 20, 57, 70, 74, 90, 104, 125, COVERED + 4] {
                 let mut torn = raw;
                 let at = next.offset_bytes() as usize;
                 torn[at..at + cut].copy_from_slice(&next.encode()[..cut]);
                 let found = Sidecar::decode(&torn).unwrap();
                 assert!(
-                    found == sidecar || (cut == 92 && found == next),
+                    found == sidecar || (cut == COVERED + 4 && found == next),
                     "cut at {cut}: {found:?}"
                 );
             }
@@ -331,7 +413,11 @@ mod tests {
 
     #[test]
     fn every_flipped_bit_is_noticed() {
-        let good = Sidecar::new([1; 16], 3).attached([2; 16], 9, true).unwrap();
+        let mut good = Sidecar::new([1; 16], 3);
+        for _ in 0..3 {
+            good = opened(&good, 2, true);
+        }
+        assert_eq!(decode_block(&good.encode()), Ok(good));
         let block = good.encode();
         for bit in 0..(COVERED + 4) * 8 {
             let mut bad = block;
@@ -343,17 +429,64 @@ mod tests {
     #[test]
     fn a_lane_belongs_only_to_the_last_attach_of_this_boot() {
         let boot = [2; 16];
-        let one = Sidecar::new([1; 16], 3).attached(boot, 9, true).unwrap();
+        let one = opened(&Sidecar::new([1; 16], 3), 2, true);
         assert!(one.matches_lane(1, &boot));
         assert!(!one.matches_lane(2, &boot));
         assert!(!one.matches_lane(1, &[3; 16]));
-        let two = one.attached(boot, 9, false).unwrap();
+        let two = opened(&one, 2, false);
         assert!(two.matches_lane(1, &boot), "died between sidecar and lane");
         assert!(two.matches_lane(2, &boot));
         // Opened on another host in between: the old lane is stale.
-        let elsewhere = one.attached([3; 16], 9, true).unwrap();
+        let elsewhere = opened(&one, 3, true);
         assert!(!elsewhere.matches_lane(1, &boot));
         assert!(!two.failed().matches_lane(2, &boot));
+        // The stream was to begin anew, in a new lane, and who opened it died before it was made.
+        let risen = one.risen(1).unwrap();
+        assert_eq!(risen.attach_epoch, 2);
+        assert!(!risen.matches_lane(1, &boot) && risen.matches_lane(2, &boot));
+    }
+
+    /// The list of openings: each with the generation that the next one found; cut where the stream
+    /// begins anew.
+    #[test]
+    fn a_sidecar_remembers_the_openings_before() {
+        let mut sidecar = Sidecar::new([1; 16], 3);
+        for _ in 0..3 {
+            sidecar = opened(&sidecar, 2, false);
+        }
+        let attach = |epoch, id, generation| Attach {
+            epoch,
+            id,
+            generation,
+        };
+        assert_eq!((sidecar.attach_epoch, sidecar.attach_id), (3, 0x79));
+        assert_eq!(sidecar.lineage.root_epoch(), 1);
+        let before = [attach(2, 0x78, 20), attach(1, 0x77, 10)];
+        assert_eq!(sidecar.lineage.ancestors(), before);
+        let anew = Opening {
+            boot_id: [2; 16],
+            content_id: 9,
+            attach_id: 5,
+            new_lane: true,
+            found_generation: None,
+        };
+        let anew = sidecar.attached(&anew).unwrap();
+        assert_eq!(anew.lineage, Lineage::anew(4));
+        assert_eq!(sidecar.risen(7).unwrap().lineage, Lineage::anew(8));
+    }
+
+    #[test]
+    fn an_older_programs_sidecar_is_told_from_a_damaged_one() {
+        let mut raw = [0u8; HEADERS_BYTES];
+        let mut block = Sidecar::new([1; 16], 3).encode();
+        block[8] = 2;
+        block[COVERED_BEFORE..].fill(0);
+        let crc = crc32c(0, &block[..COVERED_BEFORE]);
+        block[COVERED_BEFORE..COVERED_BEFORE + 4].copy_from_slice(&crc.to_le_bytes());
+        raw[..BLOCK_BYTES].copy_from_slice(&block);
+        let found = Sidecar::decode(&raw);
+        assert_eq!(found, Err(SidecarError::Version(2)));
+        assert!(found.unwrap_err().is_older());
     }
 
     #[test]
@@ -371,11 +504,24 @@ mod tests {
     fn a_disk_that_was_changed_behind_the_filter_is_not_trusted() {
         let new = Sidecar::new([1; 16], 1);
         assert!(!new.is_trusted(0), "never opened");
-        let opened = new.attached([2; 16], 77, true).unwrap();
+        let opening = Opening {
+            boot_id: [2; 16],
+            content_id: 77,
+            attach_id: 5,
+            new_lane: true,
+            found_generation: None,
+        };
+        let opened = new.attached(&opening).unwrap();
         assert!(opened.is_trusted(77) && opened.is_trusted(0));
         assert!(!opened.is_trusted(78), "opened by another");
         assert!(!opened.failed().is_trusted(77));
-        let blind = new.attached([2; 16], 0, true).unwrap();
+        let content_id = 0;
+        let blind = new
+            .attached(&Opening {
+                content_id,
+                ..opening
+            })
+            .unwrap();
         assert!(blind.is_trusted(78), "the host could not tell before");
         assert_eq!(total_bytes(1), 4 * 4096);
     }

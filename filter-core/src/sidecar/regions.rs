@@ -32,6 +32,8 @@ pub const BLOCK_WORDS: usize = (BLOCK_BYTES - HEADER_BYTES) / 8;
 pub const DEFAULT_REGION_SHIFT: u32 = 22;
 /// The smallest region, which is one block of the dirty map, and the largest.
 pub const REGION_SHIFTS: core::ops::RangeInclusive<u32> = 16..=36;
+/// Largest generation of a block: the sum over all blocks of a map fits in 64 bits.
+const MAX_GENERATION: u64 = 1 << 48;
 const HEADER_BYTES: usize = 64;
 const CRC_AT: usize = 60;
 const MAGIC: u64 = u64::from_le_bytes(*b"jdrREGN1");
@@ -98,7 +100,7 @@ impl RegionBlock {
         let placed = raw[8..24] == *disk_id && block.index == index && block.generation % 2 == copy;
         let sane = REGION_SHIFTS.contains(&block.shift)
             && block.durable_seq <= crate::position::MAX_SEQ
-            && block.generation < u64::MAX / 2;
+            && block.generation <= MAX_GENERATION;
         (whole && placed && sane).then_some(block)
     }
 }
@@ -115,6 +117,11 @@ const fn offset_of(index: u32, generation: u64) -> u64 {
 /// Blocks that a disk of this capacity needs.
 pub const fn blocks_for(capacity_bytes: u64, shift: u32) -> u64 {
     capacity_bytes.div_ceil(1 << shift).div_ceil(BLOCK_REGIONS)
+}
+
+/// Generation of a whole map: any write of any block raises it.
+pub fn map_generation(blocks: &[RegionBlock]) -> u64 {
+    blocks.iter().map(|block| block.generation).sum()
 }
 
 /// Reads the map out of a whole sidecar of `raw` bytes: `count` blocks.

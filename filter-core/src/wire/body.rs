@@ -6,6 +6,7 @@ use super::{
     DiskReport, Hello, MAX_CUT_DISKS, MAX_NAME_BYTES, MAX_TEXT_BYTES, OpenLane, PeerRole, WireError,
 };
 use crate::lane::layout::DIRTY_BLOCK_BYTES;
+use crate::lineage::{Attach, Lineage, MAX_ANCESTORS};
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 
@@ -147,6 +148,23 @@ impl<'a> Cursor<'a> {
         Ok(disks)
     }
 
+    fn lineage(&mut self) -> Result<Lineage, WireError> {
+        let root_epoch = self.u32("root epoch")?;
+        let count = usize::from(self.u8("openings before")?);
+        if count > MAX_ANCESTORS {
+            return Err(self.bad("openings before"));
+        }
+        let mut ancestors = Vec::with_capacity(count);
+        for _ in 0..count {
+            ancestors.push(Attach {
+                epoch: self.u32("epoch before")?,
+                id: self.u64("attach id before")?,
+                generation: self.u64("map generation before")?,
+            });
+        }
+        Lineage::from_parts(root_epoch, ancestors).ok_or(self.bad("openings before"))
+    }
+
     pub(super) fn open_lane(&mut self, durable_seq: u64) -> Result<OpenLane, WireError> {
         let durable_seq = self.seq(durable_seq)?;
         let (disk_id, vm_id) = (self.id("disk id")?, self.id("vm id")?);
@@ -172,11 +190,15 @@ impl<'a> Cursor<'a> {
         };
         let (domain, vm_name) = (name("domain")?, name("vm name")?);
         let disk_label = name("disk label")?;
+        let map_generation = self.u64("map generation")?;
+        let lineage = self.lineage()?;
         Ok(OpenLane {
             disk_id,
             vm_id,
             attach_epoch,
             attach_id,
+            map_generation,
+            lineage,
             durable_seq,
             capacity_bytes,
             base,

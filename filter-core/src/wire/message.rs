@@ -127,6 +127,14 @@ impl Message {
                 body.text(&lane.domain);
                 body.text(&lane.vm_name);
                 body.text(&lane.disk_label);
+                body.u64(lane.map_generation);
+                body.u32(lane.lineage.root_epoch());
+                body.u8(lane.lineage.ancestors().len() as u8);
+                for ancestor in lane.lineage.ancestors() {
+                    body.u32(ancestor.epoch);
+                    body.u64(ancestor.id);
+                    body.u64(ancestor.generation);
+                }
                 (FrameKind::OpenLane, lane.durable_seq)
             }
             Self::LaneOpened {

@@ -22,6 +22,7 @@ mod body;
 mod message;
 
 use crate::crc::crc32c;
+use crate::lineage::{Attach, Lineage};
 use crate::record::{le_u32, le_u64};
 use alloc::string::String;
 pub use message::Message;
@@ -352,8 +353,12 @@ pub struct OpenLane {
     pub vm_id: [u8; 16],
     /// Epoch of the producer that is attached (or was last).
     pub attach_epoch: u32,
-    /// See [`crate::session::Attach`].
+    /// See [`crate::lineage::Attach`].
     pub attach_id: u64,
+    /// Generation of the region map: told again when it rises, before the records that rely on it.
+    pub map_generation: u64,
+    /// What the opening goes back to.
+    pub lineage: Lineage,
     /// Everything up to here was acknowledged as durable before.
     pub durable_seq: u64,
     /// Capacity in bytes.
@@ -366,6 +371,17 @@ pub struct OpenLane {
     pub vm_name: String,
     /// The disk's label within its VM.
     pub disk_label: String,
+}
+
+impl OpenLane {
+    /// The opening that it presents.
+    pub const fn attach(&self) -> Attach {
+        Attach {
+            epoch: self.attach_epoch,
+            id: self.attach_id,
+            generation: self.map_generation,
+        }
+    }
 }
 
 /// How one disk of a cut stands, as its host says.

@@ -91,6 +91,14 @@ fn versions_are_agreed_or_refused() {
     assert!(upside_down.agree().is_err());
 }
 
+const fn before(epoch: u32) -> Attach {
+    Attach {
+        epoch,
+        id: 7,
+        generation: 8,
+    }
+}
+
 fn messages() -> Vec<Message> {
     vec![
         Message::Hello(hello()),
@@ -99,6 +107,8 @@ fn messages() -> Vec<Message> {
             vm_id: [2; 16],
             attach_epoch: 3,
             attach_id: 11,
+            map_generation: 12,
+            lineage: Lineage::anew(1).child(before(1)).child(before(2)),
             durable_seq: 4,
             capacity_bytes: 5 << 30,
             base: Some(6),

@@ -5,13 +5,15 @@ use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-/// Azurite, in memory, on a port of its own.
+/// Azurite, on a port of its own.
 pub struct Azurite {
     process: Child,
     /// Its port.
     pub port: u16,
+    /// What it says after it listens.
+    said: mpsc::Receiver<String>,
 }
 
 /// Of the repository, whichever of its packages runs the test.
@@ -35,12 +37,34 @@ fn program() -> PathBuf {
         )
 }
 
+/// Waits for a line that holds a text.
+fn wait_for(said: &mpsc::Receiver<String>, text: &str) -> Option<String> {
+    let deadline = Instant::now() + Duration::from_secs(120);
+    loop {
+        let left = deadline.saturating_duration_since(Instant::now());
+        let line = said.recv_timeout(left).ok()?;
+        if line.contains(text) {
+            return Some(line);
+        }
+    }
+}
+
 impl Azurite {
-    /// Starts it and waits until it listens.
+    /// Starts it, in memory, and waits until it listens.
     pub fn start() -> Self {
+        Self::start_with(&["--inMemoryPersistence", "--blobPort", "0"])
+    }
+
+    /// The same on a folder, which it finds again; port 0 takes a free one.
+    pub fn lasting(folder: &Path, port: u16) -> Self {
+        let (folder, port) = (folder.display().to_string(), port.to_string());
+        Self::start_with(&["--location", &folder, "--blobPort", &port])
+    }
+
+    fn start_with(arguments: &[&str]) -> Self {
         let mut process = Command::new(program())
-            .args(["--inMemoryPersistence", "--skipApiVersionCheck"])
-            .args(["--disableTelemetry", "--silent", "--blobPort", "0"])
+            .args(arguments)
+            .args(["--skipApiVersionCheck", "--disableTelemetry", "--silent"])
             .current_dir(std::env::temp_dir())
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
@@ -48,29 +72,41 @@ impl Azurite {
             .spawn()
             .expect("starts Azurite");
         let stdout = process.stdout.take().expect("is piped");
-        let (tell, told) = mpsc::channel();
+        let (tell, said) = mpsc::channel();
+        // Read to the end, so that it is never stopped by a full pipe.
         std::thread::spawn(move || {
-            let mut lines = BufReader::new(stdout).lines().map_while(Result::ok);
-            let port = lines.by_ref().find_map(|line| {
-                let (_, port) = line.split_once("successfully listens on http://127.0.0.1:")?;
-                port.trim().parse::<u16>().ok()
-            });
-            let _ = tell.send(port);
-            // Read on, so that it is never stopped by a full pipe.
-            lines.for_each(drop);
+            let lines = BufReader::new(stdout).lines().map_while(Result::ok);
+            lines.for_each(|line| drop(tell.send(line)));
         });
-        match told.recv_timeout(Duration::from_secs(120)) {
-            Ok(Some(port)) => Self { process, port },
-            other => {
-                let _ = process.kill();
-                let mut text = String::new();
-                if let Some(mut stderr) = process.stderr.take() {
-                    let _ = stderr.read_to_string(&mut text);
-                }
-                let _ = process.wait();
-                panic!("Azurite does not listen ({other:?}): {text}");
+        let listens = "successfully listens on http://127.0.0.1:";
+        let found = wait_for(&said, listens);
+        let port = found.and_then(|line| line.rsplit(':').next()?.trim().parse().ok());
+        let Some(port) = port else {
+            let _ = process.kill();
+            let mut text = String::new();
+            if let Some(mut stderr) = process.stderr.take() {
+                let _ = stderr.read_to_string(&mut text);
             }
+            let _ = process.wait();
+            panic!("Azurite does not listen: {text}");
+        };
+        Self {
+            process,
+            port,
+            said,
         }
+    }
+
+    /// Kills it once it has saved what it holds: unlike a store, it forgets the last seconds otherwise.
+    pub fn kill_saved(&mut self) {
+        let id = self.process.id().to_string();
+        let asked = Command::new("kill").args(["-TERM", &id]).status();
+        assert!(asked.expect("starts kill").success());
+        let closed = wait_for(&self.said, "successfully closed");
+        assert!(closed.is_some(), "Azurite does not close");
+        // Requests that nobody answers any more may keep the process.
+        let _ = self.process.kill();
+        let _ = self.process.wait();
     }
 
     /// Makes a blob container and gives its location.

@@ -16,7 +16,7 @@ use drva::log::{
     Batcher, Durability, LogError, LogOptions, Segment, Submission, durability, gather,
     note_segment,
 };
-use filter_core::session::{Attach, Refusal};
+use filter_core::session::Refusal;
 use filter_core::wire::{ErrorCode, OpenLane};
 use recovery_store::DiskInfo;
 use std::collections::{BTreeMap, VecDeque};
@@ -222,30 +222,21 @@ impl Domain {
 
     fn entry(&mut self, kind: EntryKind, disk_id: [u8; 16], epoch: u32, content: String) {
         let content = content.into_bytes();
-        self.log.submit(Submission {
-            kind,
-            disk_id,
-            first_seq: 0,
-            last_seq: 0,
-            epoch,
-            time_ns: 0,
-            len: content.len(),
-            content,
-        });
+        self.log
+            .submit(Submission::note(kind, disk_id, epoch, content));
     }
 
-    /// A host presents a lane. Gives what tells its channel from earlier ones.
+    /// A host presents a lane, or presents it again on a channel that is open (`again`). Gives what tells
+    /// its channel from earlier ones; `None`: it is superseded.
     pub fn open_lane(
         &mut self,
         lane: &OpenLane,
         host: &Host,
         route: Route,
-    ) -> Result<u64, (ErrorCode, u64, String)> {
+        again: Option<u64>,
+    ) -> Result<Option<u64>, (ErrorCode, u64, String)> {
         let fenced = |refusal: Refusal| {
-            let word = match refusal {
-                Refusal::Fenced { current, .. } => current.into(),
-                _ => 0,
-            };
+            let word = refusal.fenced_by().unwrap_or(0).into();
             (ErrorCode::Fenced, word, refusal.to_string())
         };
         let info = DiskInfo {
@@ -255,14 +246,11 @@ impl Domain {
             name: lane.disk_label.clone(),
             capacity_bytes: lane.capacity_bytes,
         };
-        let attach = Attach {
-            epoch: lane.attach_epoch,
-            id: lane.attach_id,
-        };
+        let attach = lane.attach();
         let known = self.disks.get(&lane.disk_id).cloned();
         let (disk, changed) = match known {
             Some(disk) => {
-                disk.may_open(attach).map_err(fenced)?;
+                disk.may_open(attach, &lane.lineage).map_err(fenced)?;
                 let mut now = disk.info.write();
                 let mut info = info;
                 info.capacity_bytes = info.capacity_bytes.max(now.capacity_bytes);
@@ -277,14 +265,23 @@ impl Domain {
                 (disk, true)
             }
         };
-        let presence = disk.presence_after(attach, host);
-        let moved = presence != disk.presence();
-        if changed || moved || lane.attach_epoch > disk.newest_epoch() {
-            let content = describe(&disk.info.read(), attach, &presence);
+        let owed = {
+            let mut described = disk.described.lock();
+            let same = described.presented.is_same(&attach);
+            let presented = described.presented.advanced(&attach);
+            let presence = described.presence.presented(host, same);
+            let news = presented != described.presented || presence != described.presence;
+            (described.presented, described.presence) = (presented, presence);
+            changed || news
+        };
+        if owed {
+            let content = describe(&disk.info.read(), &disk.described.lock());
             self.entry(EntryKind::Disk, lane.disk_id, 0, content);
         }
         self.described += u32::from(changed);
-        let generation = disk.attach(attach, host, route).map_err(fenced)?;
+        let generation = disk
+            .attach(attach, &lane.lineage, host.id, route, again)
+            .map_err(fenced)?;
         // A cut that others were asked for is void.
         let asked = self.outstanding.as_mut();
         if let Some(asked) = asked.filter(|of| !of.hosts.contains(&host.id)) {
@@ -298,8 +295,8 @@ impl Domain {
         let Some(disk) = self.disks.get(disk_id).cloned() else {
             return;
         };
-        if let Some(presence) = disk.detach(generation, in_order) {
-            let content = describe(&disk.info.read(), disk.presented(), &presence);
+        if disk.detach(generation, in_order) {
+            let content = describe(&disk.info.read(), &disk.described.lock());
             self.entry(EntryKind::Disk, *disk_id, 0, content);
         }
     }

@@ -124,7 +124,7 @@ impl World {
         let Some(server) = &self.server else { return };
         let known = hosts_of(&server.shared.borrow().domain.disks);
         let blind = self.disks.iter().any(|disk| {
-            let Some(opening) = disk.opening else {
+            let Some(opening) = disk.opened_on else {
                 return false;
             };
             let presented = self.presented.get(&disk.id).copied().unwrap_or(0);

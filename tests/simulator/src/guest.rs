@@ -127,7 +127,7 @@ impl Open {
 
 /// Where and when a disk was opened.
 #[derive(Clone, Copy, Debug)]
-pub struct Opening {
+pub struct OpenedOn {
     /// The host.
     pub host: usize,
     /// Its boot.
@@ -151,7 +151,7 @@ pub struct ProtectedDisk {
     /// A copy of disk, sidecar and content id that was made some time ago.
     pub copy: Option<(Storage, Sidecar, u64)>,
     /// Its newest opening.
-    pub opening: Option<Opening>,
+    pub opened_on: Option<OpenedOn>,
     /// It is open.
     pub open: Option<Open>,
     /// I/Os that were issued and not completed.
@@ -220,10 +220,12 @@ impl World {
             return;
         };
         let all = of.storage.units() as u64;
-        if of.ios.len() >= 16 || of.open.is_none() {
+        let habits = &self.plan.habits;
+        let (hot, hot_units) = (habits.hot, habits.hot_units);
+        if of.ios.len() >= habits.depth || of.open.is_none() {
             return;
         }
-        if self.numbers.chance(40) {
+        if self.numbers.chance(habits.flushes) {
             self.within(200 * US, 4 * MS, Event::Flushed(disk, run));
             return;
         }
@@ -233,7 +235,11 @@ impl World {
             _ => self.numbers.between(1, 4),
         };
         let count = count.min(all);
-        let first = self.numbers.below(all - count + 1) as usize;
+        let most = match self.numbers.chance(hot) {
+            true => hot_units.min(all - count),
+            false => all - count,
+        };
+        let first = self.numbers.between(0, most) as usize;
         let units = first..first + count as usize;
         let busy = |io: &Io| io.units.start < units.end && units.start < io.units.end;
         if of.ios.values().any(busy) {
@@ -361,13 +367,15 @@ impl World {
                 this.storage.write(unit, io.value);
             }
         }
-        let content = this.storage.content().to_vec();
         let Some(token) = io.token else { return };
         let completed = self.core(disk, |open, stamps| open.core.done(token, !fails, stamps));
         if fails {
             self.count("fault: guest's write failed by its disk");
-            self.oracle
-                .settle(disk, io.units.clone(), &content, io.issued);
+            if let Some(this) = self.disks.get(disk) {
+                let content = this.storage.content();
+                self.oracle
+                    .settle(disk, io.units.clone(), content, io.issued);
+            }
         } else {
             self.oracle.complete(disk, io.units.clone(), io.issued);
         }

@@ -4,7 +4,7 @@
 //! before the lane is touched, and what is done with the lane is the matching row of the core's table.
 
 use crate::daemon::Daemon;
-use crate::guest::{CORE_BUDGET_NS, Open, Opening, RELAXED};
+use crate::guest::{CORE_BUDGET_NS, Open, OpenedOn, RELAXED};
 use crate::regions::QUIET_NS;
 use crate::storage::SidecarFault;
 use crate::world::{Event, MS, SECOND, World};
@@ -15,10 +15,13 @@ use filter_core::lane::attach::{
 };
 use filter_core::lane::heap::HeapLane;
 use filter_core::lane::layout::{Geometry, Identity, LaneError, LaneState, MIN_RING_BYTES};
+use filter_core::lane::opening::{self, knows_later};
 use filter_core::lane::producer::{Producer, Stamps};
 use filter_core::lane::sync::AtomicU32;
 use filter_core::lane::walk::{Scan, scan};
-use filter_core::sidecar::{BLOCK_BYTES, Sidecar, SidecarError, regions};
+use filter_core::lineage::Attach;
+use filter_core::sidecar::regions::map_generation;
+use filter_core::sidecar::{BLOCK_BYTES, Opening, Sidecar, SidecarError, regions};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -158,7 +161,14 @@ impl World {
         let map = regions::decode(this.sidecar.raw(), &this.id, header.region_blocks).ok();
         let lane = on.lanes.get(&disk).cloned();
         let known = trusted && map.is_some();
-        let looked = look(lane.as_deref(), &header, known, &boot_id, capacity);
+        let found_generation = map.as_deref().map_or(0, map_generation);
+        let looked = look(
+            lane.as_deref(),
+            &header,
+            known.then_some(found_generation),
+            &boot_id,
+            capacity,
+        );
         let row = attach::decide(&looked.found);
         let (start, new_lane) = match row.action {
             Action::Refuse => return Err(Refused::Sidecar("in use".into())),
@@ -182,9 +192,18 @@ impl World {
         };
         let written = intent.write_all(|offset, bytes| self.write_sidecar(disk, offset, bytes));
         written?;
-        let mut next = header
-            .attached(boot_id, content_now, new_lane)
-            .map_err(text)?;
+        // Another number at each opening.
+        let attach_id = content_now | 1 << 40;
+        let told = looked.told_generation.filter(|_| !new_lane);
+        let opening = Opening {
+            boot_id,
+            content_id: content_now,
+            attach_id,
+            new_lane,
+            found_generation: (start != Start::Full)
+                .then_some(found_generation.max(told.unwrap_or(0))),
+        };
+        let mut next = header.attached(&opening).map_err(text)?;
         next.capacity_bytes = capacity;
         self.write_sidecar(disk, next.offset_bytes(), &next.encode())?;
         if dies_early {
@@ -208,8 +227,12 @@ impl World {
         };
         // A clock that is good to some seconds, and what the lane itself knows.
         vm.stamp.fetch_max(scan.last_stamp.max(now), RELAXED);
-        // Another number at each opening.
-        Producer::tell_attach_id(lane.memory(), content_now | 1 << 40);
+        let attach = Attach {
+            epoch: next.attach_epoch,
+            id: attach_id,
+            generation: intent.generations().0,
+        };
+        opening::tell(lane.memory(), &attach, &next.lineage);
         let mut producer =
             Producer::new(lane.memory(), next.attach_epoch, scan.tail, scan.next_seq);
         if row.action == Action::Restart {
@@ -234,7 +257,7 @@ impl World {
             false => header.capacity_bytes.min(looked.capacity_bytes),
         };
         core.grown_since(seen);
-        this.opening = Some(Opening {
+        this.opened_on = Some(OpenedOn {
             host,
             boot: on.boot,
             epoch: next.attach_epoch,
@@ -437,16 +460,19 @@ struct Looked {
     found: Found,
     scan: Option<Scan>,
     capacity_bytes: u64,
+    /// What the lane's last producer told of its region map's generation.
+    told_generation: Option<u64>,
 }
 
 /// What is found at attach.
 fn look(
     lane: Option<&HeapLane>,
     sidecar: &Sidecar,
-    trusted: bool,
+    found_generation: Option<u64>,
     boot_id: &[u8; 16],
     capacity_bytes: u64,
 ) -> Looked {
+    let trusted = found_generation.is_some();
     let mut found = Found {
         file: LaneFile::Absent,
         producer: OldProducer::Gone,
@@ -462,6 +488,7 @@ fn look(
             found,
             scan: None,
             capacity_bytes: 0,
+            told_generation: None,
         };
     };
     use filter_core::lane::layout::LaneHome;
@@ -481,6 +508,10 @@ fn look(
     if trusted && sidecar.matches_lane(lane_epoch, boot_id) {
         found.sidecar = SidecarFound::Matches;
     }
+    let left = opening::left(memory, lane_epoch);
+    if found.sidecar == SidecarFound::Matches && knows_later(left, found_generation) {
+        found.sidecar = SidecarFound::Doubtful;
+    }
     found.was = match state {
         Some(LaneState::Closed) => WasDoing::Closed,
         Some(LaneState::Streaming | LaneState::Syncing) => WasDoing::Publishing,
@@ -494,5 +525,6 @@ fn look(
         found,
         scan: scanned.ok(),
         capacity_bytes,
+        told_generation: left.map(|(told, _)| told),
     }
 }

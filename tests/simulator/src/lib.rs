@@ -20,7 +20,9 @@
 //! | [`appliance`] | what the appliance's process holds |
 //! | [`upload`] | the upload, a task |
 //! | [`storage`], [`volume`], [`store`] | disks and sidecars, the log's volume, the object store: with faults |
-//! | [`faults`] | what is planned |
+//! | [`plan`], [`habits`] | what is planned; how one seed differs from another |
+//! | [`faults`], [`mishaps`], [`kinds`] | faults, what befalls VMs and disks, all by name |
+//! | [`run`], [`many`] | one seed; many of them |
 //! | [`oracle`], [`check`] | what guests were told; what a cut holds |
 
 pub mod appliance;
@@ -29,11 +31,16 @@ pub mod cuts;
 pub mod daemon;
 pub mod faults;
 pub mod guest;
+pub mod habits;
 pub mod host;
+pub mod kinds;
 pub mod links;
+pub mod many;
+pub mod mishaps;
 pub mod network;
 pub mod numbers;
 pub mod oracle;
+pub mod plan;
 pub mod regions;
 pub mod run;
 pub mod server;

@@ -1,13 +1,9 @@
 //! `simulator`: runs seeds until one violates a promise, and says how to see it.
 
 use clap::Parser;
-use simulator::faults::KINDS;
-use simulator::run::{Outcome, hours, seed};
-use std::collections::BTreeMap;
+use filter_core::mutant;
+use simulator::many::{Total, run};
 use std::process::ExitCode;
-use std::sync::Mutex;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
-use std::time::Instant;
 
 /// The whole system in one thread and in virtual time, with faults of all kinds.
 #[derive(Parser)]
@@ -24,62 +20,44 @@ struct Args {
     /// Threads, each with seeds of its own; 0: one a core.
     #[arg(long, default_value_t = 0)]
     jobs: usize,
-    /// Takes this guard out (needs a build with the feature `mutants`).
-    #[arg(long)]
-    without: Option<String>,
-    /// List the guards.
+    /// Takes these guards out, for all seeds.
+    #[arg(long, value_delimiter = ',')]
+    without: Vec<String>,
+    /// List the guards, each with what it does.
     #[arg(long)]
     guards: bool,
     /// Print nothing but the first violation.
     #[arg(long)]
     brief: bool,
-}
-
-#[derive(Default)]
-struct Total {
-    seeds: u64,
-    simulated_ns: u64,
-    longest_held_ns: u64,
-    counts: BTreeMap<&'static str, u64>,
-    failed: Option<Outcome>,
-}
-
-impl Total {
-    fn add(&mut self, outcome: Outcome) {
-        self.seeds += 1;
-        self.simulated_ns += outcome.simulated_ns;
-        self.longest_held_ns = self.longest_held_ns.max(outcome.longest_held_ns);
-        for (what, count) in &outcome.counts {
-            *self.counts.entry(what).or_default() += count;
-        }
-        let first = self.failed.as_ref().is_none_or(|f| outcome.seed < f.seed);
-        if outcome.violation.is_some() && first {
-            self.failed = Some(outcome);
-        }
-    }
+    /// Print the total so far after each so many seeds; 0: never.
+    #[arg(long, default_value_t = 0)]
+    every: u64,
 }
 
 fn main() -> ExitCode {
     let args = Args::parse();
     if args.guards {
-        for (guard, what) in filter_core::mutant::ALL {
+        for (guard, what) in mutant::ALL {
             println!("{guard:?}\t{what}");
         }
         return ExitCode::SUCCESS;
     }
-    if let Err(error) = take_out(args.without.as_deref()) {
+    if let Err(error) = take_out(&args.without) {
         eprintln!("{error}");
         return ExitCode::from(2);
     }
     // A panic in the product is a violation of its seed: the thread that meets it says which.
     std::panic::set_hook(Box::new(|_| {}));
-    let began = Instant::now();
-    let total = run(&args);
-    let failed = total.failed.clone();
+    let seeds = args.first_seed..args.first_seed.saturating_add(args.seeds);
+    let total = run(seeds, args.jobs, args.trace, |total| {
+        if args.every > 0 && total.seeds.is_multiple_of(args.every) {
+            println!("{total}");
+        }
+    });
     if !args.brief {
-        print(&total, began.elapsed().as_secs_f64());
+        print(&total);
     }
-    let Some(outcome) = failed else {
+    let Some(outcome) = total.failed else {
         return ExitCode::SUCCESS;
     };
     let what = outcome.violation.unwrap_or_default();
@@ -95,71 +73,21 @@ fn main() -> ExitCode {
     ExitCode::FAILURE
 }
 
-fn run(args: &Args) -> Total {
-    let jobs = match args.jobs {
-        _ if args.trace => 1,
-        0 => std::thread::available_parallelism().map_or(1, usize::from),
-        jobs => jobs,
-    };
-    let next = AtomicU64::new(args.first_seed);
-    let end = args.first_seed.saturating_add(args.seeds);
-    let failed = AtomicBool::new(false);
-    let total = Mutex::new(Total::default());
-    std::thread::scope(|scope| {
-        for _ in 0..jobs {
-            scope.spawn(|| {
-                while !failed.load(Relaxed) {
-                    let number = next.fetch_add(1, Relaxed);
-                    if number >= end {
-                        return;
-                    }
-                    let outcome = seed(number, args.trace);
-                    failed.fetch_or(outcome.violation.is_some(), Relaxed);
-                    if let Ok(mut total) = total.lock() {
-                        total.add(outcome);
-                    }
-                }
-            });
-        }
-    });
-    total.into_inner().unwrap_or_default()
-}
-
-fn print(total: &Total, seconds: f64) {
-    println!(
-        "{} seeds, {:.0} simulated hours in {seconds:.1} s: {:.1} seeds/s; longest hold {:.2} ms",
-        total.seeds,
-        hours(total.simulated_ns),
-        total.seeds as f64 / seconds,
-        total.longest_held_ns as f64 / 1e6,
-    );
+fn print(total: &Total) {
+    println!("{total}");
     for (what, count) in &total.counts {
         println!("  {count:>10}  {what}");
     }
-    for kind in KINDS {
-        if total.counts.get(kind).copied().unwrap_or(0) == 0 {
-            println!("  NEVER       {kind}");
-        }
+    for kind in total.never() {
+        println!("  NEVER       {kind}");
     }
 }
 
-#[cfg(feature = "mutants")]
-fn take_out(name: Option<&str>) -> Result<(), String> {
-    use filter_core::mutant;
-    let Some(name) = name else { return Ok(()) };
-    let mut all = mutant::ALL.iter().map(|(guard, _)| *guard);
-    let found = all.find(|guard| format!("{guard:?}") == name);
-    let guard = found.ok_or_else(|| format!("there is no guard `{name}`"))?;
-    mutant::take_out(Some(guard));
+fn take_out(names: &[String]) -> Result<(), String> {
+    for name in names {
+        let mut all = mutant::ALL.iter().map(|(guard, _)| *guard);
+        let found = all.find(|guard| format!("{guard:?}") == *name);
+        mutant::take_out(found.ok_or_else(|| format!("there is no guard `{name}`"))?);
+    }
     Ok(())
-}
-
-#[cfg(not(feature = "mutants"))]
-fn take_out(name: Option<&str>) -> Result<(), String> {
-    match name {
-        None => Ok(()),
-        Some(_) => {
-            Err("no guard can be taken out of this build: see `make simulate-mutants`".into())
-        }
-    }
 }

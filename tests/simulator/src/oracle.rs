@@ -146,20 +146,20 @@ impl Oracle {
                 let Some(versions) = history.units.get(unit) else {
                     continue; // beyond what the oracle knows: grown and not yet told
                 };
-                if let [only] = versions.as_slice()
-                    && only.value == *value
-                    && only.issued == 0
-                {
+                // Most units: what is there was there when the cut was asked for, and nothing came since.
+                let last = versions.last();
+                if last.is_some_and(|last| last.value == *value && last.done <= after) {
                     continue;
                 }
-                let allowed = spans(versions, *value);
-                if allowed.is_empty() {
+                let allowed = spans(versions, *value, after);
+                if allowed.is_empty() && spans(versions, *value, 0).is_empty() {
                     return Err(format!(
                         "disk {disk}, unit {unit} holds {value}, which was never written there"
                     ));
                 }
                 let left = meet(&possible, &allowed);
                 if left.is_empty() {
+                    let allowed = spans(versions, *value, 0);
                     let last = versions.iter().rev().take(4).collect::<Vec<_>>();
                     return Err(format!(
                         "disk {disk}, unit {unit} holds {value}, right at {allowed:?}; \
@@ -173,8 +173,9 @@ impl Oracle {
     }
 }
 
-/// The moments in which a unit with this history may be seen to hold `value`.
-fn spans(versions: &[Version], value: u64) -> Vec<Span> {
+/// The moments in which a unit with this history may be seen to hold `value`; those that end before
+/// `after` are left out.
+fn spans(versions: &[Version], value: u64, after: Moment) -> Vec<Span> {
     let mut found = Vec::new();
     let mut until = NEVER;
     for version in versions.iter().rev() {
@@ -182,6 +183,9 @@ fn spans(versions: &[Version], value: u64) -> Vec<Span> {
             found.push((version.issued, until));
         }
         until = until.min(version.done);
+        if until < after {
+            break;
+        }
     }
     found.sort_unstable();
     // Those that touch become one: else the lists would grow with each intersection.

@@ -2,10 +2,11 @@
 //!
 //! Invariant: the upload's tasks and the events share one clock; whatever is due first happens first.
 
-use crate::check::{Recovered, find, recover};
-use crate::faults::Phase;
+use crate::check::{Archive, Recovered, verify};
+
 use crate::guest::{ProtectedDisk, Vm};
 use crate::host::Host;
+use crate::plan::Phase;
 use crate::storage::{Disk as Storage, Sidecar as Stored};
 use crate::upload::Post;
 use crate::world::{Event, HOUR, MS, World};
@@ -23,6 +24,8 @@ pub struct Outcome {
     pub seed: u64,
     /// Simulated time, in ns.
     pub simulated_ns: u64,
+    /// Events that happened.
+    pub events: u64,
     /// What was violated.
     pub violation: Option<String>,
     /// Counts of what happened.
@@ -64,7 +67,8 @@ fn begin(world: &mut World) {
         let mut disks = Vec::new();
         for _ in 0..world.numbers.between(1, 2) {
             // Not always whole blocks of the dirty map.
-            let units = world.numbers.between(100, 1200) as usize;
+            let (least, most) = world.plan.habits.units;
+            let units = world.numbers.between(least, most) as usize;
             let disk = world.oracle.add(units);
             let id = [disk as u8 + 1; 16];
             let first = Sidecar::new(id, 1);
@@ -78,7 +82,7 @@ fn begin(world: &mut World) {
                 sidecar,
                 content_id: 1,
                 copy: None,
-                opening: None,
+                opened_on: None,
                 open: None,
                 ios: BTreeMap::new(),
             });
@@ -106,9 +110,10 @@ fn begin(world: &mut World) {
 async fn go(mut world: World) -> Outcome {
     begin(&mut world);
     let base = Instant::now();
+    let mut archive = Archive::new(world.objects.clone());
     let mut newest: Option<Recovered> = None;
     while world.violation.is_none() && world.plan.phase != Phase::Over {
-        take_posts(&mut world, &mut newest).await;
+        take_posts(&mut world, &mut archive, &mut newest).await;
         if world.is_still() && newest.as_ref().is_some_and(|cut| is_all(&world, cut)) {
             world.plan.phase = Phase::Over;
             break;
@@ -153,12 +158,16 @@ async fn go(mut world: World) -> Outcome {
             }
         }
     }
+    if world.violation.is_none() {
+        look_at_store(&mut world).await;
+    }
     for (what, count) in world.store.counts() {
         *world.counts.entry(what).or_default() += count;
     }
     Outcome {
         seed: world.seed,
         simulated_ns: world.now,
+        events: world.events,
         violation: world.violation,
         counts: world.counts,
         longest_held_ns: world.longest_held_ns,
@@ -166,14 +175,14 @@ async fn go(mut world: World) -> Outcome {
 }
 
 /// Takes what the upload has told.
-async fn take_posts(world: &mut World, newest: &mut Option<Recovered>) {
+async fn take_posts(world: &mut World, archive: &mut Archive, newest: &mut Option<Recovered>) {
     let Some(server) = &world.server else { return };
     let posts = std::mem::take(&mut server.shared.borrow_mut().posts);
     for post in posts {
         match post {
             Post::Committed(number, epoch) => {
                 world.say(|| format!("the store holds cut {number} of epoch {epoch}"));
-                look_at_cuts(world, newest).await;
+                look_at_cuts(world, archive, newest).await;
                 if world
                     .committed
                     .last()
@@ -199,16 +208,16 @@ async fn take_posts(world: &mut World, newest: &mut Option<Recovered>) {
 }
 
 /// Checks the cuts that have come into the store.
-async fn look_at_cuts(world: &mut World, newest: &mut Option<Recovered>) {
+async fn look_at_cuts(world: &mut World, archive: &mut Archive, newest: &mut Option<Recovered>) {
     loop {
         let next = world.committed.last().map_or(1, |(last, _)| last + 1);
-        let found = match find(world.objects.clone(), next).await {
+        let found = match archive.find(next).await {
             Ok(Some(found)) => found,
             Ok(None) => return,
             Err(error) => return world.violated(format!("cut {next} cannot be read: {error}")),
         };
         let (container, info) = found;
-        let cut = match recover(&container, &info).await {
+        let cut = match archive.recover(&container, &info).await {
             Ok(cut) => cut,
             Err(error) => {
                 return world.violated(format!("cut {next} cannot be recovered: {error}"));
@@ -232,6 +241,16 @@ async fn look_at_cuts(world: &mut World, newest: &mut Option<Recovered>) {
             }
         }
         *newest = Some(cut);
+    }
+}
+
+/// In the end every object of the store is in order, and the newest cut is what the disks hold.
+async fn look_at_store(world: &mut World) {
+    let newest = world.committed.last().map_or(0, |(number, _)| *number);
+    match verify(world.objects.clone(), newest).await {
+        Ok(cut) if is_all(world, &cut) => {}
+        Ok(_) => world.violated(format!("cut {newest}, read once more, is not what it was")),
+        Err(error) => world.violated(format!("the store in the end: {error}")),
     }
 }
 

@@ -169,13 +169,20 @@ impl World {
                         lane.durable_seq
                     );
                 }
+                let before = server.channels.get(&(connection, channel));
+                let again = before.filter(|(disk, _)| *disk == lane.disk_id);
+                let again = again.map(|(_, generation)| *generation);
                 let opened = server
                     .shared
                     .borrow_mut()
                     .domain
-                    .open_lane(&lane, &named, route);
+                    .open_lane(&lane, &named, route, again);
                 match opened {
-                    Ok(generation) => {
+                    Ok(None) => {
+                        server.channels.remove(&(connection, channel));
+                        self.count("news over a superseded channel");
+                    }
+                    Ok(Some(generation)) => {
                         let channels = &mut server.channels;
                         channels.insert((connection, channel), (lane.disk_id, generation));
                         self.presented.insert(lane.disk_id, lane.attach_epoch);

@@ -3,12 +3,13 @@
 //! Invariant: one thing happens at a time, in the order of the queue; all chance comes from the seed.
 //! Time in which nothing happens costs nothing.
 
-use crate::faults::{Plan, Strike};
+use crate::faults::{Ill, Strike};
 use crate::guest::{ProtectedDisk, Vm};
 use crate::host::Host;
 use crate::network::Connection;
 use crate::numbers::Numbers;
 use crate::oracle::Oracle;
+use crate::plan::Plan;
 use crate::server::Server;
 use crate::store::Faulty;
 use crate::volume::Memory;
@@ -93,8 +94,10 @@ pub enum Event {
     Strike(Strike),
     /// The store is well again.
     StoreUp(u64),
-    /// A slow part is quick again: which.
-    Quick(u8),
+    /// Something that was slow or failed is well again.
+    Mended(Ill),
+    /// The guests do a little in a long pause: the pause's end.
+    Trickle(u64),
 }
 
 #[derive(Debug, PartialEq, Eq)]
@@ -129,6 +132,16 @@ pub struct Pace {
     pub sidecar: u64,
 }
 
+impl Pace {
+    /// The usual.
+    pub const USUAL: Self = Self {
+        disk: 100,
+        link: 100,
+        log: 100,
+        sidecar: 100,
+    };
+}
+
 /// How often things fail by themselves, of 1000.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Rates {
@@ -152,6 +165,8 @@ pub struct World {
     pub now: u64,
     queue: BinaryHeap<Reverse<Entry>>,
     next_entry: u64,
+    /// Events that happened.
+    pub events: u64,
     /// All chance.
     pub numbers: Numbers,
     /// What guests were told.
@@ -206,12 +221,14 @@ impl World {
     pub fn new(seed: u64, trace: bool) -> Self {
         let objects = Arc::new(InMemory::new());
         let mut numbers = Numbers::new(seed);
+        let plan = Plan::new(&mut numbers);
         Self {
             seed,
             trace,
             now: 0,
             queue: BinaryHeap::new(),
             next_entry: 0,
+            events: 0,
             store: Arc::new(Faulty::new(objects.clone(), numbers.any())),
             objects,
             volume: Arc::new(Memory::new(numbers.any())),
@@ -223,13 +240,8 @@ impl World {
             server: None,
             work: Rc::default(),
             told: Rc::default(),
-            plan: Plan::new(&mut numbers),
-            pace: Pace {
-                disk: 100,
-                link: 100,
-                log: 100,
-                sidecar: 100,
-            },
+            pace: plan.habits.pace,
+            plan,
             rates: Rates::default(),
             counts: BTreeMap::new(),
             violation: None,
@@ -301,6 +313,7 @@ impl World {
     pub fn pop(&mut self) -> Option<Event> {
         let Reverse(entry) = self.queue.pop()?;
         self.now = self.now.max(entry.at);
+        self.events += 1;
         Some(entry.event)
     }
 
@@ -337,7 +350,8 @@ impl World {
             Event::Plan => self.plan_step(),
             Event::Strike(strike) => self.strike(strike),
             Event::StoreUp(of) => self.store_up(of),
-            Event::Quick(which) => self.quick(which),
+            Event::Mended(which) => self.mended(which),
+            Event::Trickle(until) => self.trickle(until),
         }
     }
 }

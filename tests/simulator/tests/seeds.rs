@@ -1,6 +1,7 @@
-//! A short run, as a test like any other. `make simulate` runs more.
+//! Short runs, as tests like any other. `make simulate` runs more.
 
-use simulator::run::{hours, seed};
+use simulator::many::run;
+use simulator::run::seed;
 
 /// JETDR_SEED repeats one seed; JETDR_SEEDS says how many.
 fn number(name: &str) -> Option<u64> {
@@ -11,21 +12,24 @@ fn number(name: &str) -> Option<u64> {
 fn no_seed_violates_a_promise() {
     let (first, count) = match number("JETDR_SEED") {
         Some(seed) => (seed, 1),
-        None => (1, number("JETDR_SEEDS").unwrap_or(40)),
+        None => (1, number("JETDR_SEEDS").unwrap_or(1000)),
     };
-    let mut simulated_ns = 0;
-    for number in first..first + count {
-        println!("JETDR_SEED={number}");
-        let outcome = seed(number, false);
-        simulated_ns += outcome.simulated_ns;
-        assert_eq!(outcome.violation, None, "seed {number}");
+    println!("JETDR_SEED from {first}, {count} of them");
+    let total = run(first..first + count, 0, false, |_| {});
+    println!("{total}");
+    if let Some(failed) = total.failed {
+        let what = failed.violation.unwrap_or_default();
+        panic!("JETDR_SEED={}: {what}", failed.seed);
     }
-    println!("{:.0} simulated hours", hours(simulated_ns));
+    if count >= 1000 {
+        assert_eq!(total.never(), [""; 0], "these never happened");
+    }
 }
 
 #[test]
 fn a_seed_gives_the_same_run_again() {
     let (one, two) = (seed(7, false), seed(7, false));
     assert_eq!(one.simulated_ns, two.simulated_ns);
+    assert_eq!(one.events, two.events);
     assert_eq!(one.counts, two.counts);
 }

@@ -106,6 +106,22 @@ pub struct Submission {
     pub len: usize,
 }
 
+impl Submission {
+    /// Something that is no run of records: a description, a cut.
+    pub fn note(kind: EntryKind, disk_id: [u8; 16], epoch: u32, content: Vec<u8>) -> Self {
+        Self {
+            kind,
+            disk_id,
+            first_seq: 0,
+            last_seq: 0,
+            epoch,
+            time_ns: 0,
+            len: content.len(),
+            content,
+        }
+    }
+}
+
 /// What a batch made durable of one disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Durability {

@@ -4,6 +4,7 @@
 #[path = "../../../../recovery-store/tests/support/mod.rs"]
 pub mod store;
 
+use filter_core::lineage::Lineage;
 use filter_core::wire::{
     ErrorCode, FRAME_HEADER_BYTES, FrameHeader, Hello, Message, OpenLane, PeerRole, PortRole,
 };
@@ -372,6 +373,8 @@ impl Disk {
                 vm_id: [0x20; 16],
                 attach_epoch: 1,
                 attach_id: 0,
+                map_generation: 0,
+                lineage: Lineage::default(),
                 durable_seq: 0,
                 capacity_bytes: CAPACITY_BYTES,
                 base: Some(0),

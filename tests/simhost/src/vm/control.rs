@@ -154,7 +154,7 @@ fn status(vm: &Vm) -> Value {
 
 /// What the commands are, for whoever asks for another.
 const COMMANDS: &str = "status, drain, grow, snapshot, revert, consolidate, snapshots, clone, \
-     migrate-prepare, migrate-go, migrate-cancel, fault, faults, heal, kill-at";
+     migrate-prepare, migrate-go, migrate-cancel, fault, faults, heal, kill-at, hold-at";
 
 fn run(command: &Value, vm: &Vm) -> anyhow::Result<Value> {
     let number = |key: &str| command.get(key).and_then(Value::as_u64);
@@ -248,13 +248,19 @@ fn run(command: &Value, vm: &Vm) -> anyhow::Result<Value> {
         }
         Some("faults") => Ok(vm.faults.list()),
         Some("heal") => Ok(json!({"healed": vm.faults.heal(number("id"))})),
-        Some("kill-at") => {
+        Some(stop @ ("kill-at" | "hold-at")) => {
             let point = text("point").context("`point` is missing")?;
             let point = match number("nth") {
                 Some(nth) => format!("{point}:{nth}"),
                 None => point.into(),
             };
-            vm.faults.kill_at(&point, text("disk").map(String::from))?;
+            let disk = text("disk").map(String::from);
+            if stop == "kill-at" {
+                vm.faults.kill_at(&point, disk)?;
+            } else {
+                let socket = text("socket").context("`socket` is missing: where it waits")?;
+                vm.faults.hold_at(&point, disk, socket)?;
+            }
             Ok(json!({"armed": point}))
         }
         _ => bail!("cmd is one of {COMMANDS}"),

@@ -1,5 +1,5 @@
-//! Faults on request, below the filter: writes that fail, are late or are torn, and a process that dies
-//! at a named point.
+//! Faults on request, below the filter: writes that fail, are late or are torn, and a process that dies or
+//! waits at a named point.
 //!
 //! Invariant: a fault strikes as often as it was asked for, not more; which of several strikes, and
 //! what a torn write leaves, depends on the seed and on the order of the I/Os only.
@@ -9,7 +9,10 @@ use anyhow::{Context, bail, ensure};
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
+use std::io::Write;
 use std::ops::Range;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
@@ -73,24 +76,27 @@ struct Armed {
     struck: u64,
 }
 
-struct Kill {
+/// The process is to die or to wait at a point.
+struct Stop {
     point: Point,
     disk: Option<String>,
     left: u64,
+    /// Where it says that it is there, and waits; none: it dies.
+    hold: Option<PathBuf>,
 }
 
 struct State {
     random: u64,
     next_id: u64,
     rules: Vec<Armed>,
-    kills: Vec<Kill>,
+    stops: Vec<Stop>,
 }
 
 /// The faults of a VM's process.
 pub struct Faults {
     seed: u64,
     has_rules: AtomicBool,
-    has_kills: AtomicBool,
+    has_stops: AtomicBool,
     state: Mutex<State>,
 }
 
@@ -115,6 +121,16 @@ pub fn die(why: &str) -> ! {
     tracing::error!("killed as asked for: {why}");
     let _ = signal_hook::low_level::raise(libc::SIGKILL);
     std::process::abort()
+}
+
+/// Says at a socket that a point is reached, and waits until the other end closes.
+fn hold(point: Point, disk: &str, socket: &Path) -> std::io::Result<()> {
+    let mut stream = UnixStream::connect(socket)?;
+    let reached = json!({"pid": std::process::id(), "point": point.name(), "disk": disk});
+    writeln!(stream, "{reached}")?;
+    // Whatever comes is of no interest, up to the end.
+    std::io::copy(&mut stream, &mut std::io::sink())?;
+    Ok(())
 }
 
 fn next(random: &mut u64) -> u64 {
@@ -196,12 +212,12 @@ impl Faults {
             random: seed,
             next_id: 1,
             rules: Vec::new(),
-            kills: Vec::new(),
+            stops: Vec::new(),
         };
         Self {
             seed,
             has_rules: AtomicBool::new(false),
-            has_kills: AtomicBool::new(false),
+            has_stops: AtomicBool::new(false),
             state: Mutex::new(state),
         }
     }
@@ -265,6 +281,30 @@ impl Faults {
 
     /// The process dies when it passes a point for the n-th time: POINT or POINT:N.
     pub fn kill_at(&self, text: &str, disk: Option<String>) -> anyhow::Result<()> {
+        self.stop_at(text, disk, None)
+    }
+
+    /// The thread that passes a point for the n-th time (POINT or POINT:N) connects to a unix socket, says so
+    /// in a line, and waits until the other end closes. If nobody listens there it goes on.
+    pub fn hold_at(&self, text: &str, disk: Option<String>, socket: &str) -> anyhow::Result<()> {
+        ensure!(!socket.is_empty(), "the path of a unix socket is missing");
+        self.stop_at(text, disk, Some(socket.into()))
+    }
+
+    /// The same of a flag: POINT[:N]=SOCKET.
+    pub fn hold_at_flag(&self, flag: &str) -> anyhow::Result<()> {
+        let (point, socket) = flag
+            .split_once('=')
+            .with_context(|| format!("`{flag}`: expected POINT=SOCKET or POINT:N=SOCKET"))?;
+        self.hold_at(point, None, socket)
+    }
+
+    fn stop_at(
+        &self,
+        text: &str,
+        disk: Option<String>,
+        hold: Option<PathBuf>,
+    ) -> anyhow::Result<()> {
         let (name, nth) = match text.split_once(':') {
             None => (text, 1),
             Some((name, nth)) => {
@@ -274,27 +314,28 @@ impl Faults {
             }
         };
         let point = Point::named(name)?;
-        self.state.lock().kills.push(Kill {
+        self.state.lock().stops.push(Stop {
             point,
             disk,
             left: nth,
+            hold,
         });
-        self.has_kills.store(true, Ordering::Relaxed); // read again under the lock
+        self.has_stops.store(true, Ordering::Relaxed); // read again under the lock
         Ok(())
     }
 
     /// Takes a fault back, or all of them. How many.
     pub fn heal(&self, id: Option<u64>) -> usize {
         let mut state = self.state.lock();
-        let before = state.rules.len() + state.kills.len();
+        let before = state.rules.len() + state.stops.len();
         match id {
             Some(id) => state.rules.retain(|armed| armed.id != id),
             None => {
                 state.rules.clear();
-                state.kills.clear();
+                state.stops.clear();
             }
         }
-        before - state.rules.len() - state.kills.len()
+        before - state.rules.len() - state.stops.len()
     }
 
     /// What was asked for, and how often it struck.
@@ -305,27 +346,47 @@ impl Faults {
             .iter()
             .map(|armed| json!({"id": armed.id, "fault": armed.rule, "struck": armed.struck}))
             .collect();
-        let kills: Vec<Value> = state
-            .kills
-            .iter()
-            .map(|kill| json!({"point": kill.point.name(), "disk": kill.disk, "left": kill.left}))
-            .collect();
-        json!({"seed": self.seed, "faults": rules, "kill_at": kills})
+        let stops = |held: bool| -> Vec<Value> {
+            let asked = state
+                .stops
+                .iter()
+                .filter(|stop| stop.hold.is_some() == held);
+            asked
+                .map(|stop| {
+                    let (point, disk, left) = (stop.point.name(), &stop.disk, stop.left);
+                    json!({"point": point, "disk": disk, "left": left, "socket": stop.hold})
+                })
+                .collect()
+        };
+        json!({
+            "seed": self.seed, "faults": rules, "kill_at": stops(false), "hold_at": stops(true),
+        })
     }
 
     /// The process passes a point.
     pub fn pass(&self, point: Point, disk: &str) {
-        if !self.has_kills.load(Ordering::Relaxed) {
+        if !self.has_stops.load(Ordering::Relaxed) {
             return;
         }
-        let mut state = self.state.lock();
-        for kill in &mut state.kills {
-            let is_meant = kill.disk.as_deref().is_none_or(|label| label == disk);
-            if kill.point == point && is_meant && kill.left > 0 {
-                kill.left -= 1;
-                if kill.left == 0 {
-                    die(&format!("at {}, disk {disk}", point.name()));
+        let mut holds = Vec::new();
+        {
+            let mut state = self.state.lock();
+            for stop in &mut state.stops {
+                let is_meant = stop.disk.as_deref().is_none_or(|label| label == disk);
+                if stop.point == point && is_meant && stop.left > 0 {
+                    stop.left -= 1;
+                    match &stop.hold {
+                        _ if stop.left > 0 => {}
+                        Some(socket) => holds.push(socket.clone()),
+                        None => die(&format!("at {}, disk {disk}", point.name())),
+                    }
                 }
+            }
+        }
+        // Without the lock: the others go on.
+        for socket in holds {
+            if let Err(error) = hold(point, disk, &socket) {
+                tracing::warn!("not held at {}: {error}", point.name());
             }
         }
     }

@@ -90,3 +90,44 @@ fn what_is_no_fault_is_told() {
     assert!(faults.kill_at("io-started:0", None).is_err());
     assert_eq!(faults.heal(None), 0);
 }
+
+#[test]
+fn a_thread_that_is_held_goes_on_when_the_other_end_closes() {
+    use std::io::{BufRead, BufReader};
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("hold.sock");
+    let listener = std::os::unix::net::UnixListener::bind(&path).unwrap();
+    let faults = Faults::new(Some(1));
+    let flag = format!("io-started:2={}", path.display());
+    faults.hold_at_flag(&flag).unwrap();
+    assert_eq!(faults.list()["hold_at"][0]["left"], 2);
+    let order = Mutex::new(Vec::new());
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            faults.pass(Point::IoStarted, "a");
+            faults.pass(Point::IoWritten, "a");
+            order.lock().push("reached");
+            faults.pass(Point::IoStarted, "a");
+            order.lock().push("went on");
+        });
+        let (stream, _) = listener.accept().unwrap();
+        let mut line = String::new();
+        BufReader::new(&stream).read_line(&mut line).unwrap();
+        let said: Value = serde_json::from_str(&line).unwrap();
+        assert_eq!(said["point"], "io-started");
+        assert_eq!(said["pid"], std::process::id());
+        // The others are not held: it is one thread that waits.
+        faults.pass(Point::IoStarted, "b");
+        order.lock().push("let go");
+        drop(stream);
+    });
+    assert_eq!(*order.lock(), ["reached", "let go", "went on"]);
+    // Nobody listens any more: it goes on.
+    drop(listener);
+    faults.hold_at_flag(&flag).unwrap();
+    faults.pass(Point::IoStarted, "a");
+    faults.pass(Point::IoStarted, "a");
+    for wrong in ["io-started", "io-started=", "io-started:0=x", "nowhere=x"] {
+        assert!(faults.hold_at_flag(wrong).is_err(), "{wrong}");
+    }
+}

@@ -27,6 +27,7 @@ use serde_json::{Value, json};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 /// How long clients may take to come to the end of a request.
@@ -136,6 +137,7 @@ pub fn go(vm: &Vm, to: &Path, cancel_at: Option<&str>) -> anyhow::Result<Value> 
             Ok(json!({
                 "migrated": true, "stun_us": from.elapsed().as_micros() as u64,
                 "connections": connections, "confirmed": running,
+                "deferred_max_ns": vm.contract.deferred_max_ns.load(Ordering::Relaxed), // a figure
             }))
         }
         Err(error) => {

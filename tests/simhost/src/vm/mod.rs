@@ -42,6 +42,7 @@ use faults::Faults;
 use hostdisk::{DiskSetup, HostDisk};
 use std::net::SocketAddr;
 use std::os::fd::AsFd;
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -84,7 +85,7 @@ pub struct VmArgs {
     #[arg(long = "property")]
     pub properties: Vec<String>,
     /// Unix socket for commands, one JSON document a line: status, drain, grow, snapshot, revert,
-    /// consolidate, snapshots, clone, fault, faults, heal, kill-at; docs/faults.md has them all.
+    /// consolidate, snapshots, clone, fault, faults, heal, kill-at, hold-at; docs/faults.md has them all.
     #[arg(long)]
     pub control_socket: Option<PathBuf>,
     /// Fail writes that touch a range, some times: LABEL:OFFSET:LENGTH:COUNT.
@@ -97,6 +98,10 @@ pub struct VmArgs {
     /// Kill the process when it passes a point for the n-th time: POINT or POINT:N.
     #[arg(long = "kill-at")]
     pub kill_at: Vec<String>,
+    /// Wait when a point is passed for the n-th time: POINT=SOCKET or POINT:N=SOCKET. The process says so on
+    /// that unix socket, and goes on when the other end closes.
+    #[arg(long = "hold-at")]
+    pub hold_at: Vec<String>,
     /// Seed of all chance in the faults; by default a new one, which is printed.
     #[arg(long)]
     pub fault_seed: Option<u64>,
@@ -144,6 +149,9 @@ fn faults_of(args: &VmArgs) -> anyhow::Result<Arc<faults::Faults>> {
     for flag in &args.kill_at {
         faults.kill_at(flag, None).context("--kill-at")?;
     }
+    for flag in &args.hold_at {
+        faults.hold_at_flag(flag).context("--hold-at")?;
+    }
     if args.fault_delay_us > 0 {
         faults.add_flag(&format!(
             "what=any,do=delay,delay_us={}",
@@ -190,8 +198,8 @@ type Named = Vec<(String, Arc<dyn Engine>)>;
 
 /// A VM without disks yet.
 fn new_vm(args: &VmArgs) -> anyhow::Result<Vm> {
-    let asked =
-        !(args.faults.is_empty() && args.kill_at.is_empty() && args.fault_writes.is_empty());
+    let stops = args.kill_at.len() + args.hold_at.len();
+    let asked = !(args.faults.is_empty() && args.fault_writes.is_empty()) || stops > 0;
     if args.no_filter && (asked || args.volatile_cache || args.fault_delay_us > 0) {
         bail!("faults strike below the filter: they cannot be had with --no-filter");
     }
@@ -301,13 +309,14 @@ fn start(args: &VmArgs, listens: &[Listen], mut vm: Vm) -> anyhow::Result<Vm> {
     Ok(vm)
 }
 
-/// Waits for the VM to come from another host, and goes on with it.
-fn arrive(args: &VmArgs, at: &Path, mut vm: Vm) -> anyhow::Result<Vm> {
+/// Waits for the VM to come from another host, and goes on with it. The source waits for a word on the
+/// link that is given back.
+fn arrive(args: &VmArgs, at: &Path, mut vm: Vm) -> anyhow::Result<(Vm, UnixStream)> {
     let ready = ready(args, &vm.faults)?;
     let socket = UnixSocket::bind(at)?;
     let waiting = serde_json::json!({"pid": std::process::id(), "incoming": at});
     println!("WAITING {waiting}");
-    let (_never, other) = std::os::unix::net::UnixStream::pair()?;
+    let (_never, other) = UnixStream::pair()?;
     let come = raw::wait_for_either(socket.as_fd(), other.as_fd(), Some(ARRIVAL_LIMIT))?;
     if !come.0 {
         bail!("no VM came to {}", at.display());
@@ -328,8 +337,7 @@ fn arrive(args: &VmArgs, at: &Path, mut vm: Vm) -> anyhow::Result<Vm> {
     vm.disks = disks?;
     let exports = Exports::new(exports_of(&vm.disks));
     vm.server = Some(received.serve(exports)?).into();
-    let _ = handover::send(&link, &serde_json::json!("running"));
-    Ok(vm)
+    Ok((vm, link))
 }
 
 /// Runs until SIGTERM or SIGINT.
@@ -345,15 +353,20 @@ pub fn run(args: &VmArgs) -> anyhow::Result<()> {
         bail!("nobody could reach the disks: give --nbd-socket or --nbd-tcp");
     }
     let vm = new_vm(args)?;
-    let vm = Arc::new(match &args.incoming {
-        Some(at) => arrive(args, at, vm)?,
-        None => start(args, &listens, vm)?,
-    });
+    let (vm, source) = match &args.incoming {
+        Some(at) => arrive(args, at, vm).map(|(vm, link)| (vm, Some(link)))?,
+        None => (start(args, &listens, vm)?, None),
+    };
+    let vm = Arc::new(vm);
     let mut signals = signal_hook::iterator::Signals::new([libc::SIGTERM, libc::SIGINT])?;
     let control = match &args.control_socket {
         Some(path) => Some(control::Control::start(path, vm.clone())?),
         None => None,
     };
+    if let Some(source) = source {
+        // Now it can be asked here as well; if the source has ended nobody waits for it.
+        let _ = handover::send(&source, &serde_json::json!("running"));
+    }
     let addresses = match vm.server.lock().as_ref() {
         Some(server) => server.addresses().to_vec(),
         None => Vec::new(),

@@ -1,0 +1,137 @@
+//! What befalls VMs and their disks: kills, moves, growth, reverts, changes behind the filter's back.
+//!
+//! Invariant: whatever is done to a disk outside of its guest's writes is told to the oracle at once, or
+//! when the disk is opened again.
+
+use crate::faults::Strike;
+use crate::world::{Event, MS, SECOND, World};
+
+impl World {
+    pub(crate) fn strike_vm(&mut self, strike: Strike) {
+        let vm = self.any_vm();
+        let hosts = self.hosts.len();
+        let Some(this) = self.vms.get_mut(vm).filter(|vm| vm.runs) else {
+            return;
+        };
+        if strike == Strike::VmStop {
+            this.stopping = true;
+            let first = this.disks.first().copied().unwrap_or(0);
+            self.stop_if_idle(first);
+            self.within(50 * MS, 20 * SECOND, Event::VmStart(vm));
+            return;
+        }
+        self.vm_kill(vm);
+        let down = self.numbers.spread(MS, 60 * SECOND);
+        if strike == Strike::VmMove
+            && let Some(this) = self.vms.get_mut(vm)
+        {
+            this.host = (this.host + 1) % hosts;
+        }
+        self.after(down, Event::VmStart(vm));
+    }
+
+    pub(crate) fn strike_disk(&mut self, strike: Strike) {
+        let disk = self.numbers.below(self.disks.len() as u64) as usize;
+        let Some(this) = self.disks.get_mut(disk) else {
+            return;
+        };
+        let quiet = this.ios.is_empty();
+        let Some(open) = &mut this.open else { return };
+        match strike {
+            Strike::Grow => {
+                let units = self.numbers.between(1, 40) as usize;
+                let capacity = this.storage.units() + units;
+                let bytes = capacity as u64 * crate::storage::UNIT_BYTES;
+                if !open.core.grow(bytes) {
+                    return;
+                }
+                let value = self.name();
+                if let Some(this) = self.disks.get_mut(disk) {
+                    this.storage.grow(units, value);
+                }
+                self.oracle.grow(disk, units, value);
+            }
+            Strike::Revert if quiet => {
+                let now = self.oracle.now();
+                for unit in 0..this.storage.units() {
+                    if self.numbers.chance(50) {
+                        let value = 1 << 60 | self.numbers.any() >> 4;
+                        this.storage.write(unit, value);
+                    }
+                }
+                this.storage.flush();
+                open.core.mark_all();
+                let content = this.storage.content();
+                self.oracle.settle(disk, 0..content.len(), content, now);
+            }
+            Strike::Tracking => open.core.enter_tracking(),
+            _ => return,
+        }
+        self.arm_sync(disk, MS);
+    }
+
+    /// What happens to a disk without its filter.
+    pub(crate) fn strike_content(&mut self, strike: Strike) {
+        let vm = self.any_vm();
+        let disks = self.vms.get(vm).map_or(Vec::new(), |vm| vm.disks.clone());
+        if strike == Strike::Copy {
+            for disk in disks {
+                if let Some(this) = self.disks.get_mut(disk) {
+                    let copy = (this.storage.clone(), this.sidecar.clone(), this.content_id);
+                    this.copy = Some(copy);
+                }
+            }
+            return;
+        }
+        self.vm_kill(vm);
+        let mut within = false;
+        for disk in disks {
+            let content = self.name();
+            let value = 1 << 61 | content;
+            let Some(this) = self.disks.get_mut(disk) else {
+                continue;
+            };
+            let units = this.storage.units();
+            match (strike, this.copy.take()) {
+                (Strike::RollBack, Some((storage, sidecar, id))) if storage.units() == units => {
+                    within |= id == this.content_id;
+                    (this.storage, this.sidecar, this.content_id) = (storage, sidecar, id);
+                    this.storage.flush();
+                    self.count("rolled back");
+                }
+                (Strike::Behind, _) => {
+                    for unit in 0..units {
+                        if self.numbers.chance(20) {
+                            this.storage.write(unit, value);
+                        }
+                    }
+                    this.storage.flush();
+                    this.content_id = content;
+                }
+                _ => {}
+            }
+        }
+        if within {
+            // Within one boot such a disk is told from itself only if its sidecar was written since.
+            self.count("rolled back within an opening");
+            let host = self.vms.get(vm).map_or(0, |vm| vm.host);
+            self.host_crash(host);
+        }
+        self.within(MS, 20 * SECOND, Event::VmStart(vm));
+    }
+
+    /// VMs of a host that crashed are started there later, or elsewhere.
+    pub(crate) fn restart_elsewhere(&mut self, host: usize) {
+        let elsewhere = self.numbers.chance(500);
+        let hosts = self.hosts.len();
+        for vm in 0..self.vms.len() {
+            let delay = self.numbers.spread(SECOND, 300 * SECOND);
+            if let Some(this) = self.vms.get_mut(vm).filter(|vm| vm.host == host) {
+                if elsewhere {
+                    this.host = (host + 1) % hosts;
+                }
+                self.after(delay, Event::VmStart(vm));
+            }
+        }
+    }
+}
