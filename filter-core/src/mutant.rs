@@ -88,6 +88,10 @@ pub enum Guard {
     LostDiskVoids,
     /// A cut is void while a disk that nobody has open may have been opened on a host that cannot be asked.
     AbsentHostVoids,
+    /// Completions are held while a cut over several hosts is taken.
+    HoldCompletions,
+    /// A cut is void if a host's hold was over before every host had raised its epoch.
+    HoldOverVoids,
     /// A disk that was rolled back is found out by the generation of its region map.
     RollBackNoticed,
     /// The generation in which a bit was set is told before the records that rely on it.
@@ -246,6 +250,14 @@ pub const ALL: &[(Guard, &str)] = &[
     (
         Guard::AbsentHostVoids,
         "A cut is void while a disk that nobody has open may have been opened on a host that cannot be asked.",
+    ),
+    (
+        Guard::HoldCompletions,
+        "Completions are held while a cut over several hosts is taken.",
+    ),
+    (
+        Guard::HoldOverVoids,
+        "A cut is void if a host's hold was over before every host had raised its epoch.",
     ),
     (
         Guard::RollBackNoticed,

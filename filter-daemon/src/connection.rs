@@ -138,6 +138,8 @@ fn answer_limit(header: &FrameHeader) -> Result<u32, LinkError> {
         | FrameKind::Ack
         | FrameKind::Error
         | FrameKind::CutRequest
+        | FrameKind::CutHold
+        | FrameKind::CutRelease
         | FrameKind::Heartbeat => Ok(MAX_ANSWER_BYTES),
         FrameKind::Hashes => Ok(MAX_HASHES_BYTES),
         FrameKind::Hello => Err(LinkError::Protocol("a second hello")),
@@ -145,6 +147,7 @@ fn answer_limit(header: &FrameHeader) -> Result<u32, LinkError> {
         | FrameKind::Data
         | FrameKind::CutPositions
         | FrameKind::CutReport
+        | FrameKind::CutHeld
         | FrameKind::CloseLane
         | FrameKind::HashRequest => Err(LinkError::Protocol("a frame that only a daemon sends")),
     }

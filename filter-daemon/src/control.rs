@@ -14,7 +14,7 @@ use filter_core::lane::layout::LaneState;
 use filter_core::lane::sync::Ordering::{Acquire, Relaxed};
 use filter_core::mapping::{MappedLane, RunFolder};
 use filter_core::wire::{Message, PortRole};
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -23,12 +23,33 @@ use std::time::Duration;
 
 /// How often the folder of the lanes is looked at.
 const SCAN_EVERY: Duration = Duration::from_millis(100);
+/// Orders that may wait: one for each domain of an appliance, and what ends it.
+const MAX_ORDERS: usize = 256;
 /// A lane that was found.
 pub(crate) struct Known {
     pub(crate) inode: u64,
     pub(crate) mapped: Arc<MappedLane>,
     /// The lane lives in a pump as long as this end is held.
     pub(crate) asks: Sender<CutAsk>,
+}
+
+/// What the appliance wants of a cut.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum What {
+    /// The positions.
+    Request,
+    /// The same, with completions held meanwhile.
+    Hold,
+    /// They need not be held any more.
+    Release,
+}
+
+/// An order of the appliance.
+#[derive(Debug)]
+pub(crate) struct Order {
+    pub(crate) what: What,
+    pub(crate) epoch: u32,
+    pub(crate) domain: String,
 }
 
 /// The control thread's state.
@@ -38,6 +59,10 @@ pub struct Control {
     pub(crate) shared: Arc<Shared>,
     pub(crate) known: HashMap<PathBuf, Known>,
     pub(crate) unusable: HashMap<PathBuf, u64>,
+    /// Orders that were not carried out yet.
+    pub(crate) orders: VecDeque<Order>,
+    /// How long completions are held at most.
+    pub(crate) hold: Duration,
 }
 
 /// Whether a lane was made, and its producer has not yet begun.
@@ -48,13 +73,20 @@ fn is_fresh(lane: &MappedLane) -> bool {
 
 impl Control {
     /// A control thread.
-    pub fn new(run: RunFolder, pumps: Vec<Sender<Box<Lane>>>, shared: Arc<Shared>) -> Self {
+    pub fn new(
+        run: RunFolder,
+        pumps: Vec<Sender<Box<Lane>>>,
+        shared: Arc<Shared>,
+        hold: Duration,
+    ) -> Self {
         Self {
             run,
             pumps,
             shared,
             known: HashMap::new(),
             unusable: HashMap::new(),
+            orders: VecDeque::new(),
+            hold,
         }
     }
 
@@ -78,6 +110,7 @@ impl Control {
                 Ok(asked) => dialer.useful(open, asked),
                 Err(error) => {
                     dialer.failed(&error);
+                    self.orders.clear();
                     connection = None;
                 }
             }
@@ -86,28 +119,22 @@ impl Control {
 
     /// One round on the control connection. Returns whether a cut was asked for.
     fn converse(&mut self, connection: &mut Connection) -> Result<bool, LinkError> {
-        let interest = Interest {
-            fd: connection.fd(),
-            write: connection.wants_write(),
-        };
-        raw::poll(&[interest], SCAN_EVERY)?;
-        let mut requests = Vec::new();
-        connection.receive(&mut |_, message| match message {
-            Message::CutRequest { epoch, domain } => {
-                requests.push((epoch, domain));
-                Ok(())
-            }
-            Message::Error { text, .. } => Err(LinkError::Refused(text)),
-            _ => Err(LinkError::Protocol(
-                "a frame that does not belong on the control port",
-            )),
-        })?;
-        let asked = !requests.is_empty();
-        for (epoch, domain) in requests {
+        self.hear(connection, SCAN_EVERY)?;
+        let mut asked = false;
+        while let Some(order) = self.orders.pop_front() {
             if self.shared.stopping.load(Ordering::Acquire) {
                 break; // pairs with the store at SIGTERM
             }
-            let answer = self.cut(epoch, &domain, connection.version());
+            let Order {
+                what,
+                epoch,
+                domain,
+            } = order;
+            if what == What::Release {
+                continue; // of a cut that is over
+            }
+            asked = true;
+            let answer = self.cut(epoch, &domain, what == What::Hold, connection)?;
             let counter = match &answer {
                 Message::Error { .. } => &self.shared.cuts_void,
                 _ => &self.shared.cuts_reported,
@@ -118,6 +145,43 @@ impl Control {
         connection.keep_alive()?;
         connection.flush()?;
         Ok(asked)
+    }
+
+    /// Waits for what the appliance says, and puts it into the list of orders.
+    pub(crate) fn hear(
+        &mut self,
+        connection: &mut Connection,
+        limit: Duration,
+    ) -> Result<(), LinkError> {
+        let interest = Interest {
+            fd: connection.fd(),
+            write: connection.wants_write(),
+        };
+        raw::poll(&[interest], limit)?;
+        let orders = &mut self.orders;
+        connection.receive(&mut |_, message| {
+            let (what, epoch, domain) = match message {
+                Message::CutRequest { epoch, domain } => (What::Request, epoch, domain),
+                Message::CutHold { epoch, domain } => (What::Hold, epoch, domain),
+                Message::CutRelease { epoch, domain } => (What::Release, epoch, domain),
+                Message::Error { text, .. } => return Err(LinkError::Refused(text)),
+                _ => {
+                    return Err(LinkError::Protocol(
+                        "a frame that does not belong on the control port",
+                    ));
+                }
+            };
+            if orders.len() >= MAX_ORDERS {
+                return Err(LinkError::Protocol("too many cuts are asked for at once"));
+            }
+            orders.push_back(Order {
+                what,
+                epoch,
+                domain,
+            });
+            Ok(())
+        })?;
+        Ok(())
     }
 
     /// Looks for lanes that have come, were replaced, or went.

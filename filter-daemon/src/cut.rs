@@ -4,13 +4,16 @@
 //! bumped until the position was read. A host reports every disk of the domain that was opened on it
 //! before the bump, or that it cannot. No guest waits for a cut of one host.
 
-use crate::control::{Control, Known};
+use crate::connection::{Connection, LinkError};
+use crate::control::{Control, Known, Order, What};
 use crate::lane::{CutAnswer, CutAsk};
-use crossbeam::channel::RecvTimeoutError;
+use crate::status::Shared;
+use crossbeam::channel::{RecvTimeoutError, Sender};
 use filter_core::lane::layout::{LaneMemory, LaneState};
 use filter_core::lane::ring::{self, Sound};
 use filter_core::lane::sync::Ordering::Relaxed;
-use filter_core::mapping::MappedLane;
+use filter_core::mapping::{CutPage, MappedLane, monotonic_ns};
+use filter_core::mutant::{Guard, holds};
 use filter_core::wire::{DiskReport, ErrorCode, Message};
 use std::collections::HashMap;
 use std::os::unix::fs::MetadataExt;
@@ -83,30 +86,81 @@ impl From<&str> for Void {
 type Positions = HashMap<[u8; 16], Option<u64>>;
 
 /// A lane that is asked about a cut.
-struct Asked<'a> {
-    known: &'a Known,
+struct Asked {
+    mapped: Arc<MappedLane>,
+    asks: Sender<CutAsk>,
     before: Doing,
     open_before: bool,
 }
 
-impl Asked<'_> {
-    fn lane(&self) -> &Arc<MappedLane> {
-        &self.known.mapped
+/// A hold of completions, from its beginning to its deadline, in ns of the host's monotonic clock.
+#[derive(Clone, Copy)]
+struct Hold {
+    since_ns: u64,
+    until_ns: u64,
+}
+
+/// A cut that is being taken. Completions are not held any more when it goes.
+struct Taking {
+    lanes: Vec<Asked>,
+    page: Option<CutPage>,
+    hold: Option<Hold>,
+    shared: Arc<Shared>,
+}
+
+impl Taking {
+    fn end_hold(&mut self) {
+        let (Some(page), Some(hold)) = (&self.page, self.hold.take()) else {
+            return;
+        };
+        ring::hold_end(page.hold());
+        let lasted_ns = monotonic_ns()
+            .min(hold.until_ns)
+            .saturating_sub(hold.since_ns);
+        self.shared.longest_hold_ns.fetch_max(lasted_ns, Relaxed); // a figure
+    }
+}
+
+impl Drop for Taking {
+    fn drop(&mut self) {
+        self.end_hold();
     }
 }
 
 impl Control {
-    /// Takes a cut: bumps the domain's epoch and finds the last seq below it, disk by disk.
-    pub(crate) fn cut(&self, epoch: u32, domain: &str, version: u16) -> Message {
-        match self.reports(epoch, domain, version) {
+    /// Takes a cut: bumps the domain's epoch and finds the last seq below it, disk by disk. `hold`: it is
+    /// one of several hosts, so completions are held until every host has bumped.
+    pub(crate) fn cut(
+        &mut self,
+        epoch: u32,
+        domain: &str,
+        hold: bool,
+        connection: &mut Connection,
+    ) -> Result<Message, LinkError> {
+        let version = connection.version();
+        let taken = match self.begin(epoch, domain, hold, version) {
+            Err(void) => Err(void),
+            Ok(mut taking) => {
+                let in_time = !hold || self.await_release(epoch, domain, &taking, connection)?;
+                taking.end_hold();
+                if in_time {
+                    self.reports(epoch, &taking, version)
+                } else {
+                    self.shared.holds_over.fetch_add(1, Relaxed); // a counter
+                    Err("completions were held for as long as they may be before every host was ready".into())
+                }
+            }
+        };
+        let domain = domain.into();
+        Ok(match taken {
             Ok(disks) if version >= REPORTS => Message::CutReport {
                 epoch,
-                domain: domain.into(),
+                domain,
                 disks,
             },
             Ok(disks) => Message::CutPositions {
                 epoch,
-                domain: domain.into(),
+                domain,
                 positions: disks.iter().map(|disk| (disk.disk_id, disk.seq)).collect(),
             },
             Err(void) => Message::Error {
@@ -114,34 +168,113 @@ impl Control {
                 seq: void.epoch.into(),
                 text: void.why,
             },
-        }
+        })
     }
 
-    fn reports(&self, epoch: u32, domain: &str, version: u16) -> Result<Vec<DiskReport>, Void> {
+    /// Looks what the domain's lanes do, begins to hold completions, moves the domain's epoch on this host to
+    /// `epoch`, and waits until nobody stamps with an older one.
+    fn begin(&self, epoch: u32, domain: &str, hold: bool, version: u16) -> Result<Taking, Void> {
         let of_domain = |known: &&Known| known.mapped.identity().domain == domain;
         let lanes = self.known.values().filter(of_domain).map(|known| Asked {
-            known,
+            mapped: known.mapped.clone(),
+            asks: known.asks.clone(),
             before: Doing::of(known.mapped.memory()),
             open_before: self.is_open(&known.mapped),
         });
-        let lanes: Vec<Asked<'_>> = lanes.collect();
-        if version < REPORTS && lanes.is_empty() {
+        let mut taking = Taking {
+            lanes: lanes.collect(),
+            page: None,
+            hold: None,
+            shared: self.shared.clone(),
+        };
+        if taking.lanes.is_empty() && version < REPORTS {
             return Err(format!("no disk of domain `{domain}` is on this host").into());
         }
-        self.bump(epoch, domain, &lanes)?;
-        let found = self.positions(epoch, &lanes)?;
+        // No page is made for whatever name a peer comes up with; the first disk makes it.
+        if taking.lanes.is_empty() && !self.run.has_cut_page(domain) {
+            return Ok(taking);
+        }
+        let page = self.run.cut_page(domain).map_err(|e| e.to_string())?;
+        let current = page.epoch().load(Relaxed); // only this thread moves it
+        if current >= epoch {
+            let why = format!("the cut epoch is {current} here: ask for a higher one");
+            return Err(Void {
+                epoch: current,
+                why,
+            });
+        }
+        if hold {
+            let since_ns = monotonic_ns();
+            let until_ns = since_ns + self.hold.as_nanos() as u64;
+            ring::hold_begin(page.hold(), until_ns);
+            taking.hold = Some(Hold { since_ns, until_ns });
+            self.shared.holds.fetch_add(1, Relaxed); // a counter
+        }
+        ring::epoch_bump::<Sound>(page.epoch(), epoch);
+        taking.page = Some(page);
+        fault::point("daemon.after-bump");
+        for lane in &taking.lanes {
+            if !self.wait_for_stamping(&lane.mapped) {
+                let label = &lane.mapped.identity().disk_label;
+                return Err(format!("disk {label} was stamping for too long").into());
+            }
+        }
+        Ok(taking)
+    }
+
+    /// Tells the appliance that completions are held, and waits until it says that every host has moved its
+    /// epoch. `false`: the hold was over before that, so it may have been for nothing.
+    fn await_release(
+        &mut self,
+        epoch: u32,
+        domain: &str,
+        taking: &Taking,
+        connection: &mut Connection,
+    ) -> Result<bool, LinkError> {
+        let held = Message::CutHeld {
+            epoch,
+            domain: domain.into(),
+        };
+        connection.queue(&held, 0);
+        let Some(hold) = taking.hold else {
+            return Ok(true); // there is nobody here
+        };
+        loop {
+            connection.flush()?;
+            let release = |order: &Order| {
+                order.what == What::Release && order.epoch == epoch && order.domain == domain
+            };
+            let released = self.orders.iter().position(release);
+            let left_ns = hold.until_ns.saturating_sub(monotonic_ns());
+            if let Some(at) = released {
+                self.orders.remove(at);
+                return Ok(left_ns > 0 || !holds(Guard::HoldOverVoids));
+            }
+            let stopping = self.shared.stopping.load(Ordering::Acquire); // pairs with SIGTERM's store
+            if (left_ns == 0 && holds(Guard::HoldOverVoids)) || stopping {
+                return Ok(false);
+            }
+            // In whole milliseconds: one more than is left is no harm, filters look at the clock.
+            let limit = Duration::from_nanos(left_ns) + Duration::from_millis(1);
+            self.hear(connection, limit)?;
+        }
+    }
+
+    fn reports(&self, epoch: u32, taking: &Taking, version: u16) -> Result<Vec<DiskReport>, Void> {
+        let lanes = &taking.lanes;
+        let found = self.positions(epoch, lanes)?;
         let mut reports = Vec::new();
-        for lane in &lanes {
-            let id = lane.lane().identity();
+        for lane in lanes {
+            let id = lane.mapped.identity();
             // The appliance knows where a disk stands that another host has by now.
             let Some(seq) = found.get(&id.disk_id).copied() else {
                 continue;
             };
             // Looked at last: a stream that was left, or started anew, while its position was read
             // makes the position worthless.
-            let after = Doing::of(lane.lane().memory());
+            let after = Doing::of(lane.mapped.memory());
             let reopened = after.attach_epoch != lane.before.attach_epoch;
-            let open = lane.open_before || reopened || self.is_open(lane.lane());
+            let open = lane.open_before || reopened || self.is_open(&lane.mapped);
             let complete = lane.before.is_complete() && lane.before == after;
             let report = DiskReport {
                 disk_id: id.disk_id,
@@ -163,44 +296,19 @@ impl Control {
         looked.unwrap_or(true)
     }
 
-    /// Moves the domain's epoch on this host to `epoch`, and waits until nobody stamps with an older one.
-    fn bump(&self, epoch: u32, domain: &str, lanes: &[Asked<'_>]) -> Result<(), Void> {
-        // No page is made for whatever name a peer comes up with; the first disk makes it.
-        if lanes.is_empty() && !self.run.has_cut_page(domain) {
-            return self.no_unknown_lanes();
-        }
-        let page = self.run.cut_page(domain).map_err(|e| e.to_string())?;
-        let current = page.epoch().load(Relaxed); // only this thread moves it
-        if current >= epoch {
-            let why = format!("the cut epoch is {current} here: ask for a higher one");
-            return Err(Void {
-                epoch: current,
-                why,
-            });
-        }
-        ring::epoch_bump::<Sound>(page.epoch(), epoch);
-        for lane in lanes {
-            if !self.wait_for_stamping(lane.lane()) {
-                let label = &lane.lane().identity().disk_label;
-                return Err(format!("disk {label} was stamping for too long").into());
-            }
-        }
-        Ok(())
-    }
-
     /// Asks the pumps for each lane's position; `None`: its stream is broken. A lane that another host
     /// has taken over is left out.
-    fn positions(&self, epoch: u32, lanes: &[Asked<'_>]) -> Result<Positions, Void> {
+    fn positions(&self, epoch: u32, lanes: &[Asked]) -> Result<Positions, Void> {
         let (answer, answers) = crossbeam::channel::unbounded();
         for lane in lanes {
-            let memory = lane.lane().memory();
+            let memory = lane.mapped.memory();
             let end = ring::observe_tail::<Sound>(&memory.producer().tail); // C1
             let ask = CutAsk {
                 end,
                 epoch: epoch.saturating_sub(1),
                 answer: answer.clone(),
             };
-            let _ = lane.known.asks.send(ask); // who is gone does not answer: the cut is void
+            let _ = lane.asks.send(ask); // who is gone does not answer: the cut is void
         }
         drop(answer);
         self.no_unknown_lanes()?;

@@ -29,7 +29,7 @@ use std::io::{Read, Write};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use transport::{Connector, TcpConnector};
 
 /// The host daemon.
@@ -50,6 +50,9 @@ pub struct Args {
     /// This host's lasting identity, 32 hex digits, instead of the one kept in the run folder.
     #[arg(long, value_parser = parse_host_id)]
     pub host_id: Option<HostId>,
+    /// How long completions of guests are held for a cut of a domain on several hosts at most, in ms.
+    #[arg(long, default_value_t = 20)]
+    pub cut_hold_ms: u64,
     /// Unix socket that answers each connection with one JSON document.
     #[arg(long)]
     pub status_socket: Option<PathBuf>,
@@ -102,6 +105,9 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
             args.run_dir.display()
         );
     };
+    if !(1..=1000).contains(&args.cut_hold_ms) {
+        bail!("--cut-hold-ms {}: it is from 1 to 1000", args.cut_hold_ms);
+    }
     if args.port_base > u16::MAX - 5 {
         bail!(
             "--port-base {}: six ports from there on do not exist",
@@ -154,7 +160,8 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
                 .spawn(move || pump.run())?,
         );
     }
-    let control = control::Control::new(run, senders, shared.clone());
+    let hold = Duration::from_millis(args.cut_hold_ms);
+    let control = control::Control::new(run, senders, shared.clone(), hold);
     let (thread, dialer) = (
         std::thread::Builder::new().name("control".into()),
         dialer(PortRole::Control),

@@ -4,11 +4,11 @@
 //! stops.
 
 use crate::cut::{self, Answer};
-use crate::presence::{Host, HostId};
 use crate::domain::Domain;
 use crate::hashes::Hasher;
 use crate::identity;
 use crate::log::{LogError, LogOptions};
+use crate::presence::{Host, HostId};
 use crate::session::{self, Outbox};
 use crate::upload::Uploader;
 use crossbeam::channel::{Receiver, Sender, bounded};
@@ -238,7 +238,10 @@ impl Appliance {
     /// The hosts whose control connection stands, and which protocol each speaks.
     pub fn connected_hosts(&self) -> BTreeMap<HostId, u16> {
         let hosts = self.hosts.lock();
-        hosts.iter().map(|(id, host)| (*id, host.protocol)).collect()
+        hosts
+            .iter()
+            .map(|(id, host)| (*id, host.protocol))
+            .collect()
     }
 
     /// It is gone.

@@ -3,7 +3,8 @@
 //! Invariant: a cut is closed only if each disk of the domain has a position that holds every write
 //! (see [`crate::presence`]), is durable up to it and is consistent at it; otherwise it is void, and
 //! counted. The last closed one stays as it is. If a host that was not asked presents a disk meanwhile,
-//! the cut is void: epochs order the records of those that were asked only.
+//! the cut is void: epochs order the records of those that were asked only. If disks are on several
+//! hosts, all of them hold completions from before their epoch moves until every epoch has moved.
 
 use crate::appliance::Appliance;
 use crate::domain::{Asked, CloseError, ClosedCut, Domain, now_ns};
@@ -21,8 +22,13 @@ const LIMIT: Duration = Duration::from_secs(5);
 /// The protocol from which on a host reports disk by disk, also that it has none.
 const REPORTS: u16 = 2;
 
+/// How long hosts may take to say that they hold completions: none holds them for longer by far.
+const HOLD_LIMIT: Duration = Duration::from_secs(2);
+
 /// What a host answered to a request for a cut.
 pub enum Answer {
+    /// It holds completions and has moved its epoch to this one.
+    Held(u32),
     /// How its disks stand below this epoch.
     Report(u32, Vec<DiskReport>),
     /// No cut now; the host's current epoch, if that is why.
@@ -80,29 +86,36 @@ fn attached(domain: &Domain) -> BTreeSet<HostId> {
 }
 
 /// Whom to ask: every host that can say which disks it has, if only that it has none; older ones only
-/// if they have any.
-fn whom_to_ask(appliance: &Appliance, domain: &Domain) -> Result<BTreeSet<HostId>, String> {
+/// if they have any. And whether completions are to be held: disks are on several hosts.
+fn whom_to_ask(appliance: &Appliance, domain: &Domain) -> Result<(BTreeSet<HostId>, bool), String> {
     let attached = attached(domain);
-    if attached.len() > 1 {
-        let n = attached.len();
-        return Err(format!(
-            "its disks are on {n} hosts; cuts over several hosts are not built yet"
-        ));
-    }
     let connected = appliance.connected_hosts();
+    let hold = attached.len() > 1;
+    let speaks = |host: &HostId| connected.get(host).copied().unwrap_or(0);
+    if hold
+        && attached
+            .iter()
+            .any(|host| (1..REPORTS).contains(&speaks(host)))
+    {
+        return Err(
+            "its disks are on several hosts, and a daemon of one is too old for that".into(),
+        );
+    }
     let asked = connected.into_iter();
     let asked = asked.filter(|(host, protocol)| *protocol >= REPORTS || attached.contains(host));
     let asked: BTreeSet<HostId> = asked.map(|(host, _)| host).collect();
     if asked.is_empty() {
         return Err("no host of the domain is connected".into());
     }
-    Ok(asked)
+    Ok((asked, hold))
 }
 
 /// A cut that was begun.
 struct Begun {
     epoch: u32,
     hosts: BTreeSet<HostId>,
+    /// Completions are held on all of them while it is taken.
+    hold: bool,
     name: Option<String>,
     /// How many waited for that name.
     waiters: usize,
@@ -111,7 +124,7 @@ struct Begun {
 /// Decides on the epoch of a new cut, and on its name. From here on the upload feeds only what is
 /// stamped below it, and a disk that another host presents makes it void.
 fn begin(appliance: &Appliance, domain: &Domain) -> Result<Begun, String> {
-    let hosts = whom_to_ask(appliance, domain)?;
+    let (hosts, hold) = whom_to_ask(appliance, domain)?;
     let begun = {
         let mut cuts = domain.cuts.lock();
         let epoch = cuts.last_epoch.checked_add(1);
@@ -130,6 +143,7 @@ fn begin(appliance: &Appliance, domain: &Domain) -> Result<Begun, String> {
         Begun {
             epoch,
             hosts,
+            hold,
             name,
             waiters,
         }
@@ -149,21 +163,14 @@ fn take(appliance: &Appliance, domain: &Arc<Domain>) -> Result<BTreeMap<[u8; 16]
     }
     let begun = begin(appliance, domain)?;
     let answers = appliance.expect_answers(&domain.name, begun.hosts.clone());
-    let request = Message::CutRequest {
-        epoch: begun.epoch,
-        domain: domain.name.clone(),
-    };
     // Before the request: what was completed by this time is in the cut.
     let time_ns = now_ns();
-    for host in &begun.hosts {
-        if !appliance.send_to_host(host, &request) {
-            return Err("a host's control connection is down".into());
-        }
-    }
-    let reports = collect(domain, &begun, &answers)?;
+    let reports = ask(appliance, domain, &begun, &answers)?;
     let assembled = assemble(&domain.disks.read(), &reports).map_err(|e| e.to_string())?;
-    if reports.values().filter(|disks| disks.iter().any(|disk| disk.open)).count() > 1 {
-        return Err("its disks are open on several hosts".into());
+    let open = reports.values();
+    let open = open.filter(|disks| disks.iter().any(|disk| disk.open));
+    if open.count() > 1 && !begun.hold {
+        return Err("a disk was opened on another host meanwhile".into());
     }
     let positions = assembled.positions;
     if positions.is_empty() {
@@ -175,7 +182,10 @@ fn take(appliance: &Appliance, domain: &Arc<Domain>) -> Result<BTreeMap<[u8; 16]
         epoch: begun.epoch,
         time_ns,
         name: begun.name.clone(),
-        positions: positions.iter().map(|(id, seq)| (uuids(id), *seq)).collect(),
+        positions: positions
+            .iter()
+            .map(|(id, seq)| (uuids(id), *seq))
+            .collect(),
         left_out: assembled.left_out.iter().map(uuids).collect(),
     };
     domain.close_cut(cut).map_err(|e| e.to_string())?;
@@ -183,6 +193,82 @@ fn take(appliance: &Appliance, domain: &Arc<Domain>) -> Result<BTreeMap<[u8; 16]
         domain.cuts.lock().served(name, begun.waiters);
     }
     Ok(positions)
+}
+
+/// Asks the hosts for their reports; if the cut is one of several hosts, with completions held until all
+/// have moved their epoch.
+fn ask(
+    appliance: &Appliance,
+    domain: &Domain,
+    begun: &Begun,
+    answers: &Receiver<(HostId, Answer)>,
+) -> Result<Reports, String> {
+    let (epoch, name) = (begun.epoch, || domain.name.clone());
+    let send = |message: &Message| {
+        let sent = begun.hosts.iter();
+        let sent = sent.map(|host| appliance.send_to_host(host, message));
+        sent.fold(true, |all, one| all & one)
+    };
+    let down = || "a host's control connection is down".to_owned();
+    if !begun.hold {
+        let domain_name = name();
+        let request = Message::CutRequest {
+            epoch,
+            domain: domain_name,
+        };
+        if !send(&request) {
+            return Err(down());
+        }
+        return collect(domain, begun, answers);
+    }
+    domain.figures.cuts_held.fetch_add(1, Ordering::Relaxed); // a figure
+    let hold = Message::CutHold {
+        epoch,
+        domain: name(),
+    };
+    let held = match send(&hold) {
+        true => all_hold(domain, begun, answers),
+        false => Err(down()),
+    };
+    // Whatever has become of it: nobody holds anything for longer than must be.
+    let release = Message::CutRelease {
+        epoch,
+        domain: name(),
+    };
+    let released = send(&release);
+    held?;
+    match released {
+        true => collect(domain, begun, answers),
+        false => Err(down()),
+    }
+}
+
+/// Waits until every host holds completions and has moved its epoch.
+fn all_hold(
+    domain: &Domain,
+    begun: &Begun,
+    answers: &Receiver<(HostId, Answer)>,
+) -> Result<(), String> {
+    let deadline = Instant::now() + HOLD_LIMIT;
+    let mut held = BTreeSet::new();
+    while held.len() < begun.hosts.len() {
+        match answers.recv_deadline(deadline) {
+            Ok((host, Answer::Held(of))) if of == begun.epoch => {
+                held.insert(host);
+            }
+            Ok((_, Answer::Held(_) | Answer::Report(..))) => {} // of an earlier request
+            Ok((_, Answer::Void(current, why))) => return Err(refused(domain, current, why)),
+            Err(_) => return Err("a host did not answer in time".into()),
+        }
+    }
+    Ok(())
+}
+
+/// A host cannot take the cut, perhaps since its epoch is further already: the next one is above it.
+fn refused(domain: &Domain, current: u64, why: String) -> String {
+    let mut cuts = domain.cuts.lock();
+    cuts.last_epoch = cuts.last_epoch.max(u32::try_from(current).unwrap_or(0));
+    why
 }
 
 /// Waits for every host's report.
@@ -198,12 +284,8 @@ fn collect(
             Ok((host, Answer::Report(of, disks))) if of == begun.epoch => {
                 reports.insert(host, disks);
             }
-            Ok((_, Answer::Report(..))) => {} // of an earlier request
-            Ok((_, Answer::Void(current, why))) => {
-                let mut cuts = domain.cuts.lock();
-                cuts.last_epoch = cuts.last_epoch.max(u32::try_from(current).unwrap_or(0));
-                return Err(why);
-            }
+            Ok((_, Answer::Report(..) | Answer::Held(_))) => {} // of an earlier request
+            Ok((_, Answer::Void(current, why))) => return Err(refused(domain, current, why)),
             Err(_) => return Err("a host did not answer in time".into()),
         }
     }
@@ -213,7 +295,12 @@ fn collect(
 /// Waits until the log holds everything up to the positions, and looks whether a cut may end there.
 fn wait_and_check(domain: &Domain, positions: &BTreeMap<[u8; 16], u64>) -> Result<(), String> {
     if !domain.wait_durable(positions, LIMIT) {
-        let moved = domain.cuts.lock().outstanding.as_ref().is_some_and(|of| of.void);
+        let moved = domain
+            .cuts
+            .lock()
+            .outstanding
+            .as_ref()
+            .is_some_and(|of| of.void);
         let late = "the log did not reach the positions in time".to_owned();
         return Err(if moved {
             CloseError::Moved.to_string()

@@ -63,7 +63,9 @@ pub fn describe_back(
         id: number("presented_id"),
         generation: number("presented_generation"),
     };
-    let standing = STANDINGS.iter().find(|(_, word)| *word == string("standing"));
+    let standing = STANDINGS
+        .iter()
+        .find(|(_, word)| *word == string("standing"));
     let hosts = value.get("hosts").and_then(|hosts| hosts.as_object());
     let host = |(id, name): (&String, &serde_json::Value)| {
         Some((parse_id(id)?, name.as_str().unwrap_or_default().into()))

@@ -55,6 +55,8 @@ pub struct Figures {
     pub cuts_closed: AtomicU64,
     /// Cuts that could not be taken.
     pub cuts_void: AtomicU64,
+    /// Cuts for which hosts were asked to hold completions.
+    pub cuts_held: AtomicU64,
     /// Bytes of objects.
     pub stored_bytes: AtomicU64,
 }
@@ -75,6 +77,7 @@ impl Default for Figures {
             duplicates: AtomicU64::new(0),
             cuts_closed: AtomicU64::new(0),
             cuts_void: AtomicU64::new(0),
+            cuts_held: AtomicU64::new(0),
             stored_bytes: AtomicU64::new(0),
         }
     }

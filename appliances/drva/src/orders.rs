@@ -35,7 +35,10 @@ fn disks_of(domain: &Domain, command: &Value) -> Result<Vec<Arc<Disk>>, String> 
         _ => return Err("name a disk by its id, or a vm by its name".into()),
     };
     if found.is_empty() {
-        return Err(format!("domain `{}` has no such disk: see status", domain.name));
+        return Err(format!(
+            "domain `{}` has no such disk: see status",
+            domain.name
+        ));
     }
     Ok(found)
 }
@@ -62,15 +65,21 @@ pub fn forget_host(appliance: &Appliance, command: &Value) -> Result<Value, Stri
     let id = match (by_id, by_name.next(), by_name.next()) {
         (Some(id), ..) | (None, Some((&id, _)), None) => id,
         (None, Some(_), Some(_)) => {
-            return Err(format!("several hosts are called `{wanted}`: name one by its id"));
+            return Err(format!(
+                "several hosts are called `{wanted}`: name one by its id"
+            ));
         }
         (None, None, _) => {
             let name = &domain.name;
-            return Err(format!("no host `{wanted}` ever had a disk of domain `{name}`"));
+            return Err(format!(
+                "no host `{wanted}` ever had a disk of domain `{name}`"
+            ));
         }
     };
     if appliance.connected_hosts().contains_key(&id) {
-        return Err(format!("host `{wanted}` is connected: it cannot be forgotten"));
+        return Err(format!(
+            "host `{wanted}` is connected: it cannot be forgotten"
+        ));
     }
     let done = domain.forget_host(&id);
     done.map_err(|error| format!("the order cannot be written down: {error}"))?;

@@ -146,7 +146,10 @@ pub fn assemble(
     reports: &Reports,
 ) -> Result<Assembled, Missing> {
     let mut found: BTreeMap<[u8; 16], (HostId, DiskReport)> = BTreeMap::new();
-    for (host, report) in reports.iter().flat_map(|(h, all)| all.iter().map(move |r| (h, r))) {
+    for (host, report) in reports
+        .iter()
+        .flat_map(|(h, all)| all.iter().map(move |r| (h, r)))
+    {
         let disk = disks.get(&report.disk_id).ok_or(Missing::Unpresented)?;
         let elsewhere = disk.presence().host != *host;
         if found.insert(report.disk_id, (*host, *report)).is_some() || elsewhere {

@@ -140,7 +140,10 @@ fn a_disk_that_is_set_aside_is_not_in_the_cut_and_not_waited_for() {
 fn only_another_opening_takes_a_disk_back() {
     let mut presence = Presence::default().presented(&host(A), false);
     presence.standing = Standing::SetAside;
-    assert_eq!(presence.presented(&host(A), true).standing, Standing::SetAside);
+    assert_eq!(
+        presence.presented(&host(A), true).standing,
+        Standing::SetAside
+    );
     let taken = presence.presented(&host(B), false);
     assert_eq!((taken.standing, taken.host), (Standing::Open, B));
     assert_eq!(taken.hosts.len(), 2);

@@ -10,8 +10,8 @@ use crate::domain::Domain;
 use crate::hashes::Ask;
 use crate::presence::Host;
 use filter_core::wire::{
-    DiskReport, ErrorCode, FRAME_HEADER_BYTES, FrameHeader, FrameKind, Hello, Message, PROTOCOL_NEWEST,
-    PROTOCOL_OLDEST, PeerRole, PortRole, WireError,
+    DiskReport, ErrorCode, FRAME_HEADER_BYTES, FrameHeader, FrameKind, Hello, Message,
+    PROTOCOL_NEWEST, PROTOCOL_OLDEST, PeerRole, PortRole, WireError,
 };
 use parking_lot::{Condvar, Mutex};
 use std::collections::{BTreeMap, HashMap};
@@ -318,6 +318,11 @@ impl Session<'_> {
                 };
                 let disks = positions.into_iter().map(report).collect();
                 let answer = Answer::Report(epoch, disks);
+                self.appliance.cut_answer(&domain, self.host.id, answer);
+                Ok(())
+            }
+            Message::CutHeld { epoch, domain } if self.role == PortRole::Control => {
+                let answer = Answer::Held(epoch);
                 self.appliance.cut_answer(&domain, self.host.id, answer);
                 Ok(())
             }

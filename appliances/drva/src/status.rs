@@ -1,9 +1,9 @@
 //! The status socket: one JSON document a line in, one out.
 
 use crate::appliance::Appliance;
-use crate::orders::{self, domain_of};
 use crate::documents::standing_word;
 use crate::domain::{Domain, MAX_WANTED};
+use crate::orders::{self, domain_of};
 use filter_core::mapping::hex;
 use hdrhistogram::Histogram;
 use serde_json::{Value, json};
@@ -83,6 +83,7 @@ fn domain_document(appliance: &Appliance, domain: &Domain) -> Value {
         "cuts_wanted": wanted,
         "cuts_closed": figure(&figures.cuts_closed),
         "cuts_void": figure(&figures.cuts_void),
+        "cuts_held": figure(&figures.cuts_held),
         "log": {
             "used_bytes": used, "max_bytes": max, "full": full, "failing": failing,
             "batches": batches, "entries": entries,

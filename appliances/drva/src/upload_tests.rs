@@ -2,8 +2,8 @@
 use super::*;
 use crate::disk::{Outcome, Route};
 use crate::domain::{Asked, CloseError};
-use crate::presence::Host;
 use crate::log::LogOptions;
+use crate::presence::Host;
 use crate::session::Outbox;
 use filter_core::lineage::Lineage;
 use filter_core::record::{
@@ -58,7 +58,10 @@ fn present(domain: &Domain, disk_id: [u8; 16], host: [u8; 16]) -> (Arc<crate::di
     };
     let name = String::new();
     let host = Host { id: host, name };
-    domain.open_lane(&lane, &host, route, None).unwrap().unwrap()
+    domain
+        .open_lane(&lane, &host, route, None)
+        .unwrap()
+        .unwrap()
 }
 
 struct Fixture {

@@ -144,7 +144,9 @@ fn a_disk_whose_host_died_keeps_cuts_away_until_it_is_set_aside_or_opened_again(
     drva.stop(Duration::from_secs(20));
     let cuts = site.recover_all();
     let named = |name: &str| {
-        let found = cuts.iter().find(|(cut, _)| cut.name.as_deref() == Some(name));
+        let found = cuts
+            .iter()
+            .find(|(cut, _)| cut.name.as_deref() == Some(name));
         found.unwrap()
     };
     let (info, images) = named("without");

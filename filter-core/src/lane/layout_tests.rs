@@ -65,7 +65,7 @@ proptest! {
 fn the_pages_lie_where_they_always_lay() {
     use core::mem::{align_of, offset_of, size_of};
     assert_eq!(LANE_MAGIC.to_le_bytes(), *b"jdrLANE1");
-    assert_eq!(LANE_VERSION, 3);
+    assert_eq!(LANE_VERSION, 4);
     let pages = [
         PRODUCER_AT,
         INFLIGHT_AT,

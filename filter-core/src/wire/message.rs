@@ -70,6 +70,28 @@ pub enum Message {
         /// Disk by disk.
         disks: Vec<DiskReport>,
     },
+    /// Hold the completions of writes, move the domain's cut epoch to `epoch`, and say so; report the positions
+    /// once released.
+    CutHold {
+        /// The new epoch.
+        epoch: u32,
+        /// The domain.
+        domain: String,
+    },
+    /// Completions are held, and the epoch is moved.
+    CutHeld {
+        /// The new epoch, as requested.
+        epoch: u32,
+        /// The domain.
+        domain: String,
+    },
+    /// Hold completions no longer: every host has moved its epoch, or the cut is given up.
+    CutRelease {
+        /// The epoch of the cut.
+        epoch: u32,
+        /// The domain.
+        domain: String,
+    },
     /// I am here.
     Heartbeat {
         /// The clock of who asked, ns.
@@ -193,6 +215,18 @@ impl Message {
                 }
                 (FrameKind::CutReport, u64::from(*epoch))
             }
+            Self::CutHold { epoch, domain } => {
+                body.text(domain);
+                (FrameKind::CutHold, u64::from(*epoch))
+            }
+            Self::CutHeld { epoch, domain } => {
+                body.text(domain);
+                (FrameKind::CutHeld, u64::from(*epoch))
+            }
+            Self::CutRelease { epoch, domain } => {
+                body.text(domain);
+                (FrameKind::CutRelease, u64::from(*epoch))
+            }
             Self::CloseLane { in_order } => (FrameKind::CloseLane, u64::from(*in_order)),
             Self::HashRequest {
                 offset_bytes,
@@ -281,6 +315,18 @@ impl Message {
                 epoch: cursor.epoch(word)?,
                 domain: cursor.text("domain")?,
                 disks: cursor.disk_reports()?,
+            },
+            FrameKind::CutHold => Self::CutHold {
+                epoch: cursor.epoch(word)?,
+                domain: cursor.text("domain")?,
+            },
+            FrameKind::CutHeld => Self::CutHeld {
+                epoch: cursor.epoch(word)?,
+                domain: cursor.text("domain")?,
+            },
+            FrameKind::CutRelease => Self::CutRelease {
+                epoch: cursor.epoch(word)?,
+                domain: cursor.text("domain")?,
             },
             FrameKind::CloseLane => match word {
                 0 | 1 => Self::CloseLane {

@@ -42,7 +42,8 @@ pub const MAX_CUT_DISKS: u32 = 8192;
 /// The first TCP port; see [`PortRole`] for the others.
 pub const DEFAULT_PORT_BASE: u16 = 32873;
 /// The protocol that this program speaks best. 2: a daemon answers a cut with [`Message::CutReport`],
-/// also when it has no disk of the domain, and is on the control port whether or not it has any.
+/// also when it has no disk of the domain, and is on the control port whether or not it has any; it can hold
+/// completions for a cut over several hosts.
 pub const PROTOCOL_NEWEST: u16 = 2;
 /// The oldest protocol that it still speaks.
 pub const PROTOCOL_OLDEST: u16 = 1;
@@ -120,6 +121,12 @@ pub enum FrameKind {
     /// Daemon, on control, from protocol 2 on instead of CUT_POSITIONS: how the domain's disks on this
     /// host stand below the epoch `word`.
     CutReport = 13,
+    /// Appliance, on control: hold completions, then move the domain's cut epoch to `word`.
+    CutHold = 14,
+    /// Daemon, on control: that is done, and completions are held.
+    CutHeld = 15,
+    /// Appliance, on control: every host has moved its epoch to `word`, or nothing comes of it.
+    CutRelease = 16,
 }
 
 impl FrameKind {
@@ -138,6 +145,9 @@ impl FrameKind {
             11 => Self::HashRequest,
             12 => Self::Hashes,
             13 => Self::CutReport,
+            14 => Self::CutHold,
+            15 => Self::CutHeld,
+            16 => Self::CutRelease,
             _ => return None,
         })
     }

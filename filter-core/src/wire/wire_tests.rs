@@ -145,6 +145,18 @@ fn messages() -> Vec<Message> {
         },
         Message::CloseLane { in_order: false },
         Message::CloseLane { in_order: true },
+        Message::CutHold {
+            epoch: 8,
+            domain: "d".into(),
+        },
+        Message::CutHeld {
+            epoch: 8,
+            domain: "d".into(),
+        },
+        Message::CutRelease {
+            epoch: 8,
+            domain: "d".into(),
+        },
         Message::CutReport {
             epoch: 8,
             domain: "d".into(),

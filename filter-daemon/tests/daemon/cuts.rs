@@ -210,7 +210,12 @@ fn request(control: &mut Peer, epoch: u32) -> HashMap<[u8; 16], DiskReport> {
     };
     control.send(&request, 0);
     match control.message() {
-        (0, Message::CutReport { epoch: of, disks, .. }) => {
+        (
+            0,
+            Message::CutReport {
+                epoch: of, disks, ..
+            },
+        ) => {
             assert_eq!(of, epoch);
             disks.into_iter().map(|disk| (disk.disk_id, disk)).collect()
         }
@@ -235,7 +240,9 @@ fn a_report_says_which_disks_are_open_and_which_are_whole() {
     closing.producer.set_state(LaneState::Closed);
     drop(closing);
     wait_for("the lanes are found", || {
-        [open, shut, syncs].iter().all(|disk| daemon.lane(disk).is_some())
+        [open, shut, syncs]
+            .iter()
+            .all(|disk| daemon.lane(disk).is_some())
     });
     let reports = request(&mut control, 3);
     let report = |disk_id, seq, open, complete| DiskReport {
@@ -261,13 +268,17 @@ fn a_daemon_that_stops_tells_which_disks_were_closed_in_order() {
     let mut daemon = Daemon::start(&host, server.base);
     for (disk, last) in [open, shut].iter().zip(lasts) {
         wait_for("delivered", || {
-            daemon.lane(disk).is_some_and(|lane| lane["durable_seq"] == last)
+            daemon
+                .lane(disk)
+                .is_some_and(|lane| lane["durable_seq"] == last)
         });
     }
     closing.producer.set_state(LaneState::Closed);
     drop(closing);
     daemon.stop();
-    wait_for("the appliance is told", || !server.state().closes.is_empty());
+    wait_for("the appliance is told", || {
+        !server.state().closes.is_empty()
+    });
     let closed: Vec<_> = server.state().closed_in_order.clone();
     assert_eq!(closed, [shut]);
 }

@@ -11,11 +11,11 @@ use drva::log::format::EntryKind;
 use drva::log::reader::Batches;
 use drva::log::recover;
 use drva::log::volume::Volume;
-use drva::presence::Host;
 use drva::log::{
     Batcher, Durability, LogError, LogOptions, Segment, Submission, durability, gather,
     note_segment,
 };
+use drva::presence::Host;
 use filter_core::session::Refusal;
 use filter_core::wire::{ErrorCode, OpenLane};
 use recovery_store::DiskInfo;

@@ -62,9 +62,7 @@ impl World {
         }
         let attached = domain.disks.values().filter(|disk| disk.is_attached());
         let attached: BTreeSet<HostId> = attached.map(|disk| disk.presence().host).collect();
-        if attached.len() > 1 {
-            return Err("its disks are on several hosts".into());
-        }
+        let hold = attached.len() > 1;
         if asked.is_empty() {
             return Err("no host of the domain is connected".into());
         }
@@ -80,25 +78,29 @@ impl World {
         if !attached.is_subset(&hosts) {
             return Err("a host's control connection is down".into());
         }
-        for connection in asked.values() {
-            let request = Message::CutRequest {
-                epoch,
-                domain: DOMAIN.into(),
-            };
-            if let Some(control) = self.connections.get(connection) {
-                control.outbox.send(&request, 0);
-            }
-        }
         let (time_ns, run) = (self.now, server.run);
+        let domain = DOMAIN.into();
+        self.send_to_hosts(match hold {
+            true => Message::CutHold { epoch, domain },
+            false => Message::CutRequest { epoch, domain },
+        });
+        if hold {
+            self.count("cut: of several hosts");
+        }
         self.say(|| {
             let now = self.oracle.now();
-            format!("cut of epoch {epoch} is asked for of {} hosts, moment {now}", hosts.len())
+            format!(
+                "cut of epoch {epoch} is asked for of {} hosts, moment {now}",
+                hosts.len()
+            )
         });
         if let Some(server) = &mut self.server {
             server.cut = Cut::Asked {
                 epoch,
+                unheld: if hold { hosts.clone() } else { BTreeSet::new() },
                 hosts,
                 reports: Reports::new(),
+                hold,
                 time_ns,
             };
         }
@@ -114,7 +116,33 @@ impl World {
         let control = self.connections.iter();
         let control = control.filter(|(_, c)| c.role == PortRole::Control && c.appliance_has);
         let id = |host: usize| self.hosts.get(host).map(|host| host.id);
-        control.filter_map(|(name, c)| Some((id(c.host)?, *name))).collect()
+        control
+            .filter_map(|(name, c)| Some((id(c.host)?, *name)))
+            .collect()
+    }
+
+    fn send_to_hosts(&mut self, message: Message) {
+        for connection in self.connected_hosts().into_values() {
+            if let Some(control) = self.connections.get(&connection) {
+                control.outbox.send(&message, 0);
+            }
+        }
+        self.flush_outboxes();
+    }
+
+    /// A host holds completions, and has moved its epoch.
+    pub(crate) fn cut_held(&mut self, from: HostId, of: u32) {
+        let Some(server) = &mut self.server else {
+            return;
+        };
+        let Cut::Asked { epoch, unheld, .. } = &mut server.cut else {
+            return;
+        };
+        let epoch = *epoch;
+        if epoch == of && unheld.remove(&from) && unheld.is_empty() {
+            let domain = DOMAIN.into();
+            self.send_to_hosts(Message::CutRelease { epoch, domain });
+        }
     }
 
     /// Notes a cut that may lack writes of an opening that the appliance cannot have heard of: its host
@@ -147,12 +175,18 @@ impl World {
         let Some(server) = &mut self.server else {
             return;
         };
-        server.cut = Cut::None;
+        let before = std::mem::replace(&mut server.cut, Cut::None);
         server.shared.borrow_mut().domain.outstanding = None;
         // Seldom is enough while it cannot be.
         server.cut_wait = (server.cut_wait * 2).min(self.plan.cut_interval.max(60 * SECOND));
         self.arm_cut();
         self.wake_upload();
+        if let Cut::Asked { epoch, unheld, .. } = before
+            && !unheld.is_empty()
+        {
+            let domain = DOMAIN.into();
+            self.send_to_hosts(Message::CutRelease { epoch, domain });
+        }
     }
 
     /// A cut has taken too long.
@@ -180,6 +214,8 @@ impl World {
             hosts,
             reports,
             time_ns,
+            hold,
+            ..
         } = &mut server.cut
         else {
             return;
@@ -191,7 +227,7 @@ impl World {
         if reports.len() < hosts.len() {
             return;
         }
-        let (epoch, time_ns, reports) = (*epoch, *time_ns, reports.clone());
+        let (epoch, time_ns, reports, hold) = (*epoch, *time_ns, reports.clone(), *hold);
         let assembled = assemble(&server.shared.borrow().domain.disks, &reports);
         let positions = match assembled {
             Ok(assembled) => assembled.positions,
@@ -207,8 +243,8 @@ impl World {
         };
         let open = reports.values();
         let open = open.filter(|disks| disks.iter().any(|disk| disk.open));
-        if open.count() > 1 {
-            return self.void("its disks are open on several hosts");
+        if open.count() > 1 && !hold {
+            return self.void("a disk was opened on another host meanwhile");
         }
         server.cut = Cut::Waiting {
             epoch,

@@ -8,6 +8,7 @@ use crate::host::DOMAIN;
 use crate::network::Frame;
 use crate::world::{Event, MS, SECOND, US, World};
 use crossbeam::channel::Sender;
+use filter_core::disk::cut_hold::CUT_HOLD_NS;
 use filter_core::lane::heap::HeapLane;
 use filter_core::lane::layout::LaneState;
 use filter_core::lane::ring::{self, Sound};
@@ -37,6 +38,8 @@ pub struct Served {
 pub struct Taking {
     epoch: u32,
     connection: u64,
+    /// Completions are held for it, and are to be until the appliance says otherwise.
+    holds: bool,
     /// Per disk what it did, and whether it was open.
     before: Vec<(usize, Doing, bool)>,
 }
@@ -391,7 +394,7 @@ impl World {
                 .set_link(u32::from(role.offset()), false);
         }
         if role == PortRole::Control {
-            daemon.taking = None;
+            self.give_cut_up(host);
         }
         for disk in poke {
             self.poke_filter(disk);
@@ -411,8 +414,13 @@ impl World {
         message: Message,
     ) {
         if role == PortRole::Control {
-            if let Message::CutRequest { epoch, .. } = message {
-                self.cut_request(host, connection, epoch);
+            match message {
+                Message::CutRequest { epoch, .. } => {
+                    self.cut_request(host, connection, epoch, false);
+                }
+                Message::CutHold { epoch, .. } => self.cut_request(host, connection, epoch, true),
+                Message::CutRelease { epoch, .. } => self.cut_release(host, epoch),
+                _ => {}
             }
             return;
         }
@@ -462,7 +470,7 @@ impl World {
     }
 
     /// The appliance asks for a cut: the epoch is bumped; the positions are read a little later.
-    fn cut_request(&mut self, host: usize, connection: u64, epoch: u32) {
+    fn cut_request(&mut self, host: usize, connection: u64, epoch: u32, hold: bool) {
         let Some(this) = self.hosts.get_mut(host) else {
             return;
         };
@@ -482,11 +490,84 @@ impl World {
         daemon.taking = Some(Taking {
             epoch,
             connection,
+            holds: hold,
             before: before.collect(),
         });
         let run = daemon.run;
+        if hold {
+            this.hold_until = self.now + CUT_HOLD_NS;
+        }
         ring::epoch_bump::<Sound>(&this.cut_epoch, epoch);
-        self.within(0, 2 * MS, Event::Positions(host, run, epoch));
+        if !hold {
+            self.within(0, 2 * MS, Event::Positions(host, run, epoch));
+            return;
+        }
+        self.after(CUT_HOLD_NS, Event::HoldOver(host, self.now + CUT_HOLD_NS));
+        let held = Message::CutHeld {
+            epoch,
+            domain: DOMAIN.into(),
+        };
+        self.send_up(connection, 0, Frame::Message(held));
+    }
+
+    /// Every host has moved its epoch, or the cut is given up.
+    fn cut_release(&mut self, host: usize, epoch: u32) {
+        let now = self.now;
+        let Some(this) = self.hosts.get_mut(host) else {
+            return;
+        };
+        let Some(daemon) = &mut this.daemon else {
+            return;
+        };
+        let taking = daemon
+            .taking
+            .as_mut()
+            .filter(|t| t.epoch == epoch && t.holds);
+        let Some(taking) = taking else {
+            return; // of a cut that is over
+        };
+        taking.holds = false;
+        let (run, connection) = (daemon.run, taking.connection);
+        let in_time = now < this.hold_until || !holds(Guard::HoldOverVoids);
+        if !in_time {
+            daemon.taking = None;
+        }
+        this.hold_until = 0;
+        self.look_at_cut_holds(host);
+        if in_time {
+            self.within(0, 2 * MS, Event::Positions(host, run, epoch));
+        } else {
+            self.void_cut(connection, 0, "the hold was over too early");
+        }
+    }
+
+    /// The deadline of a hold: filters go on by themselves, and the daemon gives the cut up.
+    pub fn hold_over(&mut self, host: usize, until: u64) {
+        let Some(this) = self.hosts.get_mut(host) else {
+            return;
+        };
+        if this.hold_until != until {
+            return;
+        }
+        self.count("cut: hold over");
+        self.look_at_cut_holds(host);
+        let daemon = self.hosts.get_mut(host).and_then(|h| h.daemon.as_mut());
+        let taking = daemon.filter(|_| holds(Guard::HoldOverVoids));
+        let taking = taking.and_then(|daemon| daemon.taking.take_if(|taking| taking.holds));
+        if let Some(taking) = taking {
+            self.void_cut(taking.connection, 0, "the hold was over too early");
+        }
+    }
+
+    /// Whatever cut was being taken on a host is given up, and nothing is held for it.
+    fn give_cut_up(&mut self, host: usize) {
+        if let Some(this) = self.hosts.get_mut(host) {
+            if let Some(daemon) = &mut this.daemon {
+                daemon.taking = None;
+            }
+            this.hold_until = 0;
+        }
+        self.look_at_cut_holds(host);
     }
 
     fn void_cut(&mut self, connection: u64, seq: u64, text: &str) {

@@ -6,6 +6,7 @@
 use crate::regions::Writing;
 use crate::storage::{Disk as Storage, Sidecar, UNIT_BYTES, bytes_of};
 use crate::world::{Event, MS, US, World};
+use filter_core::disk::cut_hold::{CUT_HOLD_NS, CutHold};
 use filter_core::disk::sync::{SyncStep, Ticket};
 use filter_core::disk::{Change, Decision, Disk, Why};
 use filter_core::lane::heap::HeapLane;
@@ -75,6 +76,8 @@ pub struct Io {
     pub token: Option<Token>,
     /// Units that have reached the disk.
     pub landed: usize,
+    /// The disk has completed it, the guest is not told yet: when, in ns, and whether it failed.
+    pub completed: Option<(u64, bool)>,
 }
 
 /// A read of the sync.
@@ -92,6 +95,8 @@ pub struct Open {
     pub lane: Arc<HeapLane>,
     /// The domain's cut epoch on the host.
     pub cut_epoch: Arc<AtomicU32>,
+    /// Completions that are held for a cut.
+    pub cut_hold: CutHold<u64>,
     /// I/Os that are held, in order, and what for.
     pub held: VecDeque<(u64, Why)>,
     retry_armed: bool,
@@ -113,6 +118,7 @@ impl Open {
             core,
             lane,
             cut_epoch,
+            cut_hold: CutHold::new(CUT_HOLD_NS),
             held: VecDeque::new(),
             retry_armed: false,
             sync_armed: false,
@@ -262,6 +268,7 @@ impl World {
             at: self.now,
             token: None,
             landed: 0,
+            completed: None,
         };
         if let Some(of) = self.disks.get_mut(disk) {
             of.ios.insert(name, io);
@@ -356,19 +363,74 @@ impl World {
     /// An I/O is completed below; then the guest is told.
     pub fn done(&mut self, disk: usize, of: u64, name: u64) {
         let fails = self.numbers.chance(self.rates.write);
+        let now = self.now;
         let Some(this) = self.open_of(disk, of) else {
             return;
         };
-        let Some(io) = this.ios.remove(&name) else {
+        let Some(io) = this.ios.get_mut(&name) else {
             return;
         };
+        let landed = std::mem::replace(&mut io.landed, io.units.len());
+        io.completed = Some((now, fails));
+        let (token, units, value) = (io.token, io.units.clone(), io.value);
         if !fails {
-            for unit in io.units.clone().skip(io.landed) {
-                this.storage.write(unit, io.value);
+            for unit in units.skip(landed) {
+                this.storage.write(unit, value);
             }
         }
-        let Some(token) = io.token else { return };
+        let Some(token) = token else { return };
         let completed = self.core(disk, |open, stamps| open.core.done(token, !fails, stamps));
+        if completed.is_some_and(|completed| completed.sync) {
+            self.arm_sync(disk, SYNC_RETRY_NS);
+        }
+        self.wake_pump(disk);
+        let until = self.hold_until(disk);
+        let held = self.core(disk, |open, _| open.cut_hold.done(name, until, now));
+        match held {
+            Some(true) => self.count("cut: completion held"),
+            _ => self.tell_guest(disk, name),
+        }
+    }
+
+    /// Until when completions of a disk are held.
+    fn hold_until(&self, disk: usize) -> u64 {
+        let vm = self.disks.get(disk).and_then(|disk| self.vms.get(disk.vm));
+        let host = vm.and_then(|vm| self.hosts.get(vm.host));
+        host.map_or(0, |host| host.hold_until)
+    }
+
+    /// Held completions of a host's VMs go on, those for which it is time.
+    pub fn look_at_cut_holds(&mut self, host: usize) {
+        let now = self.now;
+        for disk in 0..self.disks.len() {
+            let vm = self.disks.get(disk).and_then(|disk| self.vms.get(disk.vm));
+            if vm.is_none_or(|vm| vm.host != host || !vm.runs) {
+                continue;
+            }
+            let until = self.hold_until(disk);
+            let mut told = Vec::new();
+            self.core(disk, |open, _| {
+                if open.cut_hold.poll(until, now, |name| told.push(name)) {
+                    open.core.tear_cut();
+                }
+            });
+            for name in told {
+                self.tell_guest(disk, name);
+            }
+        }
+    }
+
+    /// The guest is told of a completion.
+    fn tell_guest(&mut self, disk: usize, name: u64) {
+        let io = self.disks.get_mut(disk).and_then(|d| d.ios.remove(&name));
+        let Some(io) = io else { return };
+        let (since, fails) = io.completed.unwrap_or((self.now, false));
+        let held = self.now - since;
+        self.longest_cut_hold_ns = self.longest_cut_hold_ns.max(held);
+        if held > CUT_HOLD_NS {
+            let ms = held as f64 / 1e6;
+            self.violated(format!("a completion was held for {ms} ms for a cut"));
+        }
         if fails {
             self.count("fault: guest's write failed by its disk");
             if let Some(this) = self.disks.get(disk) {
@@ -379,10 +441,6 @@ impl World {
         } else {
             self.oracle.complete(disk, io.units.clone(), io.issued);
         }
-        if completed.is_some_and(|completed| completed.sync) {
-            self.arm_sync(disk, SYNC_RETRY_NS);
-        }
-        self.wake_pump(disk);
         self.stop_if_idle(disk);
     }
 

@@ -42,6 +42,8 @@ pub struct Host {
     pub lanes: BTreeMap<usize, Arc<HeapLane>>,
     /// The domain's cut epoch.
     pub cut_epoch: Arc<AtomicU32>,
+    /// Completions are held until then; 0: they are not.
+    pub hold_until: u64,
     /// The daemon, if it runs.
     pub daemon: Option<Daemon>,
     /// Whether the link to the appliance works.
@@ -59,6 +61,7 @@ impl Host {
             up: true,
             lanes: BTreeMap::new(),
             cut_epoch: first_epoch(),
+            hold_until: 0,
             daemon: None,
             linked: true,
             cuts_of_link: 0,
@@ -442,6 +445,7 @@ impl World {
             this.boot += 1;
             this.lanes.clear();
             this.cut_epoch = first_epoch();
+            this.hold_until = 0;
         }
         let down = self.numbers.spread(5 * SECOND, 1200 * SECOND);
         self.after(down, Event::HostUp(host));

@@ -26,7 +26,11 @@ pub(crate) enum Cut {
     Asked {
         epoch: u32,
         hosts: BTreeSet<HostId>,
+        /// Hosts of which is awaited that they hold completions.
+        unheld: BTreeSet<HostId>,
         reports: Reports,
+        /// It is one of several hosts.
+        hold: bool,
         time_ns: u64,
     },
     Waiting {
@@ -212,6 +216,7 @@ impl World {
                     self.arm_log();
                 }
             }
+            Message::CutHeld { epoch, .. } => self.cut_held(id, epoch),
             Message::CutReport { epoch, disks, .. } => self.cut_report(id, epoch, disks),
             Message::Error { seq, text, .. } => {
                 let mut shared = server.shared.borrow_mut();

@@ -66,6 +66,8 @@ pub enum Event {
     Dial(usize, u64, PortRole),
     /// The positions of a cut are read: host, incarnation, epoch.
     Positions(usize, u64, u32),
+    /// A hold of completions is over: host, its deadline.
+    HoldOver(usize, u64),
     /// The daemon starts.
     DaemonStart(usize),
     /// The host is up again.
@@ -214,6 +216,8 @@ pub struct World {
     pub presented: BTreeMap<[u8; 16], u32>,
     /// The longest time that a guest's write was held, in ns.
     pub longest_held_ns: u64,
+    /// The longest time that a completion was held for a cut, in ns.
+    pub longest_cut_hold_ns: u64,
 }
 
 impl World {
@@ -252,6 +256,7 @@ impl World {
             blind: BTreeSet::new(),
             presented: BTreeMap::new(),
             longest_held_ns: 0,
+            longest_cut_hold_ns: 0,
             numbers,
         }
     }
@@ -336,6 +341,7 @@ impl World {
             Event::Scan(host, of) => self.scan_event(host, of),
             Event::Dial(host, of, role) => self.dial(host, of, role),
             Event::Positions(host, of, epoch) => self.positions(host, of, epoch),
+            Event::HoldOver(host, until) => self.hold_over(host, until),
             Event::DaemonStart(host) => self.daemon_start(host),
             Event::HostUp(host) => self.host_up(host),
             Event::Up(connection) => self.up(connection),
