@@ -5,7 +5,7 @@
 mod support;
 
 use std::os::unix::fs::FileExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use support::{Numbers, Part, Stack, seed};
 
 const MIB: u64 = 1 << 20;
@@ -189,38 +189,58 @@ fn an_appliance_that_lost_its_log_gets_all_of_the_disk() {
     stack.recover_and_compare("anew");
 }
 
-/// The disk and its sidecar as they were are put back: a snapshot of the storage below, a backup.
+/// Copies of a disk and of what lies beside it: what a snapshot of the storage below, or a backup, holds.
+struct Aside {
+    dir: tempfile::TempDir,
+    files: Vec<PathBuf>,
+}
+
+impl Aside {
+    fn copy(stack: &Stack) -> Self {
+        let is_disk = |path: &PathBuf| {
+            let name = path.file_name().unwrap().to_string_lossy().into_owned();
+            name.starts_with("disk0")
+        };
+        let all = std::fs::read_dir(stack.dir.path()).unwrap();
+        let files: Vec<_> = all
+            .map(|entry| entry.unwrap().path())
+            .filter(is_disk)
+            .collect();
+        assert!(files.len() >= 3, "descriptor, extent, sidecar: {files:?}");
+        let dir = tempfile::tempdir_in(stack.dir.path()).unwrap();
+        let aside = Self { dir, files };
+        for file in &aside.files {
+            std::fs::copy(file, aside.place(file)).unwrap();
+        }
+        aside
+    }
+
+    fn place(&self, file: &Path) -> PathBuf {
+        self.dir.path().join(file.file_name().unwrap())
+    }
+
+    fn put_back(&self) {
+        for file in &self.files {
+            std::fs::copy(self.place(file), file).unwrap();
+        }
+    }
+}
+
+/// The disk and its sidecar as they were are put back.
 #[test]
 fn a_disk_that_was_rolled_back_with_its_sidecar_is_synced_in_full() {
     for booted in [false, true] {
         let mut stack = stack("disk0.vmdk");
         rest(&stack);
         stack.vm.as_mut().unwrap().stop();
-        let aside = tempfile::tempdir_in(stack.dir.path()).unwrap();
-        let files: Vec<_> = std::fs::read_dir(stack.dir.path())
-            .unwrap()
-            .map(|entry| entry.unwrap().path())
-            .filter(|path| {
-                path.file_name()
-                    .unwrap()
-                    .to_string_lossy()
-                    .starts_with("disk0")
-            })
-            .collect();
-        assert!(files.len() >= 3, "descriptor, extent, sidecar: {files:?}");
-        let copy = |from: &Path, to: &Path| std::fs::copy(from, to).unwrap();
-        for file in &files {
-            copy(file, &aside.path().join(file.file_name().unwrap()));
-        }
+        let aside = Aside::copy(&stack);
         stack.start_vm();
         stack.settle();
         assert_eq!(figure(&stack, "synced_bytes"), 0, "it adopts its lane");
         guest_writes(&stack, 40 * MIB, MIB);
         rest(&stack);
         stack.vm.as_mut().unwrap().stop();
-        for file in &files {
-            copy(&aside.path().join(file.file_name().unwrap()), file);
-        }
+        aside.put_back();
         if booted {
             stack.daemon.as_mut().unwrap().kill();
             stack.empty_run_folder();
@@ -232,4 +252,78 @@ fn a_disk_that_was_rolled_back_with_its_sidecar_is_synced_in_full() {
         assert!(figure(&stack, "synced_bytes") >= DISK);
         stack.recover_and_compare("rolled-back");
     }
+}
+
+/// What happens between the copy's return and the opening that the appliance hears of.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Between {
+    /// The VM is killed alone, and its host goes on: the lane is there.
+    Nothing,
+    /// The host boots.
+    Boot,
+    /// It boots, and the disk is opened and written to while nothing reaches the appliance; it boots
+    /// again.
+    UnheardOpening,
+}
+
+/// The copy was made while the VM ran, and it has gone on in the same opening: neither a content id nor
+/// an epoch tells the copy from the disk.
+#[test]
+fn a_disk_that_was_rolled_back_to_within_its_opening_is_synced_in_full() {
+    for (between, epoch) in [
+        (Between::Nothing, 2),
+        (Between::Boot, 3),
+        (Between::UnheardOpening, 4),
+    ] {
+        let mut stack = stack("disk0.vmdk");
+        rest(&stack);
+        guest_writes(&stack, 20 * MIB, MIB);
+        let aside = Aside::copy(&stack);
+        guest_writes(&stack, 40 * MIB, MIB); // a region of which the copy's map has no bit
+        stack.settle();
+        if between == Between::Nothing {
+            stack.vm.as_mut().unwrap().kill();
+        } else {
+            crash(&mut stack);
+        }
+        aside.put_back();
+        if between == Between::UnheardOpening {
+            stack.start_vm();
+            assert_eq!(figure(&stack, "epoch"), 2);
+            for at in 50..60 {
+                guest_writes(&stack, at * MIB, MIB);
+            }
+            stack.vm.as_mut().unwrap().kill();
+            stack.empty_run_folder();
+        }
+        if between != Between::Nothing {
+            stack.start_daemon();
+        }
+        stack.start_vm();
+        stack.wait("it was noticed", |stack| figure(stack, "epoch") == epoch);
+        stack.settle();
+        assert!(figure(&stack, "synced_bytes") >= DISK, "{between:?}");
+        stack.recover_and_compare("rolled-back");
+        stack.assert_contract();
+    }
+}
+
+/// The copy's map has every bit that it needs: its regions are read again, and nothing else.
+#[test]
+fn a_copy_that_lacks_no_bit_costs_its_regions() {
+    let mut stack = stack("disk0.vmdk");
+    rest(&stack);
+    // Without a daemon nothing becomes durable, so no bit is cleared before the copy is made.
+    stack.daemon.as_mut().unwrap().kill();
+    guest_writes(&stack, 20 * MIB, MIB / 2);
+    let aside = Aside::copy(&stack);
+    guest_writes(&stack, 20 * MIB + MIB / 2, 4096);
+    stack.start_daemon();
+    stack.settle();
+    crash(&mut stack);
+    aside.put_back();
+    let synced = come_back(&mut stack);
+    assert_eq!(figure(&stack, "epoch"), 2, "nothing is wrong with it");
+    assert!(synced <= REGION, "{synced}");
+    stack.recover_and_compare("a-copy");
 }

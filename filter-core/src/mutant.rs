@@ -92,6 +92,20 @@ pub enum Guard {
     HoldCompletions,
     /// A cut is void if a host's hold was over before every host had raised its epoch.
     HoldOverVoids,
+    /// A block of the region map with a copy that is not whole counts with all its bits.
+    MapCopyDoubted,
+    /// Under `ack = log` a completion is held until the appliance's log has the write.
+    AckHeld,
+    /// A completion is held for at most the budget.
+    AckBudget,
+    /// No hash counts once the disk has got a change that the replica does not get.
+    HashesForgotten,
+    /// A block that a record has touched since the newest cut has no hash.
+    HashesTouched,
+    /// That is looked at again after the block was read.
+    HashesLookedAtAgain,
+    /// A question about blocks is sent only behind all that was published before it.
+    HashesBehind,
     /// A disk that was rolled back is found out by the generation of its region map.
     RollBackNoticed,
     /// The generation in which a bit was set is told before the records that rely on it.
@@ -258,6 +272,34 @@ pub const ALL: &[(Guard, &str)] = &[
     (
         Guard::HoldOverVoids,
         "A cut is void if a host's hold was over before every host had raised its epoch.",
+    ),
+    (
+        Guard::MapCopyDoubted,
+        "A block of the region map with a copy that is not whole counts with all its bits.",
+    ),
+    (
+        Guard::AckHeld,
+        "Under `ack = log` a completion is held until the appliance's log has the write.",
+    ),
+    (
+        Guard::AckBudget,
+        "A completion is held for at most the budget.",
+    ),
+    (
+        Guard::HashesForgotten,
+        "No hash counts once the disk has got a change that the replica does not get.",
+    ),
+    (
+        Guard::HashesTouched,
+        "A block that a record has touched since the newest cut has no hash.",
+    ),
+    (
+        Guard::HashesLookedAtAgain,
+        "That is looked at again after the block was read.",
+    ),
+    (
+        Guard::HashesBehind,
+        "A question about blocks is sent only behind all that was published before it.",
     ),
     (
         Guard::RollBackNoticed,

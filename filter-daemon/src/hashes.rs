@@ -8,6 +8,7 @@ use crate::connection::LinkError;
 use filter_core::lane::consumer::Consumer;
 use filter_core::lane::layout::{DIRTY_BLOCK_BYTES, HASH_BYTES, MAX_HASHES};
 use filter_core::lane::sync::Ordering::{Acquire, Relaxed, Release};
+use filter_core::mutant::{Guard, holds};
 use filter_core::record::MAX_DISK_BYTES;
 use filter_core::wire::Message;
 
@@ -81,7 +82,7 @@ impl Questions {
     /// everything that was taken.
     pub fn to_send(&mut self, consumer: &Consumer) -> Option<Message> {
         let open = self.open.as_mut().filter(|open| !open.sent)?;
-        if !consumer.has_taken(open.end) {
+        if !consumer.has_taken(open.end) && holds(Guard::HashesBehind) {
             return None;
         }
         open.sent = true;

@@ -212,14 +212,14 @@ impl<H: LaneHome> Lane<H> {
         self.channel = channel;
         self.stage = Stage::Opening;
         self.claimed = 0;
-        self.describe()
+        self.describe(false)
     }
 
     /// OPEN_LANE on the channel that is open, if what the appliance was told last is no longer so: the
     /// disk has grown, a VM has attached that adopted the lane, or the region map has come further.
     pub fn open_again(&mut self) -> Option<OpenLane> {
         let changed = self.stage == Stage::Open && self.told != self.to_tell();
-        changed.then(|| self.describe())
+        changed.then(|| self.describe(true))
     }
 
     fn to_tell(&self) -> Told {
@@ -236,12 +236,13 @@ impl<H: LaneHome> Lane<H> {
         }
     }
 
-    fn describe(&mut self) -> OpenLane {
+    fn describe(&mut self, again: bool) -> OpenLane {
         self.told = self.to_tell();
         let id = self.mapped.identity();
         OpenLane {
             disk_id: id.disk_id,
             vm_id: id.vm_id,
+            again,
             attach_epoch: self.told.attach.epoch,
             attach_id: self.told.attach.id,
             map_generation: self.told.attach.generation,

@@ -43,6 +43,11 @@ fn owner_after(point: &str) -> Option<usize> {
     }
 }
 
+/// Without these nothing of the stream arrives.
+fn is_of_stream(victim: Victim) -> bool {
+    matches!(victim, Victim::Daemon | Victim::Appliance | Victim::Link)
+}
+
 /// Where the process that passes a point waits.
 struct Hold {
     folder: tempfile::TempDir,
@@ -120,7 +125,12 @@ impl Cell {
             host.port_base = link.port_base;
             host.boot();
         }
-        let points: &[&str] = if side == 0 { &OUT } else { &IN };
+        let points: &[&str] = match side {
+            // Only here the stream's end matters: what is not delivered goes along as marks.
+            0 if is_of_stream(victim) && numbers.next() >> 40 & 1 == 1 => &OUT[..1],
+            0 => &OUT,
+            _ => &IN,
+        };
         let point = points[(numbers.next() >> 32) as usize % points.len()];
         Self {
             links,
@@ -193,6 +203,22 @@ impl Cell {
             Victim::Link if half_open => self.links[side].half_open(),
             Victim::Link => self.links[side].cut(),
         }
+    }
+
+    /// The guest still runs at this point: so much of what it writes now is not delivered when it stands.
+    fn wait_for_undelivered(&self) {
+        let published = |site: &Site| -> u64 {
+            let status = site.hosts[0].vm_status();
+            let disks = status["disks"].as_array().unwrap().iter();
+            disks
+                .map(|disk| disk["published_seq"].as_u64().unwrap())
+                .sum()
+        };
+        let before = published(&self.site);
+        self.site.wait("the guest writes on", |site| {
+            let disk = site.hosts[0].disk();
+            disk["state"] == "tracking" || published(site) > before + 100
+        });
     }
 
     /// The fault is over.
@@ -277,7 +303,10 @@ pub fn run(victim: Victim, state: State, seed: u64) -> Outcome {
     let mut cell = Cell::new(victim, state, seed);
     let (held, migration) = cell.bring();
     cell.fault(victim);
-    let early = matches!(victim, Victim::Daemon | Victim::Appliance | Victim::Link) && cell.coin();
+    if is_of_stream(victim) && cell.point == OUT[0] {
+        cell.wait_for_undelivered();
+    }
+    let early = is_of_stream(victim) && cell.coin();
     if early {
         cell.mend(victim);
     }

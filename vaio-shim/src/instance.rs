@@ -448,6 +448,11 @@ impl Replicated {
         }
         core.disk
             .intent_write_all(|offset, bytes| beside.write_block(offset, bytes))?;
+        // Grown a moment ago: else the next opening would take the new part for one never seen.
+        let capacity_bytes = core.disk.capacity_bytes();
+        if beside.header().capacity_bytes < capacity_bytes {
+            beside.save(beside.header().grown(capacity_bytes))?;
+        }
         if how == abi::JIO_CLOSE_HANDOFF
             && let Some(Some(map)) = core.disk.handoff()
         {

@@ -11,6 +11,7 @@ use crate::domain::Domain;
 use crate::session::Outbox;
 use crossbeam::channel::RecvTimeoutError;
 use filter_core::lane::layout::{DIRTY_BLOCK_BYTES, HASH_BYTES};
+use filter_core::mutant::{Guard, holds};
 use filter_core::wire::Message;
 use futures::StreamExt;
 use recovery_store::{
@@ -27,13 +28,13 @@ use uuid::Uuid;
 /// Questions of one domain that may wait; more are answered "not known" at once.
 pub const MAX_WAITING: usize = 64;
 /// A question that has waited for longer is not worth an answer.
-const PATIENCE: Duration = Duration::from_secs(10);
+pub const PATIENCE: Duration = Duration::from_secs(10);
 /// How long the store may take for one question.
-const READ_LIMIT: Duration = Duration::from_secs(5);
+pub const READ_LIMIT: Duration = Duration::from_secs(5);
 /// How long it may take to open the container and read the indexes of a cut.
-const OPEN_LIMIT: Duration = Duration::from_secs(20);
+pub const OPEN_LIMIT: Duration = Duration::from_secs(20);
 /// After a failure of the store: how long nothing is known.
-const AFTER_FAILURE: Duration = Duration::from_secs(5);
+pub const AFTER_FAILURE: Duration = Duration::from_secs(5);
 /// A cut that nobody has asked about for so long is closed.
 const KEPT: Duration = Duration::from_secs(60);
 /// How often it is looked whether the appliance stops.
@@ -77,8 +78,7 @@ impl Ask {
 }
 
 /// A cut that is open for reading.
-struct View {
-    /// How many cuts had been committed when it was opened: another number makes it old.
+pub struct View {
     commits: u64,
     container: Container,
     cut: CutInfo,
@@ -88,7 +88,8 @@ struct View {
 }
 
 /// Why there is no answer.
-enum Unknown {
+#[derive(Debug)]
+pub enum Unknown {
     /// The store.
     Store(StoreError),
     /// It took too long, the appliance stops, or there is too much of it.
@@ -175,49 +176,114 @@ impl Hasher {
         let commits = self.domain.commits.load(Ordering::Acquire); // pairs with the upload's add
         if view.as_ref().is_none_or(|view| view.commits != commits) {
             *view = None; // two of them at once are too much memory
-            *view = Some(self.wait(OPEN_LIMIT, open(&self.url, commits))?);
+            let open = async { View::of(Container::open(&self.url).await?, commits).await };
+            *view = Some(self.wait(OPEN_LIMIT, open)?);
         }
         let view = view.as_ref().ok_or(Unknown::Disk)?;
-        let uuid = ask.disk.info.read().uuid;
-        let position = view.cut.positions.iter().find(|at| at.disk == uuid);
-        let position = position.ok_or(Unknown::Disk)?.seq;
-        let disk = view.cut.disks.iter().find(|disk| disk.uuid == uuid);
-        let capacity_bytes = disk.ok_or(Unknown::Disk)?.capacity_bytes;
-        let pieces = view.pieces.get(&uuid).ok_or(Unknown::Disk)?;
-        let untouched = || {
-            let blocks = ask.blocks as usize;
-            let found = ask.disk.untouched(position, ask.offset_bytes, blocks);
-            found.ok_or(Unknown::Disk)
-        };
         // Looked at before, to spare the reading, and after: what came meanwhile counts, too.
-        let before = untouched()?;
-        let mut hashes = vec![BlockHash::default(); before.len()];
-        self.wait(READ_LIMIT, async {
-            for (from, to) in batches(&before) {
-                let start = ask.offset_bytes + from as u64 * DIRTY_BLOCK_BYTES;
-                let end = start + (to - from) as u64 * DIRTY_BLOCK_BYTES;
-                if start >= capacity_bytes {
-                    break;
-                }
-                let content = content(view, pieces, start..end.min(capacity_bytes)).await?;
-                let blocks = content.chunks(DIRTY_BLOCK_BYTES as usize);
-                for (hash, block) in hashes.iter_mut().skip(from).zip(blocks) {
-                    *hash = hash_of(block);
-                }
-            }
-            Ok(())
-        })?;
+        let before = view.untouched(&ask.disk, ask.offset_bytes, ask.blocks)?;
+        let read = view.read(&ask.disk, ask.offset_bytes, &before);
+        let mut hashes = self.wait(READ_LIMIT, read)?;
         fault::point("drva.hashes-read");
-        for (hash, untouched) in hashes.iter_mut().zip(untouched()?) {
-            if !untouched {
-                *hash = BlockHash::default();
-            }
-        }
+        view.forget_touched(&ask.disk, ask.offset_bytes, &mut hashes)?;
         Ok(hashes)
     }
 }
 
-fn hash_of(block: &[u8]) -> BlockHash {
+impl View {
+    /// Opens a container's newest cut. `commits`: how many cuts had been committed just before the
+    /// container was opened.
+    pub async fn of(container: Container, commits: u64) -> Result<Self, Unknown> {
+        let cut = container.select(&CutSelector::Latest).await?;
+        let too_many = tokio::sync::Notify::new();
+        let view = container.view(&cut, None, |_, parts| {
+            if parts > MAX_PARTS {
+                too_many.notify_one();
+            }
+        });
+        let view = tokio::select! {
+            view = view => view?,
+            () = too_many.notified() => return Err(Unknown::GivenUp("the container has too many parts")),
+        };
+        let pieces = view.extents.iter();
+        let pieces = pieces
+            .map(|(disk, map)| (*disk, map.iter().collect()))
+            .collect();
+        Ok(Self {
+            commits,
+            container,
+            cut,
+            parts: view.parts,
+            pieces,
+        })
+    }
+
+    /// How many cuts had been committed when it was opened: another number makes it old.
+    pub const fn commits(&self) -> u64 {
+        self.commits
+    }
+
+    /// Which of the blocks from an offset on no record above the cut has touched, of all that was
+    /// admitted so far.
+    pub fn untouched(
+        &self,
+        disk: &Disk,
+        offset_bytes: u64,
+        blocks: u32,
+    ) -> Result<Vec<bool>, Unknown> {
+        let uuid = disk.info.read().uuid;
+        let position = self.cut.positions.iter().find(|at| at.disk == uuid);
+        let position = position.ok_or(Unknown::Disk)?.seq;
+        let found = disk.untouched(position, offset_bytes, blocks as usize);
+        found.ok_or(Unknown::Disk)
+    }
+
+    /// Hashes of the wanted blocks from an offset on, as the cut holds them.
+    pub async fn read(
+        &self,
+        disk: &Disk,
+        offset_bytes: u64,
+        wanted: &[bool],
+    ) -> Result<Vec<BlockHash>, Unknown> {
+        let uuid = disk.info.read().uuid;
+        let found = self.cut.disks.iter().find(|disk| disk.uuid == uuid);
+        let capacity_bytes = found.ok_or(Unknown::Disk)?.capacity_bytes;
+        let pieces = self.pieces.get(&uuid).ok_or(Unknown::Disk)?;
+        let mut hashes = vec![BlockHash::default(); wanted.len()];
+        for (from, to) in batches(wanted) {
+            let start = offset_bytes + from as u64 * DIRTY_BLOCK_BYTES;
+            let end = start + (to - from) as u64 * DIRTY_BLOCK_BYTES;
+            if start >= capacity_bytes {
+                break;
+            }
+            let content = content(self, pieces, start..end.min(capacity_bytes)).await?;
+            let blocks = content.chunks(DIRTY_BLOCK_BYTES as usize);
+            for (hash, block) in hashes.iter_mut().skip(from).zip(blocks) {
+                *hash = hash_of(block);
+            }
+        }
+        Ok(hashes)
+    }
+
+    /// Takes out what a record has touched by now: what came while the blocks were read.
+    pub fn forget_touched(
+        &self,
+        disk: &Disk,
+        offset_bytes: u64,
+        hashes: &mut [BlockHash],
+    ) -> Result<(), Unknown> {
+        let untouched = self.untouched(disk, offset_bytes, hashes.len() as u32)?;
+        for (hash, untouched) in hashes.iter_mut().zip(untouched) {
+            if !untouched && holds(Guard::HashesLookedAtAgain) {
+                *hash = BlockHash::default();
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The hash of a block: the first bytes of its SHA-256.
+pub fn hash_of(block: &[u8]) -> BlockHash {
     let whole = sha256(block);
     whole.first_chunk().copied().unwrap_or_default()
 }
@@ -232,33 +298,6 @@ fn batches(wanted: &[bool]) -> Vec<(usize, usize)> {
         }
     }
     runs
-}
-
-/// Opens the container's newest cut.
-async fn open(url: &StoreUrl, commits: u64) -> Result<View, Unknown> {
-    let container = Container::open(url).await?;
-    let cut = container.select(&CutSelector::Latest).await?;
-    let too_many = tokio::sync::Notify::new();
-    let view = container.view(&cut, None, |_, parts| {
-        if parts > MAX_PARTS {
-            too_many.notify_one();
-        }
-    });
-    let view = tokio::select! {
-        view = view => view?,
-        () = too_many.notified() => return Err(Unknown::GivenUp("the container has too many parts")),
-    };
-    let pieces = view.extents.iter();
-    let pieces = pieces
-        .map(|(disk, map)| (*disk, map.iter().collect()))
-        .collect();
-    Ok(View {
-        commits,
-        container,
-        cut,
-        parts: view.parts,
-        pieces,
-    })
 }
 
 /// The bytes of a range in the cut.

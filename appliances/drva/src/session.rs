@@ -378,13 +378,16 @@ impl Session<'_> {
             outbox: self.outbox.clone(),
             channel,
         };
-        let before = self.channels.get(&channel);
-        let same = before.filter(|open| open.disk.info.read().uuid.as_bytes() == &lane.disk_id);
-        let again = same.map(|open| open.generation);
+        let open = self.channels.get(&channel);
+        let open = open.filter(|open| open.disk.info.read().uuid.as_bytes() == &lane.disk_id);
+        let again = match (lane.again, open) {
+            (false, _) => None,
+            (true, Some(open)) => Some(open.generation),
+            // It was closed while the news was under way.
+            (true, None) => return,
+        };
         match domain.open_lane(lane, &self.host, route, again) {
-            Ok(None) => {
-                self.channels.remove(&channel);
-            }
+            Ok(None) => {}
             Ok(Some((disk, generation))) => {
                 let opened = Channel {
                     domain,

@@ -4,6 +4,7 @@
 //! below the floor has no answer. So whatever is forgotten can only make fewer answers, never a wrong one.
 
 use filter_core::lane::layout::DIRTY_BLOCK_BYTES;
+use filter_core::mutant::{Guard, holds};
 use filter_core::record::RecordHeader;
 use std::collections::HashMap;
 
@@ -73,7 +74,7 @@ impl Touched {
             return None;
         }
         let untouched = |block: u64| match self.chunks.get(&(block / CHUNK_BLOCKS)) {
-            Some(chunk) if chunk.last_seq > position => {
+            Some(chunk) if chunk.last_seq > position && holds(Guard::HashesTouched) => {
                 chunk.mask >> (block % CHUNK_BLOCKS) & 1 == 0
             }
             _ => true,

@@ -42,6 +42,7 @@ fn present(domain: &Domain, disk_id: [u8; 16], host: [u8; 16]) -> (Arc<crate::di
         disk_id,
         vm_id: [4; 16],
         attach_epoch: 1,
+        again: false,
         attach_id: 0,
         map_generation: 0,
         lineage: Lineage::default(),

@@ -3,6 +3,7 @@
 
 mod scripted;
 
+use filter_core::lineage::{Attach, Lineage};
 use filter_core::wire::{ErrorCode, Message, PortRole};
 use scripted::{
     DOMAIN, Disk, Drva, HOST, Link, OTHER_HOST, Site, answer_cut, cut_now, next_request,
@@ -110,6 +111,69 @@ fn a_restart_of_the_appliance_gives_the_disk_back_to_nobody() {
     assert_eq!(fenced_by(&a.open(1, &old).unwrap_err()), 2);
     assert_eq!(b.open(7, &new), Ok(0));
     assert_eq!(fenced_by(&a.open(2, &old).unwrap_err()), 2);
+}
+
+/// What an opening goes back to, and how far its region map had come: the log has it before the records
+/// that rely on it.
+#[test]
+fn a_disk_that_does_not_go_on_from_what_was_told_is_refused() {
+    let site = Site::new(&[]);
+    let mut drva = site.start();
+    let mut host = drva.connect(DATA);
+    let mut disk = in_epoch(1);
+    (disk.open.attach_id, disk.open.map_generation) = (11, 40);
+    disk.open.lineage = Lineage::anew(1);
+    host.open(1, &disk).unwrap();
+    host.records(1, &disk.begin());
+    (disk.open.again, disk.open.map_generation) = (true, 50);
+    host.send(&Message::OpenLane(disk.open.clone()), 1);
+    host.records(1, &[disk.write(0, 4096, 1)]);
+    host.wait_durable(1, disk.seq);
+    let next = |found| {
+        let mut next = in_epoch(2);
+        next.open.attach_id = 12;
+        next.open.lineage = Lineage::anew(1).child(Attach {
+            epoch: 1,
+            id: 11,
+            generation: found,
+        });
+        next
+    };
+    for restarted in [false, true] {
+        if restarted {
+            drva.kill();
+            drva = site.start();
+            host = drva.connect(DATA);
+        }
+        assert_eq!(fenced_by(&host.open(2, &next(49)).unwrap_err()), 2);
+    }
+    assert_eq!(host.open(3, &next(50)), Ok(disk.seq));
+}
+
+/// News that came too late: the lane was opened elsewhere, or the channel was closed.
+#[test]
+fn late_news_of_a_lane_takes_nothing_from_its_present_channel() {
+    let site = Site::new(&[]);
+    let drva = site.start();
+    let (mut before, mut now) = (drva.connect(DATA), drva.connect(PortRole::Bulk));
+    let mut disk = in_epoch(1);
+    before.open(1, &disk).unwrap();
+    now.open(1, &disk).unwrap();
+    now.records(1, &disk.begin());
+    now.wait_durable(1, disk.seq);
+    let mut news = disk.open.clone();
+    news.again = true;
+    for channel in [1, 1, 9] {
+        before.send(&Message::OpenLane(news.clone()), channel);
+    }
+    before.send(&Message::CloseLane { in_order: false }, 1);
+    before.send(&Message::OpenLane(news), 1);
+    let (clock_ns, answer) = (1, false);
+    before.send(&Message::Heartbeat { clock_ns, answer }, 0);
+    // Once it is answered all of that was taken.
+    while !matches!(before.next(), (0, Message::Heartbeat { .. })) {}
+    now.records(1, &[disk.write(0, 4096, 1)]);
+    now.wait_durable(1, disk.seq);
 }
 
 struct Moving {

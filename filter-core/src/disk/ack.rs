@@ -10,6 +10,7 @@
 //! that tracks or syncs has fallen back, with the same alarm. No clock here: the caller says what time
 //! it is, and polls while [`Ack::wants_poll`].
 
+use crate::mutant::{Guard, holds};
 use alloc::collections::VecDeque;
 
 /// Calm that is needed after the first fall-back.
@@ -160,7 +161,7 @@ impl<T: Copy + PartialEq> Ack<T> {
             return false;
         };
         match &mut self.mode {
-            Mode::Through { .. } if seq <= standing.durable_seq => false,
+            Mode::Through { .. } if seq <= standing.durable_seq || !holds(Guard::AckHeld) => false,
             Mode::Through { .. } => {
                 self.held_count += 1;
                 self.held.push_back(Held {
@@ -197,7 +198,7 @@ impl<T: Copy + PartialEq> Ack<T> {
             .held
             .iter()
             .any(|held| held.seq > durable_seq && waited(held) >= self.config.budget_ns);
-        if too_long {
+        if too_long && holds(Guard::AckBudget) {
             self.fall(AckEvent::TooSlow, now_ns);
         } else if !streaming {
             self.fall(AckEvent::NotStreaming, now_ns);

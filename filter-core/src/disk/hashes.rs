@@ -13,6 +13,7 @@
 use super::{Disk, Relaxed};
 use crate::lane::layout::{DIRTY_BLOCK_BYTES, HASH_BYTES, LaneMemory};
 use crate::lane::sync::Ordering::{Acquire, Release};
+use crate::mutant::{Guard, holds};
 use alloc::vec::Vec;
 
 /// The first bytes of a block's SHA-256; zeros: not known.
@@ -45,10 +46,16 @@ impl Hashes {
         self.wanted = true;
     }
 
-    /// The sync has ended, the replica is known to hold nothing, or the disk has got a change that the
-    /// replica does not get.
+    /// The sync has ended, or the replica is known to hold nothing.
     pub(super) fn forget(&mut self) {
         *self = Self::default();
+    }
+
+    /// The disk has got a change that the replica does not get.
+    pub(super) fn unpublished_change(&mut self) {
+        if holds(Guard::HashesForgotten) {
+            self.forget();
+        }
     }
 
     /// Whether the sync may go on to a block: its hash is known, or will not be.

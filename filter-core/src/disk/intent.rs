@@ -103,6 +103,8 @@ pub struct Intent {
     period_seqs: (u64, u64),
     /// The last write of a block failed: nothing is cleared until one succeeds.
     failing: bool,
+    /// Some block was written in this period.
+    written: bool,
     /// Bits are cleared after so much quiet, in ns.
     period_ns: u64,
 }
@@ -140,6 +142,7 @@ impl Intent {
             period_end_ns: 0,
             period_seqs: (u64::MAX, u64::MAX),
             failing: false,
+            written: false,
             period_ns,
         })
     }
@@ -182,6 +185,7 @@ impl Intent {
             period_end_ns: 0,
             period_seqs: (u64::MAX, u64::MAX),
             failing: false,
+            written: false,
             period_ns,
         }
     }
@@ -421,6 +425,7 @@ impl Intent {
             block.wants = true;
             return;
         }
+        self.written = true;
         self.durable_generation += generation - block.durable_generation;
         (block.generation, block.durable_generation) = (generation, generation);
         if sets {
@@ -451,6 +456,7 @@ impl Intent {
                 any |= *word != 0;
             }
         }
+        self.mark_period();
         core::mem::swap(&mut self.touched, &mut self.touched_before);
         self.touched.fill(0);
         self.period_seqs = (progress.published_seq, this);
@@ -460,6 +466,18 @@ impl Intent {
         }
         self.flushing = Some(quiet);
         IntentStep::Flush
+    }
+
+    /// Sees to it that the sidecar is written in each period in which something changed: a copy that was
+    /// made before is told from the disk by that, as long as the lane is there.
+    fn mark_period(&mut self) {
+        let changed = self.touched.iter().position(|word| *word != 0);
+        if !core::mem::take(&mut self.written)
+            && let Some(at) = changed
+            && let Some(block) = self.blocks.get_mut(at / BLOCK_WORDS)
+        {
+            block.clears = true;
+        }
     }
 
     /// The bits of a word whose regions hold nothing that is marked or in flight.

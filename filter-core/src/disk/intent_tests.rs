@@ -224,3 +224,93 @@ fn a_write_that_failed_is_made_again_in_the_same_place() {
         "and counts as the newer"
     );
 }
+
+/// What tells a sidecar from an earlier one: each write raises it, only bits that were set are told.
+#[test]
+fn the_generation_that_is_told_rises_with_each_bit_that_is_set() {
+    let mut shell = Shell::new();
+    shell.clear_all();
+    let (told, durable) = shell.map.generations();
+    assert!(told < durable, "clearing bits tells nothing");
+    shell.map.want(3 * REGION, 512);
+    assert_eq!(shell.map.generations(), (told, durable), "not there yet");
+    shell.write();
+    assert_eq!(shell.map.generations(), (durable + 1, durable + 1));
+    assert_eq!(shell.in_sidecar().generations().1, durable + 1);
+    // A write that failed counts only once its successor is there.
+    shell.map.want(5 * REGION, 512);
+    let IntentStep::Write { .. } = shell.step() else {
+        panic!("a bit waits");
+    };
+    shell.map.written(false);
+    assert_eq!(shell.map.generations(), (durable + 1, durable + 1));
+    shell.write();
+    let (told, after) = shell.map.generations();
+    assert!(told == after && after > durable + 1);
+    assert_eq!(shell.in_sidecar().generations().1, after);
+}
+
+/// As long as something changes the sidecar is written once a period, so that copies of it differ.
+#[test]
+fn a_period_of_changes_leaves_a_trace_in_the_sidecar() {
+    let mut shell = Shell::new();
+    shell.clear_all();
+    shell.map.want(REGION, 512);
+    shell.write();
+    let mut before = shell.map.generations();
+    for _ in 0..5 {
+        shell.map.touch(REGION, 512);
+        shell.period();
+        let now = shell.map.generations();
+        assert_eq!((now.0, now.1 > before.1), (before.0, true), "{before:?}");
+        before = now;
+    }
+    shell.clear_all();
+    let at_rest = shell.map.generations();
+    shell.period();
+    assert_eq!(shell.map.generations(), at_rest, "nothing changed");
+}
+
+/// A change that did not wait for its bit: until the bit is there, no state of the sidecar is late enough.
+#[test]
+fn a_late_change_tells_more_than_the_sidecar_has_until_its_bit_is_there() {
+    let mut shell = Shell::new();
+    shell.clear_all();
+    shell.map.want(REGION, 512);
+    let IntentStep::Write { .. } = shell.step() else {
+        panic!("a bit waits");
+    };
+    // It comes too late for the write under way, and passes before the next.
+    shell.map.want(9 * REGION, 512);
+    shell.map.pass_late(9 * REGION, 512);
+    let (told, durable) = shell.map.generations();
+    assert!(told > durable);
+    shell.map.written(true);
+    assert!(
+        shell.map.generations().1 < told,
+        "another write does not do"
+    );
+    for ok in [false, true] {
+        assert!(shell.map.generations().1 < told);
+        let step = shell.step();
+        let IntentStep::Write {
+            offset_bytes,
+            bytes,
+        } = step
+        else {
+            panic!("the bit waits");
+        };
+        if ok {
+            let at = offset_bytes as usize;
+            shell.sidecar[at..at + BLOCK_BYTES].copy_from_slice(&*bytes);
+        }
+        shell.map.written(ok);
+    }
+    let (told, durable) = shell.map.generations();
+    assert_eq!(told, durable);
+    // A map that is loaded knows only what is there: all of it may be late.
+    let mut next = Intent::load(ID, &decode(&shell.sidecar, &ID, 1).unwrap(), PERIOD_NS).unwrap();
+    assert_eq!(next.generations().1, durable);
+    next.all_late();
+    assert!(next.generations().0 > durable);
+}

@@ -476,7 +476,7 @@ impl Disk {
 
     /// Marks a change instead of publishing it: the first of two marks.
     fn track(&mut self, change: &Change<'_>) -> Decision {
-        self.hashes.forget();
+        self.hashes.unpublished_change();
         if self.config.keeps(Guard::FirstMark) {
             self.dirty.mark(change.offset_bytes, change.len_bytes);
         }
@@ -507,7 +507,7 @@ impl Disk {
             ..Completed::default()
         };
         if tracked || !ok {
-            self.hashes.forget();
+            self.hashes.unpublished_change();
             // The second mark: a sync may have cleared the first and read the block before the
             // write landed.
             let keeps = if ok {
@@ -657,7 +657,7 @@ impl Disk {
     /// synced. Called before it changes (then take the steps of [`Disk::intent_step`] until nothing is
     /// pending) and again afterwards.
     pub fn mark_all(&mut self) {
-        self.hashes.forget();
+        self.hashes.unpublished_change();
         self.dirty.mark(0, self.capacity_bytes);
         self.intend(0, self.capacity_bytes);
         // What is being read may be the content of before.

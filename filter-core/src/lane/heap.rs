@@ -66,6 +66,21 @@ impl HeapLane {
         (offset < self.memory.geometry().ring_bytes).then_some(offset)
     }
 
+    /// Changes bits of a byte of the ring, as a fault of the memory would.
+    pub fn flip(&self, ring_offset: u64, mask: u8) {
+        let geometry = self.memory.geometry();
+        if ring_offset >= geometry.ring_bytes {
+            return;
+        }
+        let at = (geometry.data_at() + ring_offset) as usize;
+        // SAFETY: just checked to lie inside the ring, which lives as long as `self`; a raw access, as all
+        // are to memory that somebody else may write.
+        unsafe {
+            let byte = self.base.as_ptr().add(at);
+            byte.write(byte.read() ^ mask);
+        }
+    }
+
     /// A copy of a run's bytes; `None` if it is no run of this lane, or goes round.
     pub fn bytes_of(&self, run: &Run) -> Option<Vec<u8>> {
         let end = self.ring_offset(run.base)? + run.len_bytes as u64;

@@ -190,11 +190,17 @@ impl<'a> Cursor<'a> {
         };
         let (domain, vm_name) = (name("domain")?, name("vm name")?);
         let disk_label = name("disk label")?;
+        let again = match self.u8("again")? {
+            0 => false,
+            1 => true,
+            _ => return Err(self.bad("again")),
+        };
         let map_generation = self.u64("map generation")?;
         let lineage = self.lineage()?;
         Ok(OpenLane {
             disk_id,
             vm_id,
+            again,
             attach_epoch,
             attach_id,
             map_generation,

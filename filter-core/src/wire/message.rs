@@ -149,6 +149,7 @@ impl Message {
                 body.text(&lane.domain);
                 body.text(&lane.vm_name);
                 body.text(&lane.disk_label);
+                body.u8(lane.again.into());
                 body.u64(lane.map_generation);
                 body.u32(lane.lineage.root_epoch());
                 body.u8(lane.lineage.ancestors().len() as u8);

@@ -361,6 +361,9 @@ pub struct OpenLane {
     pub disk_id: [u8; 16],
     /// Its VM.
     pub vm_id: [u8; 16],
+    /// The channel is open already: this is news of its lane, of no use if the channel was closed
+    /// meanwhile, or the lane opened elsewhere.
+    pub again: bool,
     /// Epoch of the producer that is attached (or was last).
     pub attach_epoch: u32,
     /// See [`crate::lineage::Attach`].

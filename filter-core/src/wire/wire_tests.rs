@@ -105,6 +105,7 @@ fn messages() -> Vec<Message> {
         Message::OpenLane(OpenLane {
             disk_id: [1; 16],
             vm_id: [2; 16],
+            again: true,
             attach_epoch: 3,
             attach_id: 11,
             map_generation: 12,

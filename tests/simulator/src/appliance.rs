@@ -16,6 +16,7 @@ use drva::log::{
     note_segment,
 };
 use drva::presence::Host;
+use filter_core::record::RecordHeader;
 use filter_core::session::Refusal;
 use filter_core::wire::{ErrorCode, OpenLane};
 use recovery_store::DiskInfo;
@@ -135,6 +136,16 @@ impl Log {
         self.writing.as_deref().map(durability).unwrap_or_default()
     }
 
+    /// The headers of the records in the batch under way, each with its disk.
+    pub fn records_under_way(&self) -> impl Iterator<Item = ([u8; 16], RecordHeader)> + '_ {
+        let runs = self.writing.iter().flatten();
+        let runs = runs.filter(|entry| entry.kind == EntryKind::Run);
+        runs.flat_map(|entry| {
+            let headers = recover::headers(entry.content.get(..entry.len).unwrap_or_default());
+            headers.map(|header| (entry.disk_id, header))
+        })
+    }
+
     /// The write under way is durable.
     pub fn durable(&mut self) -> Vec<Durability> {
         self.volume.settle();
@@ -179,6 +190,8 @@ pub struct Domain {
     pub last_epoch: u32,
     /// Bumped when a disk's description changes.
     pub described: u32,
+    /// Bumped when a cut is in the store.
+    pub commits: u64,
 }
 
 impl Domain {
@@ -217,6 +230,7 @@ impl Domain {
             outstanding: None,
             last_epoch: recovered.cut_epoch.max(1),
             described: 1,
+            commits: 0,
         })
     }
 

@@ -105,6 +105,7 @@ impl World {
             };
         }
         self.asked.insert(epoch, self.oracle.now());
+        self.through.cut_asked(epoch);
         self.count("cut: asked for");
         self.flush_outboxes();
         self.after(LIMIT, Event::CutLimit(run, epoch));

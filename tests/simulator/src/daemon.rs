@@ -328,13 +328,16 @@ impl World {
                 if !window.is_some_and(|c| c.has_window()) {
                     return;
                 }
+                // Behind what was taken before, not behind what is taken now.
+                if served.lane.stage == Stage::Open
+                    && let Some(question) = served.lane.questions.to_send(&served.lane.consumer)
+                {
+                    frames.push((served.lane.channel, Frame::Message(question)));
+                }
                 let run = served.lane.take(FRAME_BYTES);
                 if let Some(news) = served.lane.open_again() {
                     let frame = Frame::Message(Message::OpenLane(news));
                     frames.push((served.lane.channel, frame));
-                }
-                if let Some(question) = served.lane.questions.to_send(&served.lane.consumer) {
-                    frames.push((served.lane.channel, Frame::Message(question)));
                 }
                 let Some(run) = run else {
                     continue;

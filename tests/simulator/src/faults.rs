@@ -17,6 +17,8 @@ pub enum Strike {
     VmStop,
     /// A VM is killed and started on another host.
     VmMove,
+    /// A running VM moves to another host.
+    Migrate,
     /// A host's daemon is killed.
     DaemonKill,
     /// A host loses its power.
@@ -63,6 +65,12 @@ pub enum Strike {
     Copy,
     /// A disk and its sidecar become what they were when the copy was made.
     RollBack,
+    /// Bytes of a sidecar change.
+    DamageSidecar,
+    /// Bytes of a lane change.
+    DamageLane,
+    /// Bytes of the appliance's log change.
+    DamageLog,
 }
 
 /// Something that is slow or fails for a while.
@@ -103,6 +111,7 @@ pub const STRIKES: &[(Strike, u64)] = &[
     (Strike::VmKill, 12),
     (Strike::VmStop, 6),
     (Strike::VmMove, 3),
+    (Strike::Migrate, 10),
     (Strike::DaemonKill, 10),
     (Strike::HostCrash, 4),
     (Strike::ServerKill, 12),
@@ -126,6 +135,9 @@ pub const STRIKES: &[(Strike, u64)] = &[
     (Strike::Behind, 3),
     (Strike::Copy, 8),
     (Strike::RollBack, 6),
+    (Strike::DamageSidecar, 5),
+    (Strike::DamageLane, 6),
+    (Strike::DamageLog, 2),
 ];
 
 impl World {
@@ -152,7 +164,9 @@ impl World {
             self.count(name);
         }
         match strike {
-            Strike::VmKill | Strike::VmStop | Strike::VmMove => self.strike_vm(strike),
+            Strike::VmKill | Strike::VmStop | Strike::VmMove | Strike::Migrate => {
+                self.strike_vm(strike);
+            }
             Strike::Grow | Strike::Revert | Strike::Tracking => self.strike_disk(strike),
             Strike::DaemonKill => {
                 let host = self.any_host();
@@ -172,7 +186,9 @@ impl World {
                 if strike == Strike::LogLost {
                     self.volume.lose();
                     self.presented.clear();
+                    self.plan.log_damaged = false;
                     self.plan.log_is_whole = false;
+                    self.through.log_lost();
                 }
                 let down = self.numbers.spread(20 * MS, 600 * SECOND);
                 self.after(down, Event::ServerStart);
@@ -182,6 +198,7 @@ impl World {
                 let down = self.numbers.spread(10 * MS, 2 * HOUR);
                 self.link_cut(host, down);
             }
+            Strike::DamageSidecar | Strike::DamageLane | Strike::DamageLog => self.damage(strike),
             Strike::ResetByDaemon | Strike::ResetByAppliance => self.reset(strike),
             Strike::SlowLink => self.slow(Ill::SlowLink),
             Strike::SlowLog => self.slow(Ill::SlowLog),

@@ -3,10 +3,12 @@
 //! Invariant: as in the filter library, whose calls these are: the core decides, what is held is tried
 //! again every half millisecond, and each completion is told to the core before it is told to the guest.
 
+use crate::hasher::hashes_of;
+use crate::moving::Moving;
 use crate::regions::Writing;
 use crate::storage::{Disk as Storage, Sidecar, UNIT_BYTES, bytes_of};
+use crate::through::Completions;
 use crate::world::{Event, MS, US, World};
-use filter_core::disk::cut_hold::{CUT_HOLD_NS, CutHold};
 use filter_core::disk::sync::{SyncStep, Ticket};
 use filter_core::disk::{Change, Decision, Disk, Why};
 use filter_core::lane::heap::HeapLane;
@@ -14,6 +16,7 @@ use filter_core::lane::inflight::Token;
 use filter_core::lane::producer::{Source, Stamps};
 use filter_core::lane::sync::{AtomicU32, AtomicU64, Ordering};
 use filter_core::record::RecordKind;
+use filter_core::sidecar::Sidecar as Header;
 use std::collections::{BTreeMap, VecDeque};
 use std::ops::Range;
 use std::sync::Arc;
@@ -57,6 +60,12 @@ pub struct Vm {
     pub large: u64,
     /// The oracle's moment in which it died.
     pub died: u64,
+    /// It is stunned: its guest stands.
+    pub paused: bool,
+    /// It is on its way to another host.
+    pub moving: Option<Moving>,
+    /// How long its completions may wait for the appliance's log, in ns; 0: they do not.
+    pub ack_budget_ns: u64,
 }
 
 /// A guest's I/O.
@@ -76,8 +85,6 @@ pub struct Io {
     pub token: Option<Token>,
     /// Units that have reached the disk.
     pub landed: usize,
-    /// The disk has completed it, the guest is not told yet: when, in ns, and whether it failed.
-    pub completed: Option<(u64, bool)>,
 }
 
 /// A read of the sync.
@@ -95,8 +102,8 @@ pub struct Open {
     pub lane: Arc<HeapLane>,
     /// The domain's cut epoch on the host.
     pub cut_epoch: Arc<AtomicU32>,
-    /// Completions that are held for a cut.
-    pub cut_hold: CutHold<u64>,
+    /// The sidecar's header, as the filter wrote it last.
+    pub header: Header,
     /// I/Os that are held, in order, and what for.
     pub held: VecDeque<(u64, Why)>,
     retry_armed: bool,
@@ -109,16 +116,24 @@ pub struct Open {
     pub regions_work: bool,
     /// Its write, if that is the step.
     pub regions_write: Option<Writing>,
+    /// Completions that wait for the appliance's log.
+    pub completions: Completions,
 }
 
 impl Open {
     /// A disk that was just attached.
-    pub fn new(core: Disk, lane: Arc<HeapLane>, cut_epoch: Arc<AtomicU32>) -> Self {
+    pub fn new(
+        core: Disk,
+        lane: Arc<HeapLane>,
+        cut_epoch: Arc<AtomicU32>,
+        header: Header,
+        ack_budget_ns: u64,
+    ) -> Self {
         Self {
             core,
             lane,
             cut_epoch,
-            cut_hold: CutHold::new(CUT_HOLD_NS),
+            header,
             held: VecDeque::new(),
             retry_armed: false,
             sync_armed: false,
@@ -127,7 +142,31 @@ impl Open {
             regions_armed: false,
             regions_work: false,
             regions_write: None,
+            completions: Completions::new(ack_budget_ns),
         }
+    }
+}
+
+impl Open {
+    /// The header that a close writes (the filter library writes it twice if the disk has grown).
+    pub fn header_at_close(&self, in_order: bool) -> Header {
+        let capacity_bytes = self.core.capacity_bytes();
+        let grown = self.header.capacity_bytes < capacity_bytes;
+        let header = match grown {
+            true => self.header.grown(capacity_bytes),
+            false => self.header,
+        };
+        let closed = header.closed(in_order);
+        // As one write: into the older of the two copies.
+        Header {
+            generation: self.header.generation + 1,
+            ..closed
+        }
+    }
+
+    /// Whether the filter has something under way that a close waits for.
+    pub fn is_working(&self) -> bool {
+        self.regions_work || !self.reads.is_empty()
     }
 }
 
@@ -154,6 +193,8 @@ pub struct ProtectedDisk {
     pub sidecar: Sidecar,
     /// What the host calls its content: another at each opening.
     pub content_id: u64,
+    /// The dirty map that was left for the next host.
+    pub handed: Option<Vec<u8>>,
     /// A copy of disk, sidecar and content id that was made some time ago.
     pub copy: Option<(Storage, Sidecar, u64)>,
     /// Its newest opening.
@@ -168,6 +209,12 @@ impl ProtectedDisk {
     /// Bytes.
     pub fn capacity_bytes(&self) -> u64 {
         self.storage.units() as u64 * UNIT_BYTES
+    }
+
+    /// Whether the guest waits for nothing.
+    pub fn is_quiet(&self) -> bool {
+        let told = |open: &Open| open.completions.is_empty();
+        self.ios.is_empty() && self.open.as_ref().is_none_or(told)
     }
 }
 
@@ -213,7 +260,9 @@ impl World {
             return;
         }
         let (gap, disks, large) = (this.gap_ns, this.disks.clone(), this.large);
-        if let Some(disk) = self.numbers.pick(&disks) {
+        if !this.paused
+            && let Some(disk) = self.numbers.pick(&disks)
+        {
             self.issue(disk, large);
         }
         let delay = self.numbers.between(gap / 4, gap * 7 / 4);
@@ -248,7 +297,8 @@ impl World {
         let first = self.numbers.between(0, most) as usize;
         let units = first..first + count as usize;
         let busy = |io: &Io| io.units.start < units.end && units.start < io.units.end;
-        if of.ios.values().any(busy) {
+        let untold = |open: &Open| open.completions.overlaps(&units);
+        if of.ios.values().any(busy) || of.open.as_ref().is_some_and(untold) {
             return; // a guest does not write to the same place twice at a time
         }
         let name = self.name();
@@ -268,7 +318,6 @@ impl World {
             at: self.now,
             token: None,
             landed: 0,
-            completed: None,
         };
         if let Some(of) = self.disks.get_mut(disk) {
             of.ios.insert(name, io);
@@ -363,74 +412,19 @@ impl World {
     /// An I/O is completed below; then the guest is told.
     pub fn done(&mut self, disk: usize, of: u64, name: u64) {
         let fails = self.numbers.chance(self.rates.write);
-        let now = self.now;
         let Some(this) = self.open_of(disk, of) else {
             return;
         };
-        let Some(io) = this.ios.get_mut(&name) else {
+        let Some(io) = this.ios.remove(&name) else {
             return;
         };
-        let landed = std::mem::replace(&mut io.landed, io.units.len());
-        io.completed = Some((now, fails));
-        let (token, units, value) = (io.token, io.units.clone(), io.value);
         if !fails {
-            for unit in units.skip(landed) {
-                this.storage.write(unit, value);
+            for unit in io.units.clone().skip(io.landed) {
+                this.storage.write(unit, io.value);
             }
         }
-        let Some(token) = token else { return };
+        let Some(token) = io.token else { return };
         let completed = self.core(disk, |open, stamps| open.core.done(token, !fails, stamps));
-        if completed.is_some_and(|completed| completed.sync) {
-            self.arm_sync(disk, SYNC_RETRY_NS);
-        }
-        self.wake_pump(disk);
-        let until = self.hold_until(disk);
-        let held = self.core(disk, |open, _| open.cut_hold.done(name, until, now));
-        match held {
-            Some(true) => self.count("cut: completion held"),
-            _ => self.tell_guest(disk, name),
-        }
-    }
-
-    /// Until when completions of a disk are held.
-    fn hold_until(&self, disk: usize) -> u64 {
-        let vm = self.disks.get(disk).and_then(|disk| self.vms.get(disk.vm));
-        let host = vm.and_then(|vm| self.hosts.get(vm.host));
-        host.map_or(0, |host| host.hold_until)
-    }
-
-    /// Held completions of a host's VMs go on, those for which it is time.
-    pub fn look_at_cut_holds(&mut self, host: usize) {
-        let now = self.now;
-        for disk in 0..self.disks.len() {
-            let vm = self.disks.get(disk).and_then(|disk| self.vms.get(disk.vm));
-            if vm.is_none_or(|vm| vm.host != host || !vm.runs) {
-                continue;
-            }
-            let until = self.hold_until(disk);
-            let mut told = Vec::new();
-            self.core(disk, |open, _| {
-                if open.cut_hold.poll(until, now, |name| told.push(name)) {
-                    open.core.tear_cut();
-                }
-            });
-            for name in told {
-                self.tell_guest(disk, name);
-            }
-        }
-    }
-
-    /// The guest is told of a completion.
-    fn tell_guest(&mut self, disk: usize, name: u64) {
-        let io = self.disks.get_mut(disk).and_then(|d| d.ios.remove(&name));
-        let Some(io) = io else { return };
-        let (since, fails) = io.completed.unwrap_or((self.now, false));
-        let held = self.now - since;
-        self.longest_cut_hold_ns = self.longest_cut_hold_ns.max(held);
-        if held > CUT_HOLD_NS {
-            let ms = held as f64 / 1e6;
-            self.violated(format!("a completion was held for {ms} ms for a cut"));
-        }
         if fails {
             self.count("fault: guest's write failed by its disk");
             if let Some(this) = self.disks.get(disk) {
@@ -439,8 +433,17 @@ impl World {
                     .settle(disk, io.units.clone(), content, io.issued);
             }
         } else {
-            self.oracle.complete(disk, io.units.clone(), io.issued);
+            self.came_back(
+                disk,
+                name,
+                &io,
+                completed.and_then(|completed| completed.seq),
+            );
         }
+        if completed.is_some_and(|completed| completed.sync) {
+            self.arm_sync(disk, SYNC_RETRY_NS);
+        }
+        self.wake_pump(disk);
         self.stop_if_idle(disk);
     }
 
@@ -606,9 +609,18 @@ impl World {
         let mut bytes = Vec::new();
         bytes_of(&early, &mut bytes);
         let data = (!fails).then_some(bytes.as_slice());
-        self.core(disk, |open, stamps| {
-            open.core.sync_read(ticket, data, stamps)
+        let held = self.core(disk, |open, stamps| {
+            let hashes = match data.filter(|_| open.core.wants_hashes()) {
+                Some(data) => hashes_of(data),
+                None => Vec::new(),
+            };
+            let before = open.core.counters().sync_held_bytes;
+            open.core.sync_read_hashed(ticket, data, &hashes, stamps);
+            open.core.counters().sync_held_bytes > before
         });
+        if held == Some(true) {
+            self.count("sync: the replica held a block");
+        }
         if fails {
             self.count("fault: sync's read failed by its disk");
             self.arm_sync(disk, HOUSEKEEPING_NS);
@@ -633,6 +645,7 @@ impl World {
     pub fn housekeeping(&mut self, disk: usize, of: u64) {
         if self.open_of(disk, of).is_some() {
             let now = self.now;
+            self.look_at_completions(disk);
             let due = self.core(disk, |open, _| {
                 open.house_armed = false;
                 open.core.intent_due(now)
@@ -653,7 +666,7 @@ impl World {
         let Some(this) = self.vms.get(vm) else { return };
         let idle = this.runs && this.stopping;
         let disks = this.disks.clone();
-        let quiet = |d: &usize| self.disks.get(*d).is_none_or(|d| d.ios.is_empty());
+        let quiet = |d: &usize| self.disks.get(*d).is_none_or(ProtectedDisk::is_quiet);
         if idle && disks.iter().all(quiet) {
             self.vm_close(vm);
         }

@@ -89,7 +89,7 @@ impl World {
     /// A VM is started on its host.
     pub fn vm_start(&mut self, vm: usize) {
         let Some(this) = self.vms.get(vm) else { return };
-        if this.runs {
+        if this.runs || this.moving.is_some() {
             return;
         }
         let (host, disks, died) = (this.host, this.disks.clone(), this.died);
@@ -146,6 +146,21 @@ impl World {
         }
     }
 
+    /// Opens a disk of a VM that has moved; `false`: it could not be.
+    pub fn attach_moved(&mut self, disk: usize, host: usize) -> bool {
+        match self.attach(disk, host) {
+            Ok(()) => true,
+            Err(Refused::Died) => {
+                self.count("fault: vm died while a disk was opened");
+                false
+            }
+            Err(Refused::Sidecar(why)) => {
+                self.say(|| format!("disk {disk} cannot be opened: {why}"));
+                false
+            }
+        }
+    }
+
     /// Opens a disk: `open.rs` of the filter library, without its files.
     fn attach(&mut self, disk: usize, host: usize) -> Result<(), Refused> {
         let dies_early = self.numbers.chance(15);
@@ -159,9 +174,13 @@ impl World {
         let boot_id = boot_id(host, on.boot);
         let capacity = this.capacity_bytes();
         let content_before = std::mem::replace(&mut this.content_id, content_now);
-        let header = header.ok_or(Refused::Sidecar("damaged".into()))?;
-        let trusted = header.is_trusted(content_before);
-        let map = regions::decode(this.sidecar.raw(), &this.id, header.region_blocks).ok();
+        // A damaged one gets another in its place, which says nothing.
+        let found = header.filter(|header| header.disk_id == this.id);
+        let trusted = found.is_some_and(|header| header.is_trusted(content_before));
+        let map =
+            found.and_then(|h| regions::decode(this.sidecar.raw(), &this.id, h.region_blocks).ok());
+        let header = found.unwrap_or_else(|| Sidecar::new(this.id, 1));
+        let (damaged, doubtful) = (found.is_none(), map.is_none());
         let lane = on.lanes.get(&disk).cloned();
         let known = trusted && map.is_some();
         let found_generation = map.as_deref().map_or(0, map_generation);
@@ -222,6 +241,7 @@ impl World {
             return Err(Refused::Died);
         }
         let now = self.now;
+        let left = self.handed_over(disk, header.attach_epoch);
         let (Some(on), Some(this)) = (self.hosts.get(host), self.disks.get_mut(disk)) else {
             return Err(Refused::Died);
         };
@@ -255,6 +275,9 @@ impl World {
             // A ring that was just made has room for it.
             let _ = core.begin_base(&stamps);
         }
+        if let Some(map) = left.filter(|_| start == Start::Regions) {
+            core.only_handed_over(&map);
+        }
         let seen = match new_lane {
             true => header.capacity_bytes,
             false => header.capacity_bytes.min(looked.capacity_bytes),
@@ -265,7 +288,16 @@ impl World {
             boot: on.boot,
             epoch: next.attach_epoch,
         });
-        this.open = Some(Open::new(core, lane, on.cut_epoch.clone()));
+        let budget_ns = vm.ack_budget_ns;
+        let opened = Open::new(core, lane, on.cut_epoch.clone(), next, budget_ns);
+        this.open = Some(opened);
+        if header.attach_epoch == 0 && !damaged {
+            self.count("attach: the first");
+        } else if damaged {
+            self.count("sidecar: no copy of the header was whole");
+        } else if doubtful {
+            self.count("sidecar: no copy of the map was whole");
+        }
         self.count(match row.action {
             Action::Full => "attach: full",
             Action::Regions => "attach: regions",
@@ -356,7 +388,9 @@ impl World {
         let Some(this) = self.vms.get_mut(vm).filter(|vm| vm.runs) else {
             return;
         };
-        (this.runs, this.stopping) = (false, false);
+        (this.runs, this.stopping, this.paused) = (false, false, false);
+        // Open on one side only: whoever moves it learns of this.
+        this.moving = None;
         this.died = self.oracle.now();
         for disk in this.disks.clone() {
             let Some(this) = self.disks.get_mut(disk) else {
@@ -410,9 +444,8 @@ impl World {
                     .ok_or(())
             });
             debug_assert!(written.is_ok());
-            if let Some(header) = self.header_of(disk) {
-                self.save_header(disk, &header.closed(in_order));
-            }
+            let header = open.header_at_close(in_order);
+            self.save_header(disk, &header);
             self.count(match in_order {
                 true => "close: in order",
                 false => "close: not all was published",

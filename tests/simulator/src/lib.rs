@@ -11,17 +11,19 @@
 //! |---|---|
 //! | [`world`] | everything, the queue of events, the clock |
 //! | [`guest`] | guests' writes, their filters |
+//! | [`through`] | completions that wait for the appliance's log (`ack = log`) |
 //! | [`regions`] | the region map in the sidecar, fences |
 //! | [`host`] | VMs and hosts: beginnings, ends, crashes |
+//! | [`moving`] | VMs that move to another host while they run |
 //! | [`daemon`] | pumps, cuts at the host |
 //! | [`network`] | connections |
 //! | [`links`] | frames on their way |
 //! | [`server`], [`cuts`] | the appliance's sessions and log, its cuts, as events |
 //! | [`appliance`] | what the appliance's process holds |
-//! | [`upload`] | the upload, a task |
+//! | [`upload`], [`hasher`] | the upload, the answers to hashes: tasks |
 //! | [`storage`], [`volume`], [`store`] | disks and sidecars, the log's volume, the object store: with faults |
 //! | [`plan`], [`habits`] | what is planned; how one seed differs from another |
-//! | [`faults`], [`mishaps`], [`kinds`] | faults, what befalls VMs and disks, all by name |
+//! | [`faults`], [`mishaps`], [`damage`], [`kinds`] | faults, what befalls VMs and disks, bytes that change, all by name |
 //! | [`run`], [`many`] | one seed; many of them |
 //! | [`oracle`], [`check`] | what guests were told; what a cut holds |
 
@@ -29,14 +31,17 @@ pub mod appliance;
 pub mod check;
 pub mod cuts;
 pub mod daemon;
+pub mod damage;
 pub mod faults;
 pub mod guest;
 pub mod habits;
+pub mod hasher;
 pub mod host;
 pub mod kinds;
 pub mod links;
 pub mod many;
 pub mod mishaps;
+pub mod moving;
 pub mod network;
 pub mod numbers;
 pub mod oracle;
@@ -46,6 +51,7 @@ pub mod run;
 pub mod server;
 pub mod storage;
 pub mod store;
+pub mod through;
 pub mod upload;
 pub mod volume;
 pub mod world;

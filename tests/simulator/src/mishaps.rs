@@ -7,13 +7,46 @@ use crate::faults::Strike;
 use crate::world::{Event, MS, SECOND, World};
 
 impl World {
+    /// Something breaks on one side of a move, or the moving VM's process dies.
+    pub(crate) fn break_while_moving(&mut self, vm: usize, host: usize, what: u64) {
+        let down = self.numbers.spread(20 * MS, 60 * SECOND);
+        match what {
+            0 if self.hosts.get(host).is_some_and(|host| host.up) => {
+                self.host_crash(host);
+                self.restart_elsewhere(host);
+            }
+            0 => {}
+            1 => self.link_cut(host, down),
+            2 => {
+                self.daemon_gone(host, false);
+                self.after(down, Event::DaemonStart(host));
+            }
+            3 => {
+                self.server_gone();
+                self.after(down, Event::ServerStart);
+            }
+            _ => {
+                if self.vms.get(vm).is_some_and(|vm| vm.runs) {
+                    self.vm_kill(vm);
+                    self.after(down, Event::VmStart(vm));
+                }
+            }
+        }
+    }
+
     pub(crate) fn strike_vm(&mut self, strike: Strike) {
         let vm = self.any_vm();
+        if strike == Strike::Migrate {
+            return self.move_begin(vm);
+        }
         let hosts = self.hosts.len();
         let Some(this) = self.vms.get_mut(vm).filter(|vm| vm.runs) else {
             return;
         };
         if strike == Strike::VmStop {
+            if this.moving.is_some() {
+                return; // an operator cannot have both
+            }
             this.stopping = true;
             let first = this.disks.first().copied().unwrap_or(0);
             self.stop_if_idle(first);
@@ -35,7 +68,7 @@ impl World {
         let Some(this) = self.disks.get_mut(disk) else {
             return;
         };
-        let quiet = this.ios.is_empty();
+        let quiet = this.is_quiet();
         let Some(open) = &mut this.open else { return };
         match strike {
             Strike::Grow => {
@@ -73,6 +106,9 @@ impl World {
     /// What happens to a disk without its filter.
     pub(crate) fn strike_content(&mut self, strike: Strike) {
         let vm = self.any_vm();
+        if self.is_between(vm) {
+            return; // its guest lives, and would notice
+        }
         let disks = self.vms.get(vm).map_or(Vec::new(), |vm| vm.disks.clone());
         if strike == Strike::Copy {
             for disk in disks {
@@ -84,7 +120,7 @@ impl World {
             return;
         }
         self.vm_kill(vm);
-        let mut within = false;
+        let mut boots = false;
         for disk in disks {
             let content = self.name();
             let value = 1 << 61 | content;
@@ -94,10 +130,16 @@ impl World {
             let units = this.storage.units();
             match (strike, this.copy.take()) {
                 (Strike::RollBack, Some((storage, sidecar, id))) if storage.units() == units => {
-                    within |= id == this.content_id;
+                    let within = id == this.content_id;
+                    let same = this.sidecar.raw() == sidecar.raw();
+                    // Within one boot such a disk is told from itself only if its sidecar was written since.
+                    boots |= within && same;
                     (this.storage, this.sidecar, this.content_id) = (storage, sidecar, id);
                     this.storage.flush();
-                    self.count("rolled back");
+                    self.count(match within {
+                        true => "rolled back within an opening",
+                        false => "rolled back",
+                    });
                 }
                 (Strike::Behind, _) => {
                     for unit in 0..units {
@@ -111,9 +153,7 @@ impl World {
                 _ => {}
             }
         }
-        if within {
-            // Within one boot such a disk is told from itself only if its sidecar was written since.
-            self.count("rolled back within an opening");
+        if boots || self.numbers.chance(300) {
             let host = self.vms.get(vm).map_or(0, |vm| vm.host);
             self.host_crash(host);
         }

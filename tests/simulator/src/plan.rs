@@ -4,6 +4,7 @@
 //! Invariant: in the last phase nothing strikes any more, and the replica must become what the disks hold.
 
 use crate::faults::ILLS;
+use crate::guest::ProtectedDisk;
 use crate::habits::Habits;
 use crate::numbers::Numbers;
 use crate::store::Mood;
@@ -40,6 +41,8 @@ pub struct Plan {
     pub acknowledged: BTreeMap<[u8; 16], u64>,
     /// Whether the log was not lost since the appliance started last.
     pub log_is_whole: bool,
+    /// Its bytes were changed: it may be unreadable.
+    pub log_damaged: bool,
     pub(crate) store: u64,
     /// When the guests stopped for good.
     pub(crate) still_since: u64,
@@ -55,6 +58,7 @@ impl Plan {
             cut_interval: numbers.spread(100 * MS, 5 * SECOND),
             acknowledged: BTreeMap::new(),
             log_is_whole: true,
+            log_damaged: false,
             store: 0,
             still_since: 0,
         }
@@ -179,7 +183,8 @@ impl World {
     /// VMs that are down are started where they were last.
     fn look_after_vms(&mut self) {
         for vm in 0..self.vms.len() {
-            if self.vms.get(vm).is_some_and(|vm| !vm.runs) {
+            let still = self.vms.get(vm).filter(|vm| vm.moving.is_none());
+            if still.is_some_and(|vm| !vm.runs) {
                 self.after(0, Event::VmStart(vm));
             }
         }
@@ -218,7 +223,10 @@ impl World {
         let still =
             matches!(self.plan.phase, Phase::Liveness(_)) && self.now > self.plan.still_since;
         still
-            && self.vms.iter().all(|vm| vm.runs && !vm.stopping)
-            && self.disks.iter().all(|disk| disk.ios.is_empty())
+            && self
+                .vms
+                .iter()
+                .all(|vm| vm.runs && !vm.stopping && vm.moving.is_none())
+            && self.disks.iter().all(ProtectedDisk::is_quiet)
     }
 }

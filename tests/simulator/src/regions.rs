@@ -151,12 +151,10 @@ impl World {
     /// Writes the disk's capacity down once the map has the bits of a part that is new.
     fn tell_capacity(&mut self, disk: usize) {
         let known = self.core(disk, |open, _| {
-            (open.core.capacity_bytes(), open.core.intent_pending())
+            let capacity_bytes = open.core.capacity_bytes();
+            (capacity_bytes, open.core.intent_pending(), open.header)
         });
-        let Some((capacity_bytes, false)) = known else {
-            return;
-        };
-        let Some(header) = self.header_of(disk) else {
+        let Some((capacity_bytes, false, header)) = known else {
             return;
         };
         if header.capacity_bytes < capacity_bytes {
@@ -177,6 +175,9 @@ impl World {
             let at = header.offset_bytes();
             this.sidecar
                 .write(at, &header.encode(), None, &mut self.numbers);
+            if let Some(open) = &mut this.open {
+                open.header = *header;
+            }
         }
     }
 
@@ -186,14 +187,16 @@ impl World {
         let fenced = self.core(disk, |open, _| {
             let memory = open.core.memory();
             let fenced = memory.consumer().fenced_epoch.load(super::guest::RELAXED);
-            (fenced, open.core.producer().attach_epoch())
+            let ours = open.core.producer().attach_epoch();
+            (fenced, ours, open.header)
         });
-        let (Some((fenced, ours)), Some(header)) = (fenced, self.header_of(disk)) else {
+        // One that cannot be read tells nothing; it is read again.
+        let (Some((fenced, ours, header)), Some(found)) = (fenced, self.header_of(disk)) else {
             return;
         };
         if fenced == 0
             || fenced < ours
-            || header.attach_epoch != ours
+            || found.attach_epoch != header.attach_epoch
             || !holds(Guard::RisesWhenRolledBack)
         {
             return;

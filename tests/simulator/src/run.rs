@@ -3,7 +3,7 @@
 //! Invariant: the upload's tasks and the events share one clock; whatever is due first happens first.
 
 use crate::check::{Archive, Recovered, verify};
-
+use crate::damage::damage_store;
 use crate::guest::{ProtectedDisk, Vm};
 use crate::host::Host;
 use crate::plan::Phase;
@@ -81,6 +81,7 @@ fn begin(world: &mut World) {
                 storage: Storage::new(units),
                 sidecar,
                 content_id: 1,
+                handed: None,
                 copy: None,
                 opened_on: None,
                 open: None,
@@ -88,6 +89,7 @@ fn begin(world: &mut World) {
             });
             disks.push(disk);
         }
+        let ack_budget_ns = world.some_ack_budget();
         world.vms.push(Vm {
             id: [vm as u8 + 1; 16],
             host: 0,
@@ -100,6 +102,9 @@ fn begin(world: &mut World) {
             gap_ns: MS,
             large: 0,
             died: 0,
+            paused: false,
+            moving: None,
+            ack_budget_ns,
         });
         world.after(MS, Event::VmStart(vm));
     }
@@ -124,7 +129,7 @@ async fn go(mut world: World) -> Outcome {
         };
         let busy = world.server.as_ref().is_some_and(|server| {
             let shared = server.shared.borrow();
-            shared.busy || !shared.posts.is_empty()
+            shared.busy || shared.answers() || !shared.posts.is_empty()
         });
         if busy {
             let now = base + Duration::from_nanos(world.now);
@@ -160,6 +165,9 @@ async fn go(mut world: World) -> Outcome {
     }
     if world.violation.is_none() {
         look_at_store(&mut world).await;
+    }
+    if world.violation.is_none() && world.numbers.chance(300) {
+        damage_store(&mut world).await;
     }
     for (what, count) in world.store.counts() {
         *world.counts.entry(what).or_default() += count;
@@ -198,10 +206,15 @@ async fn take_posts(world: &mut World, archive: &mut Archive, newest: &mut Optio
                 world.say(|| format!("the container refuses the cut of epoch {epoch}: {why}"));
             }
             Post::Told => world.log_has_room(),
+            Post::Answered(how) => {
+                world.count(how);
+                world.flush_outboxes();
+            }
             Post::Failed(why) => {
                 world.count("upload: store failed");
                 world.say(|| format!("upload: {why}"));
             }
+            Post::Unreadable(why) => world.log_put_aside(&why),
             Post::Broken(why) => world.violated(format!("upload: {why}")),
         }
     }
@@ -226,16 +239,11 @@ async fn look_at_cuts(world: &mut World, archive: &mut Archive, newest: &mut Opt
         let after = world.asked.get(&info.cut_epoch).copied().unwrap_or(0);
         world.committed.push((next, info.cut_epoch));
         world.count("cut: in the store");
-        let parts: Vec<Recovered> = match world.blind.contains(&info.cut_epoch) {
-            false => vec![cut.clone()],
-            true => by_vm(world, &cut),
+        let parts: Vec<(Recovered, u64)> = match world.blind.contains(&info.cut_epoch) {
+            false => vec![(cut.clone(), after)],
+            true => by_vm(world, &cut, info.cut_epoch),
         };
-        let after = if parts.len() == 1 && !world.blind.contains(&info.cut_epoch) {
-            after
-        } else {
-            0
-        };
-        for part in parts {
+        for (part, after) in parts {
             if let Err(error) = world.oracle.check(&part, after) {
                 world.violated(format!("cut {next} is not consistent: {error}"));
             }
@@ -254,16 +262,22 @@ async fn look_at_store(world: &mut World) {
     }
 }
 
-/// A cut, VM by VM.
-fn by_vm(world: &World, cut: &Recovered) -> Vec<Recovered> {
-    let of = |vm: usize| {
+/// A cut, VM by VM, each with the moment that it must not be before.
+fn by_vm(world: &World, cut: &Recovered, epoch: u32) -> Vec<(Recovered, u64)> {
+    let of = |vm: usize| -> Recovered {
         let mine = cut.iter().filter(|(disk, _)| {
             let disk = world.disks.get(*disk);
             disk.is_some_and(|disk| disk.vm == vm)
         });
         mine.cloned().collect()
     };
-    (0..world.vms.len()).map(of).collect()
+    let parts = (0..world.vms.len()).map(of);
+    let with_floor = |part: Recovered| {
+        let disks = part.iter().map(|(disk, _)| *disk);
+        let floor = world.through.floor(epoch, disks);
+        (part, floor)
+    };
+    parts.map(with_floor).collect()
 }
 
 /// Whether a cut is what all disks hold.

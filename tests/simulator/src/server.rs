@@ -5,6 +5,8 @@
 //! consistent at it.
 
 use crate::appliance::{Domain, Step};
+use crate::hasher::Hasher;
+use crate::numbers::Numbers;
 use crate::upload::{Shared, Upload};
 use crate::world::{Event, MS, US, World};
 use drva::disk::{Outcome, Route};
@@ -13,8 +15,9 @@ use drva::presence::{Host, HostId, Reports};
 use filter_core::mutant::{Guard, holds};
 use filter_core::wire::{ErrorCode, Message};
 use std::cell::RefCell;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::rc::Rc;
+use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 
 /// How soon a write that the log's volume refused is tried again.
@@ -47,6 +50,9 @@ pub struct Server {
     /// The domain, shared with the upload.
     pub shared: Rc<RefCell<Shared>>,
     upload: JoinHandle<()>,
+    hasher: JoinHandle<()>,
+    /// Wakes the hasher.
+    pub(crate) questions: Rc<Notify>,
     /// Channels: connection and number, to disk and what tells the channel from earlier ones.
     pub(crate) channels: BTreeMap<(u64, u32), ([u8; 16], u64)>,
     pub(crate) cut: Cut,
@@ -73,8 +79,9 @@ impl World {
         }
         let domain = match Domain::open(self.volume.clone(), self.log_options()) {
             Ok(domain) => domain,
-            Err(error) => return self.violated(format!("the log cannot be opened: {error}")),
+            Err(error) => return self.log_put_aside(&error.to_string()),
         };
+        self.plan.log_damaged = false;
         self.acknowledged_is_there(&domain);
         self.count("appliance started");
         self.say(|| "the appliance starts".into());
@@ -82,7 +89,17 @@ impl World {
             domain,
             posts: Vec::new(),
             busy: true,
+            asks: VecDeque::new(),
+            answering: false,
         }));
+        let questions = Rc::new(Notify::new());
+        let hasher = Hasher {
+            shared: shared.clone(),
+            store: self.store.clone(),
+            work: questions.clone(),
+            told: self.told.clone(),
+            numbers: RefCell::new(Numbers::new(self.numbers.any())),
+        };
         let upload = Upload {
             shared: shared.clone(),
             store: self.store.clone(),
@@ -95,6 +112,8 @@ impl World {
             run,
             shared,
             upload: tokio::task::spawn_local(upload.run()),
+            hasher: tokio::task::spawn_local(hasher.run()),
+            questions,
             channels: BTreeMap::new(),
             cut: Cut::None,
             cut_armed: false,
@@ -129,6 +148,7 @@ impl World {
             return;
         };
         server.upload.abort();
+        server.hasher.abort();
         self.say(|| "the appliance is gone".into());
         if self.volume.crash() {
             self.count("fault: log write torn by a crash");
@@ -173,19 +193,19 @@ impl World {
                         lane.durable_seq
                     );
                 }
-                let before = server.channels.get(&(connection, channel));
-                let again = before.filter(|(disk, _)| *disk == lane.disk_id);
-                let again = again.map(|(_, generation)| *generation);
+                let open = server.channels.get(&(connection, channel));
+                let again = match (lane.again, open) {
+                    (false, _) => None,
+                    (true, Some((_, generation))) => Some(*generation),
+                    (true, None) => return,
+                };
                 let opened = server
                     .shared
                     .borrow_mut()
                     .domain
                     .open_lane(&lane, &named, route, again);
                 match opened {
-                    Ok(None) => {
-                        server.channels.remove(&(connection, channel));
-                        self.count("news over a superseded channel");
-                    }
+                    Ok(None) => self.count("news over a superseded channel"),
                     Ok(Some(generation)) => {
                         let channels = &mut server.channels;
                         channels.insert((connection, channel), (lane.disk_id, generation));
@@ -199,15 +219,10 @@ impl World {
                 self.arm_log();
                 self.arm_cut();
             }
-            // Nobody knows: hashes are not simulated.
-            Message::HashRequest { offset_bytes, .. } => {
-                let hashes = Vec::new();
-                let answer = Message::Hashes {
-                    offset_bytes,
-                    hashes,
-                };
-                outbox.send(&answer, channel);
-            }
+            Message::HashRequest {
+                offset_bytes,
+                blocks,
+            } => self.hash_request((connection, channel), outbox, offset_bytes, blocks),
             Message::CloseLane { in_order } => {
                 if let Some((disk, generation)) = server.channels.remove(&(connection, channel)) {
                     let mut shared = server.shared.borrow_mut();
@@ -334,7 +349,9 @@ impl World {
         let Some(server) = self.server.as_mut().filter(|s| s.run == of) else {
             return;
         };
-        let durable = server.shared.borrow_mut().domain.log.durable();
+        let shared = server.shared.clone();
+        self.note_logged();
+        let durable = shared.borrow_mut().domain.log.durable();
         self.tell_durable(&durable);
         self.unblock();
         self.arm_log();

@@ -123,6 +123,13 @@ impl Sidecar {
         &self.raw
     }
 
+    /// Changes bits of a byte.
+    pub fn flip(&mut self, at: u64, mask: u8) {
+        if let Some(byte) = self.raw.get_mut(at as usize) {
+            *byte ^= mask;
+        }
+    }
+
     /// Writes a block durably. `false`: it was refused.
     pub fn write(
         &mut self,

@@ -5,6 +5,7 @@
 //! exactly its records were fed; what must wait stays in the log.
 
 use crate::appliance::Domain;
+use crate::hasher::Ask;
 use drva::gate::Keeper;
 use drva::log::format::{Entries, EntryKind};
 use drva::log::reader::Reader;
@@ -12,6 +13,7 @@ use filter_core::record::RecordIter;
 use object_store::ObjectStore;
 use recovery_store::{CutMeta, CutWriter, DomainInfo, Fed, RetryPolicy, StoreError, WriterOptions};
 use std::cell::RefCell;
+use std::collections::VecDeque;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -28,10 +30,14 @@ pub enum Post {
     Committed(u64, u32),
     /// The container refused a closed cut.
     Void(u32, String),
+    /// A question about blocks was answered: how.
+    Answered(&'static str),
     /// Segments of the log were freed, or hosts are to be told what is uploaded.
     Told,
     /// The store failed.
     Failed(String),
+    /// The log cannot be read.
+    Unreadable(String),
     /// The container cannot be opened, and never will.
     Broken(String),
 }
@@ -44,6 +50,10 @@ pub struct Shared {
     pub posts: Vec<Post>,
     /// The upload has something to do, or waits for the store.
     pub busy: bool,
+    /// Questions about what disks hold, not yet answered.
+    pub asks: VecDeque<Ask>,
+    /// One of them is being looked at.
+    pub answering: bool,
 }
 
 /// An upload.
@@ -152,8 +162,7 @@ impl Attempt<'_> {
             }
             Ok(None) => self.commit_next().await,
             Err(error) => {
-                self.of
-                    .post(Post::Broken(format!("reading the log: {error}")));
+                self.of.post(Post::Unreadable(error.to_string()));
                 tokio::time::sleep(REOPEN).await; // virtual
                 self.reader.rewind(self.reader.next_batch());
                 Ok(true)
@@ -265,6 +274,7 @@ impl Attempt<'_> {
                     }
                 }
                 drop(shared);
+                self.of.shared.borrow_mut().domain.commits += 1;
                 self.of.post(Post::Committed(done.cut, cut.epoch));
             }
             Err(StoreError::Commit { reason, .. }) => self.of.post(Post::Void(cut.epoch, reason)),

@@ -118,6 +118,17 @@ impl Memory {
         self.0.lock().create_fault = true;
     }
 
+    /// Changes bits of a byte that was written. Returns the segment and the place.
+    pub fn damage(&self, random: u64, mask: u8) -> Option<(u64, usize)> {
+        let state = self.0.lock();
+        let of = random as usize % state.segments.len().max(1);
+        let (first, segment) = state.segments.iter().nth(of)?;
+        let mut segment = segment.lock();
+        let at = (random >> 20) as usize % segment.bytes.len().max(1);
+        *segment.bytes.get_mut(at)? ^= mask;
+        Some((*first, at))
+    }
+
     /// Everything is gone: another volume.
     pub fn lose(&self) {
         let mut state = self.0.lock();

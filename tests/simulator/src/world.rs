@@ -12,6 +12,7 @@ use crate::oracle::Oracle;
 use crate::plan::Plan;
 use crate::server::Server;
 use crate::store::Faulty;
+use crate::through::Through;
 use crate::volume::Memory;
 use filter_core::wire::PortRole;
 use object_store::memory::InMemory;
@@ -50,6 +51,8 @@ pub enum Event {
     RegionsWritten(usize, u64),
     /// A flush for the region map has ended.
     RegionsFlushed(usize, u64),
+    /// Held completions are looked at.
+    Completions(usize, u64),
     /// The sync goes on.
     Sync(usize, u64),
     /// A read of the sync comes back: disk, incarnation, number.
@@ -58,6 +61,8 @@ pub enum Event {
     House(usize, u64),
     /// A VM is started, or its start is tried again.
     VmStart(usize),
+    /// A VM's move to another host goes on: VM, which move.
+    Move(usize, u64),
     /// A pump looks after its lanes: host, incarnation of the daemon, port.
     Pump(usize, u64, PortRole),
     /// The folder of lanes is looked at.
@@ -218,6 +223,10 @@ pub struct World {
     pub longest_held_ns: u64,
     /// The longest time that a completion was held for a cut, in ns.
     pub longest_cut_hold_ns: u64,
+    /// The longest time that a completion waited for the log, in ns.
+    pub longest_acked_ns: u64,
+    /// What was promised with `ack = log`.
+    pub through: Through,
 }
 
 impl World {
@@ -257,6 +266,8 @@ impl World {
             presented: BTreeMap::new(),
             longest_held_ns: 0,
             longest_cut_hold_ns: 0,
+            longest_acked_ns: 0,
+            through: Through::default(),
             numbers,
         }
     }
@@ -333,10 +344,12 @@ impl World {
             Event::Regions(disk, of) => self.regions_timer(disk, of),
             Event::RegionsWritten(disk, of) => self.regions_written(disk, of),
             Event::RegionsFlushed(disk, of) => self.regions_flushed(disk, of),
+            Event::Completions(disk, of) => self.completions_timer(disk, of),
             Event::Sync(disk, of) => self.sync_timer(disk, of),
             Event::ReadBack(disk, of, read) => self.read_back(disk, of, read),
             Event::House(disk, of) => self.housekeeping(disk, of),
             Event::VmStart(vm) => self.vm_start(vm),
+            Event::Move(vm, name) => self.move_step(vm, name),
             Event::Pump(host, of, role) => self.pump_event(host, of, role),
             Event::Scan(host, of) => self.scan_event(host, of),
             Event::Dial(host, of, role) => self.dial(host, of, role),

@@ -372,6 +372,7 @@ impl Disk {
                 disk_id: uuid.into_bytes(),
                 vm_id: [0x20; 16],
                 attach_epoch: 1,
+                again: false,
                 attach_id: 0,
                 map_generation: 0,
                 lineage: Lineage::default(),
