@@ -66,7 +66,7 @@ pub struct Control {
 }
 
 /// Whether a lane was made, and its producer has not yet begun.
-fn is_fresh(lane: &MappedLane) -> bool {
+pub(crate) fn is_fresh(lane: &MappedLane) -> bool {
     let state = lane.memory().producer().state.load(Acquire); // follows the base in the producer's order
     LaneState::from_word(state) == Some(LaneState::Fresh)
 }

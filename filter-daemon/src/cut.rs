@@ -5,7 +5,7 @@
 //! before the bump, or that it cannot. No guest waits for a cut of one host.
 
 use crate::connection::{Connection, LinkError};
-use crate::control::{Control, Known, Order, What};
+use crate::control::{Control, Known, Order, What, is_fresh};
 use crate::lane::{CutAnswer, CutAsk};
 use crate::status::Shared;
 use crossbeam::channel::{RecvTimeoutError, Sender};
@@ -17,6 +17,7 @@ use filter_core::mutant::{Guard, holds};
 use filter_core::wire::{DiskReport, ErrorCode, Message};
 use std::collections::HashMap;
 use std::os::unix::fs::MetadataExt;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -351,11 +352,19 @@ impl Control {
             path.extension().is_some_and(|e| e == "lane")
                 && self.known.get(&path).map(|known| known.inode) != inode
                 && self.unusable.get(&path).copied() != inode
+                && !self.was_never_opened(&path)
         });
         match unknown {
             true => Err("a disk was opened meanwhile".into()),
             false => Ok(()),
         }
+    }
+
+    /// Whether a lane is what is left of an opening that was broken off: nothing was ever written there.
+    fn was_never_opened(&self, path: &Path) -> bool {
+        let lane = MappedLane::open(path);
+        // In this order: a process that has the disk by now has begun after the bump.
+        lane.is_ok_and(|lane| is_fresh(&lane) && !self.is_open(&lane))
     }
 
     /// Waits until whoever was stamping at the bump has published; microseconds, unless its process

@@ -4,6 +4,8 @@ use crate::appliance::{Peer, Ports, Server};
 use crate::vm::{DISK, DOMAIN, Daemon, Host};
 use crate::wait_for;
 use filter_core::lane::layout::LaneState;
+use filter_core::lane::ring;
+use filter_core::mapping::monotonic_ns;
 use filter_core::wire::{DiskReport, ErrorCode, Message, PortRole};
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
@@ -254,6 +256,86 @@ fn a_report_says_which_disks_are_open_and_which_are_whole() {
     assert_eq!(reports[&open], report(open, lasts[0], true, true));
     assert_eq!(reports[&shut], report(shut, lasts[1], false, true));
     assert!(!reports[&syncs].complete && reports[&syncs].open);
+}
+
+/// For a cut of several hosts completions are held from before the epoch moves until the appliance ends it.
+#[test]
+fn a_hold_lasts_until_it_is_released() {
+    let (host, ports) = (Host::new(), Ports::bind());
+    let mut vm = host.vm(DISK);
+    let daemon = Daemon::start_with_args(&host, ports.base, &["--cut-hold-ms", "1000"]);
+    let mut control = ports.greet_speaking(PortRole::Control, 2);
+    let last = vm.push(512);
+    wait_for("the lane is found", || daemon.lane(&DISK).is_some());
+    let page = host.run.cut_page(DOMAIN).unwrap();
+    let (epoch, domain) = (2, || DOMAIN.to_string());
+    let hold = Message::CutHold {
+        epoch,
+        domain: domain(),
+    };
+    control.send(&hold, 0);
+    let held = Message::CutHeld {
+        epoch,
+        domain: domain(),
+    };
+    assert_eq!(control.message(), (0, held));
+    assert!(ring::hold_until(page.hold()) > monotonic_ns());
+    assert_eq!(page.epoch().load(SeqCst), epoch);
+    let release = Message::CutRelease {
+        epoch,
+        domain: domain(),
+    };
+    control.send(&release, 0);
+    match control.message() {
+        (0, Message::CutReport { disks, .. }) => assert_eq!(disks[0].seq, last),
+        (_, other) => panic!("{other:?}"),
+    }
+    assert_eq!(ring::hold_until(page.hold()), 0);
+    assert_eq!(daemon.status()["holds"], 1);
+    assert_eq!(daemon.status()["holds_over"], 0);
+}
+
+/// An appliance that does not end a hold in time gets no cut, and nobody waits for it any longer.
+#[test]
+fn a_hold_that_is_over_is_no_cut() {
+    let (host, ports) = (Host::new(), Ports::bind());
+    let mut vm = host.vm(DISK);
+    let daemon = Daemon::start_with_args(&host, ports.base, &["--cut-hold-ms", "5"]);
+    let mut control = ports.greet_speaking(PortRole::Control, 2);
+    vm.push(512);
+    wait_for("the lane is found", || daemon.lane(&DISK).is_some());
+    let page = host.run.cut_page(DOMAIN).unwrap();
+    for epoch in 2..4 {
+        let hold = Message::CutHold {
+            epoch,
+            domain: DOMAIN.into(),
+        };
+        control.send(&hold, 0);
+        assert!(matches!(control.message(), (0, Message::CutHeld { .. })));
+        match control.message() {
+            (0, Message::Error { text, .. }) => {
+                assert!(text.contains("held for as long"), "{text}")
+            }
+            (_, other) => panic!("{other:?}"),
+        }
+        assert_eq!(ring::hold_until(page.hold()), 0);
+        // A release that comes too late is no harm.
+        let release = Message::CutRelease {
+            epoch,
+            domain: DOMAIN.into(),
+        };
+        control.send(&release, 0);
+    }
+    assert_eq!(request(&mut control, 4).len(), 1);
+    let status = daemon.status();
+    assert_eq!(
+        (&status["holds"], &status["holds_over"]),
+        (&2.into(), &2.into())
+    );
+    assert!(
+        status["longest_hold_us"].as_u64().unwrap() <= 5000,
+        "{status}"
+    );
 }
 
 /// A daemon that stops says which disks stand where they stand.

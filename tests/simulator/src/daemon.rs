@@ -596,7 +596,10 @@ impl World {
         };
         let known = this.lanes.iter().all(|(disk, lane)| {
             let served = daemon.lanes.iter().find(|s| s.disk == *disk);
-            served.is_some_and(|s| Arc::ptr_eq(&s.lane.mapped, lane))
+            let state = lane.memory().producer().state.load(Relaxed); // one thread
+            let fresh = LaneState::from_word(state) == Some(LaneState::Fresh);
+            let left = fresh && !is_open(&self.vms, &self.disks, host, *disk);
+            left || served.is_some_and(|s| Arc::ptr_eq(&s.lane.mapped, lane))
         });
         let mut positions = Vec::new();
         let void = (!known).then_some("a disk was opened meanwhile");
