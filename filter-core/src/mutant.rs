@@ -106,6 +106,8 @@ pub enum Guard {
     HashesLookedAtAgain,
     /// A question about blocks is sent only behind all that was published before it.
     HashesBehind,
+    /// A disk of which the store holds more than the log comes again, above what the store holds.
+    StoreAhead,
     /// A disk that was rolled back is found out by the generation of its region map.
     RollBackNoticed,
     /// The generation in which a bit was set is told before the records that rely on it.
@@ -300,6 +302,10 @@ pub const ALL: &[(Guard, &str)] = &[
     (
         Guard::HashesBehind,
         "A question about blocks is sent only behind all that was published before it.",
+    ),
+    (
+        Guard::StoreAhead,
+        "A disk of which the store holds more than the log comes again, above what the store holds.",
     ),
     (
         Guard::RollBackNoticed,

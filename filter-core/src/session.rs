@@ -26,6 +26,10 @@ pub enum Resume {
     },
 }
 
+/// In the place of a full base's seq: nothing of a stream stands, it must begin anew above all that is
+/// held.
+pub const NOTHING_STANDS: u64 = u64::MAX;
+
 /// Whether a receiver that holds `held` and whose last base that relied on nothing is `full_base_seq`
 /// can take a base that relies on `relies_on`: it must hold everything up to there, and no full sync
 /// may have begun above it, since that one may lack what the regions of this base do not cover.
@@ -47,6 +51,10 @@ pub fn resume(
     };
     if appliance_durable > last_published {
         return restart;
+    }
+    if full_base_seq == NOTHING_STANDS {
+        let anew = next_base == Some(0) && lane_durable.seq() >= appliance_durable;
+        return if anew { Resume::AtBase } else { restart };
     }
     match next_base {
         // The appliance has the base already: what is durable of it is skipped, the rest follows.
@@ -246,6 +254,21 @@ impl Receiver {
         self.may_open(attach, lineage)?;
         self.presented = self.presented.advanced(&attach);
         Ok(())
+    }
+
+    /// The store holds records of this disk up to this seq, of this epoch. If nothing here is as new, a log
+    /// was lost that knew of them: the stream must begin anew above them, with a newer epoch if its own
+    /// is older. Returns whether that is so.
+    pub fn found_in_store(&mut self, seq: u64, attach_epoch: u32) -> bool {
+        let known = self.received.0 >= seq && self.newest_epoch() >= attach_epoch;
+        if known || !holds(Guard::StoreAhead) {
+            return false;
+        }
+        self.received = Received(self.received.0.max(seq));
+        self.attach_epoch = self.attach_epoch.max(attach_epoch);
+        self.full_base_seq = NOTHING_STANDS;
+        (self.seen_base, self.syncing) = (false, true);
+        true
     }
 
     /// Decides about one record and, if it is to be appended, takes it in.

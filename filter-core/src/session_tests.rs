@@ -1,5 +1,26 @@
 #![allow(clippy::unwrap_used)]
 use super::*;
+
+/// A log was lost, and a sidecar put back or damaged: what the disk presents is older than what the store
+/// holds of it.
+#[test]
+fn a_store_that_is_ahead_of_the_log_makes_the_disk_come_again() {
+    let mut receiver = Receiver::new();
+    assert!(!receiver.found_in_store(0, 0), "an empty store");
+    assert!(receiver.found_in_store(100, 8));
+    assert!(!receiver.found_in_store(100, 8), "known by now");
+    assert!(receiver.syncing() && receiver.newest_epoch() == 8);
+    let full_base = receiver.full_base_seq();
+    let answer =
+        |durable, published, base| resume(Durable(durable), published, base, 100, full_base);
+    let above = |above_seq| Resume::Restart { above_seq };
+    // Below it, around it, and beyond it: only a stream that begins above it is taken as it is.
+    assert_eq!(answer(0, 50, Some(0)), above(100));
+    assert_eq!(answer(90, 150, None), above(150));
+    assert_eq!(answer(110, 150, None), above(150));
+    assert_eq!(answer(110, 150, Some(50)), above(150));
+    assert_eq!(answer(110, 150, Some(0)), Resume::AtBase);
+}
 use crate::record::RecordKind;
 use proptest::prelude::*;
 

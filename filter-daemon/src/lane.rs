@@ -246,7 +246,7 @@ impl<H: LaneHome> Lane<H> {
             attach_epoch: self.told.attach.epoch,
             attach_id: self.told.attach.id,
             map_generation: self.told.attach.generation,
-            lineage: self.told.lineage,
+            lineage: Box::new(self.told.lineage),
             durable_seq: self.consumer.durable().0,
             capacity_bytes: self.told.capacity_bytes,
             base: self.consumer.next_base(),

@@ -275,6 +275,12 @@ impl CutWriter {
             .collect()
     }
 
+    /// Whether a record is of an older epoch than the container holds of its disk: `feed` would refuse it.
+    pub fn is_behind(&self, disk: Uuid, record: &filter_core::record::RecordHeader) -> bool {
+        let known = self.disks.get(&disk);
+        known.is_some_and(|known| record.attach_epoch < known.attach_epoch)
+    }
+
     /// The descriptions of the disks that the writer knows (after `open`: those in the container).
     pub fn disks(&self) -> impl Iterator<Item = &DiskInfo> {
         self.disks.values().map(|disk| &disk.info)

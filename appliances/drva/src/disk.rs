@@ -308,6 +308,29 @@ impl Disk {
         Ok(Some(generation))
     }
 
+    /// The store holds records up to this seq, of this epoch. If they are newer than anything that the log
+    /// knows of, the log that knew of them was lost: the host is sent away, and comes again above them.
+    pub fn found_in_store(&self, seq: u64, attach_epoch: u32) {
+        let mut stream = self.stream.lock();
+        let last = stream.receiver.received().0;
+        if !stream.receiver.found_in_store(seq, attach_epoch) {
+            return;
+        }
+        stream.brackets.begin(0);
+        stream.touched = Touched::above(seq.max(last));
+        self.durable.fetch_max(seq, Ordering::AcqRel); // pairs with `attach`
+        let present = self.route.lock().take();
+        if let Some(Present { route, .. }) = present {
+            let text = format!(
+                "the store holds record {seq} of attach epoch {attach_epoch}, which the log does not know of: the stream must begin anew"
+            );
+            let (code, seq) = (ErrorCode::Gap, last + 1);
+            let message = Message::Error { code, seq, text };
+            route.outbox.send(&message, route.channel);
+        }
+        self.generation.fetch_add(1, Ordering::AcqRel); // under the lock: nothing more comes over it
+    }
+
     /// The channel of this generation has ended: nothing more comes or goes over it. `in_order`: its host
     /// says that the disk was closed in order, and that it has everything acknowledged. Whether the log is
     /// to have something new.
@@ -411,8 +434,12 @@ impl Disk {
 
     /// The log holds the disk durably up to here: tells its host.
     pub fn durable(&self, durability: &Durability) {
-        self.durable.store(durability.seq, Ordering::Release); // pairs with `attach`
-        self.acknowledge(durability.seq, self.uploaded.load(Ordering::Relaxed)); // a figure
+        // What was queued before the store was found to be ahead is below what is told by now.
+        let known = self.durable.fetch_max(durability.seq, Ordering::AcqRel); // pairs with `attach`
+        self.acknowledge(
+            known.max(durability.seq),
+            self.uploaded.load(Ordering::Relaxed),
+        ); // a figure
     }
 
     /// The store holds the disk up to here: tells its host.
@@ -441,7 +468,8 @@ struct Run {
     time_ns: u64,
 }
 
-type Refused = (ErrorCode, u64, String);
+/// Why a peer is refused: the code, the word that goes with it, and the reason.
+pub type Refused = (ErrorCode, u64, String);
 
 impl DiskStream {
     /// Admits a frame's records up to the first that is refused.

@@ -3,7 +3,7 @@
 //! Invariant: every closed cut is in the list for the upload before anything after it is fed; locks are
 //! taken in the order described, disks, stream, route, and nothing is waited for under any of them.
 
-use crate::disk::{Described, Disk, Outcome, Route};
+use crate::disk::{Described, Disk, Outcome, Refused, Route};
 use crate::documents::{cut_back, cut_out, describe, describe_back};
 use crate::hashes::{Ask, MAX_WAITING};
 use crate::identity;
@@ -16,7 +16,7 @@ use filter_core::session::Refusal;
 use filter_core::wire::{ErrorCode, OpenLane};
 use hdrhistogram::Histogram;
 use parking_lot::{Condvar, Mutex, RwLock};
-use recovery_store::DiskInfo;
+use recovery_store::{DiskInfo, DiskPosition};
 use ringbuf::HeapRb;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::path::Path;
@@ -198,6 +198,8 @@ pub struct Domain {
     pub commits: AtomicU64,
     /// Questions about what disks hold, not yet answered.
     pub asks: (Sender<Ask>, Receiver<Ask>),
+    /// What the container held of each disk when it was opened for writing.
+    in_store: Mutex<BTreeMap<[u8; 16], DiskPosition>>,
     /// Figures.
     pub figures: Figures,
     /// Something an operator should know; the newest first.
@@ -260,6 +262,7 @@ impl Domain {
             described: AtomicU32::new(1),
             commits: AtomicU64::new(0),
             asks: bounded(MAX_WAITING),
+            in_store: Mutex::default(),
             figures: Figures::default(),
             alarms: Mutex::default(),
             stopping: watch::Sender::new(false),
@@ -297,7 +300,7 @@ impl Domain {
         host: &Host,
         route: Route,
         again: Option<u64>,
-    ) -> Result<Option<(Arc<Disk>, u64)>, (ErrorCode, u64, String)> {
+    ) -> Result<Option<(Arc<Disk>, u64)>, Refused> {
         let fenced = |refusal: Refusal| {
             let word = refusal.fenced_by().unwrap_or(0).into();
             (ErrorCode::Fenced, word, refusal.to_string())
@@ -329,6 +332,9 @@ impl Domain {
                 }
                 None => {
                     let disk = Arc::new(Disk::new(info));
+                    if let Some(found) = self.in_store.lock().get(&lane.disk_id) {
+                        disk.found_in_store(found.seq, found.attach_epoch);
+                    }
                     disks.insert(lane.disk_id, disk.clone());
                     (disk, true)
                 }
@@ -404,6 +410,20 @@ impl Domain {
             self.write_down(&disk, &|| self.is_stopping())?;
         }
         Ok(())
+    }
+
+    /// The container was opened for writing, and holds the disks up to here: what a log that was lost knew.
+    pub fn found_in_store(&self, held: &BTreeMap<Uuid, DiskPosition>) {
+        let held = held.iter().map(|(uuid, at)| (uuid.into_bytes(), *at));
+        let held: BTreeMap<[u8; 16], DiskPosition> = held.collect();
+        // Under the lock, so that none is presented between the two.
+        let disks = self.disks.write();
+        for (disk, at) in &held {
+            if let Some(disk) = disks.get(disk) {
+                disk.found_in_store(at.seq, at.attach_epoch);
+            }
+        }
+        *self.in_store.lock() = held;
     }
 
     /// A host has a disk from now on: a cut that another was asked for is void, since what this one

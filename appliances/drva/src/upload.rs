@@ -103,6 +103,7 @@ impl Uploader {
         let open = CutWriter::open(&self.url, &info, self.options.clone());
         let writer = self.wait(open)?;
         self.domain.alarm("store", None);
+        self.domain.found_in_store(&writer.fed_positions());
         let mut attempt = Attempt::new(self, writer);
         let ended = attempt.run();
         // Only when nothing of this writer is under way may the next one open the container.
@@ -267,6 +268,10 @@ impl<'a> Attempt<'a> {
                 };
                 if !self.keeper.lets_pass(number, disk, &record.header, fed) {
                     break;
+                }
+                // Of a stream that was sent away: see `Domain::found_in_store`.
+                if self.writer.is_behind(disk, &record.header) {
+                    continue;
                 }
                 if self.writer.feed(disk, &record)? == Fed::PartFull {
                     self.of.wait(self.writer.flush_part())?;

@@ -5,7 +5,6 @@ use crate::domain::{Asked, CloseError};
 use crate::log::LogOptions;
 use crate::presence::Host;
 use crate::session::Outbox;
-use filter_core::lineage::Lineage;
 use filter_core::record::{
     FLAG_STREAM_BASE, FLAG_SYNC_BEGIN, FLAG_SYNC_END, RecordHeader, RecordKind,
 };
@@ -45,7 +44,7 @@ fn present(domain: &Domain, disk_id: [u8; 16], host: [u8; 16]) -> (Arc<crate::di
         again: false,
         attach_id: 0,
         map_generation: 0,
-        lineage: Lineage::default(),
+        lineage: Box::default(),
         durable_seq: 0,
         capacity_bytes: 1 << 20,
         base: Some(0),

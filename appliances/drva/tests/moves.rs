@@ -122,7 +122,7 @@ fn a_disk_that_does_not_go_on_from_what_was_told_is_refused() {
     let mut host = drva.connect(DATA);
     let mut disk = in_epoch(1);
     (disk.open.attach_id, disk.open.map_generation) = (11, 40);
-    disk.open.lineage = Lineage::anew(1);
+    *disk.open.lineage = Lineage::anew(1);
     host.open(1, &disk).unwrap();
     host.records(1, &disk.begin());
     (disk.open.again, disk.open.map_generation) = (true, 50);
@@ -132,7 +132,7 @@ fn a_disk_that_does_not_go_on_from_what_was_told_is_refused() {
     let next = |found| {
         let mut next = in_epoch(2);
         next.open.attach_id = 12;
-        next.open.lineage = Lineage::anew(1).child(Attach {
+        *next.open.lineage = Lineage::anew(1).child(Attach {
             epoch: 1,
             id: 11,
             generation: found,

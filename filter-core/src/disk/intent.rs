@@ -103,8 +103,8 @@ pub struct Intent {
     period_seqs: (u64, u64),
     /// The last write of a block failed: nothing is cleared until one succeeds.
     failing: bool,
-    /// Some block was written in this period.
-    written: bool,
+    /// A block in which something has changed since any block was written.
+    changed: Option<usize>,
     /// Bits are cleared after so much quiet, in ns.
     period_ns: u64,
 }
@@ -142,7 +142,7 @@ impl Intent {
             period_end_ns: 0,
             period_seqs: (u64::MAX, u64::MAX),
             failing: false,
-            written: false,
+            changed: None,
             period_ns,
         })
     }
@@ -185,7 +185,7 @@ impl Intent {
             period_end_ns: 0,
             period_seqs: (u64::MAX, u64::MAX),
             failing: false,
-            written: false,
+            changed: None,
             period_ns,
         }
     }
@@ -322,6 +322,7 @@ impl Intent {
                 Some(word) => *word |= mask,
                 None => break,
             }
+            self.changed = Some(at / BLOCK_WORDS);
         }
     }
 
@@ -380,6 +381,7 @@ impl Intent {
             sets |= bit & !*durable != 0;
             *durable &= bit;
         }
+        self.changed = None;
         let skip = core::mem::take(&mut block.skip);
         let generation = block.generation + skip + 1;
         let encoded = RegionBlock {
@@ -425,7 +427,6 @@ impl Intent {
             block.wants = true;
             return;
         }
-        self.written = true;
         self.durable_generation += generation - block.durable_generation;
         (block.generation, block.durable_generation) = (generation, generation);
         if sets {
@@ -468,13 +469,11 @@ impl Intent {
         IntentStep::Flush
     }
 
-    /// Sees to it that the sidecar is written in each period in which something changed: a copy that was
+    /// Sees to it that the sidecar is written after each period in which something changed: a copy that was
     /// made before is told from the disk by that, as long as the lane is there.
     fn mark_period(&mut self) {
-        let changed = self.touched.iter().position(|word| *word != 0);
-        if !core::mem::take(&mut self.written)
-            && let Some(at) = changed
-            && let Some(block) = self.blocks.get_mut(at / BLOCK_WORDS)
+        if let Some(at) = self.changed.take()
+            && let Some(block) = self.blocks.get_mut(at)
         {
             block.clears = true;
         }

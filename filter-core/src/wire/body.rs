@@ -7,6 +7,7 @@ use super::{
 };
 use crate::lane::layout::DIRTY_BLOCK_BYTES;
 use crate::lineage::{Attach, Lineage, MAX_ANCESTORS};
+use alloc::boxed::Box;
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 
@@ -196,7 +197,7 @@ impl<'a> Cursor<'a> {
             _ => return Err(self.bad("again")),
         };
         let map_generation = self.u64("map generation")?;
-        let lineage = self.lineage()?;
+        let lineage = Box::new(self.lineage()?);
         Ok(OpenLane {
             disk_id,
             vm_id,

@@ -24,6 +24,7 @@ mod message;
 use crate::crc::crc32c;
 use crate::lineage::{Attach, Lineage};
 use crate::record::{le_u32, le_u64};
+use alloc::boxed::Box;
 use alloc::string::String;
 pub use message::Message;
 
@@ -371,7 +372,8 @@ pub struct OpenLane {
     /// Generation of the region map: told again when it rises, before the records that rely on it.
     pub map_generation: u64,
     /// What the opening goes back to.
-    pub lineage: Lineage,
+    // Boxed: it is long, and few messages open a lane.
+    pub lineage: Box<Lineage>,
     /// Everything up to here was acknowledged as durable before.
     pub durable_seq: u64,
     /// Capacity in bytes.

@@ -109,7 +109,7 @@ fn messages() -> Vec<Message> {
             attach_epoch: 3,
             attach_id: 11,
             map_generation: 12,
-            lineage: Lineage::anew(1).child(before(1)).child(before(2)),
+            lineage: Box::new(Lineage::anew(1).child(before(1)).child(before(2))),
             durable_seq: 4,
             capacity_bytes: 5 << 30,
             base: Some(6),

@@ -19,7 +19,7 @@ use drva::presence::Host;
 use filter_core::record::RecordHeader;
 use filter_core::session::Refusal;
 use filter_core::wire::{ErrorCode, OpenLane};
-use recovery_store::DiskInfo;
+use recovery_store::{DiskInfo, DiskPosition};
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use uuid::Uuid;
@@ -192,6 +192,8 @@ pub struct Domain {
     pub described: u32,
     /// Bumped when a cut is in the store.
     pub commits: u64,
+    /// What the container held of each disk when it was opened for writing.
+    in_store: BTreeMap<[u8; 16], DiskPosition>,
 }
 
 impl Domain {
@@ -231,6 +233,7 @@ impl Domain {
             last_epoch: recovered.cut_epoch.max(1),
             described: 1,
             commits: 0,
+            in_store: BTreeMap::new(),
         })
     }
 
@@ -275,6 +278,9 @@ impl Domain {
             }
             None => {
                 let disk = Arc::new(Disk::new(info));
+                if let Some(found) = self.in_store.get(&lane.disk_id) {
+                    disk.found_in_store(found.seq, found.attach_epoch);
+                }
                 self.disks.insert(lane.disk_id, disk.clone());
                 (disk, true)
             }
@@ -312,6 +318,17 @@ impl Domain {
         if disk.detach(generation, in_order) {
             let content = describe(&disk.info.read(), &disk.described.lock());
             self.entry(EntryKind::Disk, *disk_id, 0, content);
+        }
+    }
+
+    /// The container was opened for writing, and holds the disks up to here.
+    pub fn found_in_store(&mut self, held: &BTreeMap<Uuid, DiskPosition>) {
+        let held = held.iter().map(|(uuid, at)| (uuid.into_bytes(), *at));
+        self.in_store = held.collect();
+        for (disk, at) in &self.in_store {
+            if let Some(disk) = self.disks.get(disk) {
+                disk.found_in_store(at.seq, at.attach_epoch);
+            }
         }
     }
 

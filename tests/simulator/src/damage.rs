@@ -55,6 +55,7 @@ impl World {
             let at = block * BLOCK_BYTES as u64 + self.numbers.below(len);
             let mask = 1 << self.numbers.below(8);
             if let Some(this) = self.disks.get_mut(disk) {
+                this.spoiled = true;
                 this.sidecar.flip(at, mask);
             }
         }

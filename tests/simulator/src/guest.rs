@@ -193,6 +193,8 @@ pub struct ProtectedDisk {
     pub sidecar: Sidecar,
     /// What the host calls its content: another at each opening.
     pub content_id: u64,
+    /// Its sidecar was damaged since it was opened last: the next opening may sync anything.
+    pub spoiled: bool,
     /// The dirty map that was left for the next host.
     pub handed: Option<Vec<u8>>,
     /// A copy of disk, sidecar and content id that was made some time ago.

@@ -120,4 +120,5 @@ pub const KINDS: &[&str] = &[
     "cut: void for a disk that moves",
     "cut: void for a disk that syncs",
     "upload: store failed",
+    "upload: a record that the store is ahead of",
 ];

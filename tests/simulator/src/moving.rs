@@ -286,6 +286,10 @@ impl World {
         if went {
             self.count("move: done");
             for (disk, most) in &moving.most {
+                let this = self.disks.get_mut(*disk);
+                if this.is_none_or(|this| std::mem::take(&mut this.spoiled)) {
+                    continue;
+                }
                 let dirty = self.core(*disk, |open, _| open.core.dirty_bytes());
                 if dirty.is_some_and(|dirty| dirty > *most) {
                     self.violated(format!(

@@ -82,6 +82,7 @@ fn begin(world: &mut World) {
                 sidecar,
                 content_id: 1,
                 handed: None,
+                spoiled: false,
                 copy: None,
                 opened_on: None,
                 open: None,
@@ -214,6 +215,7 @@ async fn take_posts(world: &mut World, archive: &mut Archive, newest: &mut Optio
                 world.count("upload: store failed");
                 world.say(|| format!("upload: {why}"));
             }
+            Post::Behind => world.count("upload: a record that the store is ahead of"),
             Post::Unreadable(why) => world.log_put_aside(&why),
             Post::Broken(why) => world.violated(format!("upload: {why}")),
         }

@@ -36,6 +36,8 @@ pub enum Post {
     Told,
     /// The store failed.
     Failed(String),
+    /// A record of a stream that the store is ahead of was passed over.
+    Behind,
     /// The log cannot be read.
     Unreadable(String),
     /// The container cannot be opened, and never will.
@@ -118,6 +120,8 @@ impl Upload {
             ..WriterOptions::default()
         };
         let writer = CutWriter::open_store(self.store.clone(), "memory", &info, options).await?;
+        let held = writer.fed_positions();
+        self.shared.borrow_mut().domain.found_in_store(&held);
         let first = self.shared.borrow().domain.log.first_segment();
         let mut attempt = Attempt {
             of: self,
@@ -234,6 +238,10 @@ impl Attempt<'_> {
                 };
                 if !self.keeper.lets_pass(number, disk, &record.header, fed) {
                     break;
+                }
+                if self.writer.is_behind(disk, &record.header) {
+                    self.of.post(Post::Behind);
+                    continue;
                 }
                 if self.writer.feed(disk, &record)? == Fed::PartFull {
                     self.writer.flush_part().await?;

@@ -4,7 +4,6 @@
 #[path = "../../../../recovery-store/tests/support/mod.rs"]
 pub mod store;
 
-use filter_core::lineage::Lineage;
 use filter_core::wire::{
     ErrorCode, FRAME_HEADER_BYTES, FrameHeader, Hello, Message, OpenLane, PeerRole, PortRole,
 };
@@ -375,7 +374,7 @@ impl Disk {
                 again: false,
                 attach_id: 0,
                 map_generation: 0,
-                lineage: Lineage::default(),
+                lineage: Box::default(),
                 durable_seq: 0,
                 capacity_bytes: CAPACITY_BYTES,
                 base: Some(0),
