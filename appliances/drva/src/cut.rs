@@ -90,16 +90,14 @@ fn attached(domain: &Domain) -> BTreeSet<HostId> {
 fn whom_to_ask(appliance: &Appliance, domain: &Domain) -> Result<(BTreeSet<HostId>, bool), String> {
     let attached = attached(domain);
     let connected = appliance.connected_hosts();
+    if attached.iter().any(|host| !connected.contains_key(host)) {
+        return Err("the control connection of a host that has its disks is down".into());
+    }
     let hold = attached.len() > 1;
-    let speaks = |host: &HostId| connected.get(host).copied().unwrap_or(0);
-    if hold
-        && attached
-            .iter()
-            .any(|host| (1..REPORTS).contains(&speaks(host)))
-    {
-        return Err(
-            "its disks are on several hosts, and a daemon of one is too old for that".into(),
-        );
+    let too_old = |host: &HostId| connected.get(host).is_none_or(|speaks| *speaks < REPORTS);
+    if hold && attached.iter().any(too_old) {
+        let why = "its disks are on several hosts, and a daemon of one is too old for that";
+        return Err(why.into());
     }
     let asked = connected.into_iter();
     let asked = asked.filter(|(host, protocol)| *protocol >= REPORTS || attached.contains(host));
