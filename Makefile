@@ -77,9 +77,13 @@ fmt:
 clippy:
 	$(CARGO) clippy --locked --workspace --all-targets -- -D warnings
 
+# With the examples named, dependencies have the features that clippy and the tests build them with;
+# else a quarter of them would be looked at once more. Programs that are called like their library are
+# documented with it.
 .PHONY: doc
 doc:
-	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --workspace --no-deps --document-private-items
+	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --workspace --no-deps --document-private-items \
+		--lib --examples --bin jetdr --bin bench --bin iofilterd-jetdr
 
 .PHONY: tidy
 tidy:
@@ -98,7 +102,7 @@ torture: test-setup build-all ## Kill both sides of lanes for TORTURE_SECONDS (6
 chaos: test-setup build-all ## The whole kill matrix, ROUNDS (1) times from SEED, with a table at the end
 	@rm -f $(TARGET)/chaos.txt
 	status=0; env JETDR_CHAOS_ROUNDS=$(ROUNDS) $(if $(SEED),JETDR_SEED=$(SEED)) JETDR_CHAOS_TABLE=$(abspath $(TARGET))/chaos.txt \
-		$(CARGO) nextest run --locked -p jetdr --test chaos --profile long || status=$$?; \
+		$(CARGO) nextest run --locked --workspace -E 'binary(chaos)' --profile long || status=$$?; \
 		printf '%s\n' '' '| victim | while | where | writes | defer, ms | allow, ms | write, ms | took, s |' '|---|---|---|---|---|---|---|---|'; \
 		sort $(TARGET)/chaos.txt; exit $$status
 
@@ -107,7 +111,7 @@ figures: test-setup build-all release ## Measure what recovery costs and what a 
 	$(CARGO) build --locked --release -p benches
 	@rm -f $(TARGET)/figures.txt
 	JETDR=$(abspath $(TARGET))/release/jetdr JETDR_FIGURES=1 JETDR_FIGURES_TABLE=$(abspath $(TARGET))/figures.txt \
-		$(CARGO) nextest run --locked -p jetdr --test figures --profile long --no-capture
+		$(CARGO) nextest run --locked --workspace -E 'binary(figures)' --profile long --no-capture
 	$(TARGET)/release/bench yield --rows --runs 2 --seconds 10 >> $(TARGET)/figures.txt
 	@printf '%s\n' '' '| figure | value | beside | ratio |' '|---|---|---|---|'; cat $(TARGET)/figures.txt
 
@@ -132,11 +136,12 @@ bench: release ## Benchmarks with their peers beside them, one table at the end 
 
 .PHONY: bindings
 bindings: ## Make include/bindings.rs anew from include/iofilter.h (needs libclang)
-	scripts/bindings.sh write
+	$(CARGO) run --locked --quiet -p conformance --example bindings
 
 .PHONY: bindings-check
-bindings-check: ## Compare include/bindings.rs with include/iofilter.h
-	scripts/bindings.sh check
+bindings-check: build-all ## Compare include/bindings.rs with include/iofilter.h
+	$(TARGET)/debug/examples/bindings --check
+	@echo "include/bindings.rs matches include/iofilter.h"
 
 .PHONY: deny
 deny: ## Licences, sources, duplicate and banned crates, known vulnerabilities (needs cargo-deny)

@@ -140,6 +140,20 @@ fn a_crash_amid_the_first_sync_costs_what_was_left_of_it() {
     stack.recover_and_compare("after-two");
 }
 
+/// The disk is opened without the filter, and a block is written.
+fn write_behind(stack: &Stack, at: u64) {
+    let path = stack.disks[0].1.display().to_string();
+    let mut nbd = vec!["simhost".to_string(), "nbd".into(), "--disk".into(), path];
+    let socket = stack.dir.path().join("behind.sock");
+    nbd.extend(["--socket".into(), socket.display().to_string()]);
+    let mut other = Part::start(&stack.log("behind"), &nbd);
+    let uri = format!("nbd+unix:///disk?socket={}", socket.display());
+    let mut qemu_io = support::client("qemu-io");
+    let pattern = format!("write -P 9 {at} 4096");
+    support::ok(qemu_io.args(["-f", "raw", "-c", &pattern, &uri]).output());
+    other.stop();
+}
+
 #[test]
 fn a_disk_that_was_opened_without_the_filter_is_synced_in_full() {
     for (disk, crashed) in [
@@ -153,19 +167,7 @@ fn a_disk_that_was_opened_without_the_filter_is_synced_in_full() {
             true => crash(&mut stack),
             false => stack.vm.as_mut().unwrap().stop(),
         }
-        let path = stack.disks[0].1.display().to_string();
-        let mut nbd = vec!["simhost".to_string(), "nbd".into(), "--disk".into(), path];
-        let socket = stack.dir.path().join("behind.sock");
-        nbd.extend(["--socket".into(), socket.display().to_string()]);
-        let mut other = Part::start(&stack.log("behind"), &nbd);
-        let uri = format!("nbd+unix:///disk?socket={}", socket.display());
-        let mut qemu_io = support::client("qemu-io");
-        support::ok(
-            qemu_io
-                .args(["-f", "raw", "-c", "write -P 9 33M 4096", &uri])
-                .output(),
-        );
-        other.stop();
+        write_behind(&stack, 33 * MIB);
         if crashed {
             stack.start_daemon();
         }
@@ -174,6 +176,35 @@ fn a_disk_that_was_opened_without_the_filter_is_synced_in_full() {
         assert_eq!(figure(&stack, "synced_bytes"), DISK, "{disk}");
         stack.recover_and_compare("after-all");
     }
+}
+
+/// The sidecar says what was found out at an opening before the old lane is replaced: a death in
+/// between must not make the next opening go on in that lane.
+#[test]
+fn what_one_opening_found_out_the_next_one_knows_if_it_dies() {
+    let mut stack = stack("disk0.raw");
+    rest(&stack);
+    stack.vm.as_mut().unwrap().stop();
+    write_behind(&stack, 33 * MIB);
+    // Each opening dies a write of the sidecar later than the one before, until one lives.
+    for nth in 1.. {
+        stack
+            .vm_more
+            .extend(["--kill-at".into(), format!("sidecar-after:{nth}")]);
+        let mut vm = Part::spawn(&stack.log("vm"), &stack.vm_arguments());
+        stack.vm_more.truncate(stack.vm_more.len() - 2);
+        if vm.wait_ready() {
+            assert!(nth > 2, "an opening writes the map and the header");
+            stack.vm = Some(vm);
+            break;
+        }
+        vm.child.wait().unwrap();
+    }
+    // What lived may have some writes to go before it dies, too.
+    stack.vm.as_mut().unwrap().kill();
+    stack.start_vm();
+    stack.settle();
+    stack.recover_and_compare("after-all");
 }
 
 #[test]

@@ -92,6 +92,8 @@ pub enum Guard {
     HoldCompletions,
     /// A cut is void if a host's hold was over before every host had raised its epoch.
     HoldOverVoids,
+    /// A lane that is not gone on with is removed before the sidecar knows of the new opening.
+    OldLaneGone,
     /// A block of the region map with a copy that is not whole counts with all its bits.
     MapCopyDoubted,
     /// Under `ack = log` a completion is held until the appliance's log has the write.
@@ -276,6 +278,10 @@ pub const ALL: &[(Guard, &str)] = &[
         "A cut is void if a host's hold was over before every host had raised its epoch.",
     ),
     (
+        Guard::OldLaneGone,
+        "A lane that is not gone on with is removed before the sidecar knows of the new opening.",
+    ),
+    (
         Guard::MapCopyDoubted,
         "A block of the region map with a copy that is not whole counts with all its bits.",
     ),
@@ -314,6 +320,27 @@ pub const ALL: &[(Guard, &str)] = &[
     (
         Guard::GenerationFirst,
         "The generation in which a bit was set is told before the records that rely on it.",
+    ),
+];
+
+/// Guards that stand behind others: taken out alone, what they hold off is held off by these. Each with what
+/// it is taken out together with, and why it stays.
+pub const BEHIND: &[(Guard, &[Guard], &str)] = &[
+    (
+        Guard::FirstMark,
+        &[Guard::SecondMark],
+        "while the write is in flight the in-flight table keeps its place from being read, and outlives its process; then it \
+         is marked again",
+    ),
+    (
+        Guard::SecondMark,
+        &[Guard::FirstMark],
+        "nothing reads the place of a write in flight, so the first mark still stands",
+    ),
+    (
+        Guard::SyncEndWaits,
+        &[Guard::FirstMark],
+        "the first mark of the write in flight keeps the sync from ending",
     ),
 ];
 

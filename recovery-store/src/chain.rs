@@ -46,7 +46,7 @@ impl Container {
             .try_collect()
             .await?;
         let mut link = match recent.first() {
-            Some(first) if first.name.cut > 1 => ChainLink::joined(timeline, first.name.cut),
+            Some(first) if first.name.cut > 1 => ChainLink::joined(timeline, first.name.cut, None),
             _ => ChainLink::start(point.previous),
         };
         for (part, index) in recent.iter().zip(indexes) {
@@ -107,13 +107,14 @@ impl ChainLink {
     }
 
     /// In the middle of the chain, before the first part of `cut`; what is before is not looked at.
-    fn joined(timeline: u32, cut: u64) -> Self {
+    /// `hash`: that of the part before, if it is known.
+    pub(crate) fn joined(timeline: u32, cut: u64, hash: Option<Sha256Hash>) -> Self {
         Self {
             timeline,
             cut: cut - 1,
             part: 0,
             open: false,
-            hash: None,
+            hash,
         }
     }
 

@@ -373,14 +373,11 @@ impl Container {
         &self,
         cut: &CutInfo,
         disks: Option<&[Uuid]>,
-        mut progress: impl FnMut(usize, usize),
+        progress: impl FnMut(usize, usize),
     ) -> Result<CutView, StoreError> {
-        let (mut listed, _) = self.list_parts(FIRST_TIMELINE).await?;
-        listed.retain(|part| part.name.cut <= cut.cut);
-        let total = listed.len();
         let mut view = CutView {
             info: cut.clone(),
-            parts: Vec::with_capacity(total),
+            parts: Vec::new(),
             extents: HashMap::new(),
             sha256: [0; 32],
         };
@@ -389,7 +386,40 @@ impl Container {
                 view.extents.insert(disk.uuid, ExtentMap::default());
             }
         }
-        let mut link = ChainLink::start(self.timeline_hash(FIRST_TIMELINE).await?);
+        let link = ChainLink::start(self.timeline_hash(FIRST_TIMELINE).await?);
+        self.extend(view, link, progress).await
+    }
+
+    /// Builds the maps of all disks as of a cut from those as of an earlier one, from the indexes of the
+    /// parts in between alone: for who follows a container. If a disk came, left or grew in between
+    /// everything is read anew.
+    pub async fn follow(&self, mut view: CutView, cut: &CutInfo) -> Result<CutView, StoreError> {
+        let known = |disk: &DiskInfo| {
+            let before = view.info.disks.iter().find(|old| old.uuid == disk.uuid);
+            let same = before.is_some_and(|old| old.capacity_bytes == disk.capacity_bytes);
+            same && view.extents.contains_key(&disk.uuid)
+        };
+        let same = view.extents.len() == cut.disks.len() && cut.disks.iter().all(known);
+        if !same || cut.cut < view.info.cut {
+            return self.view(cut, None, |_, _| {}).await;
+        }
+        let link = ChainLink::joined(FIRST_TIMELINE, view.info.cut + 1, Some(view.sha256));
+        view.info = cut.clone();
+        self.extend(view, link, |_, _| {}).await
+    }
+
+    /// Goes on with a view that stands at `link`, up to the cut that it is of.
+    async fn extend(
+        &self,
+        mut view: CutView,
+        mut link: ChainLink,
+        mut progress: impl FnMut(usize, usize),
+    ) -> Result<CutView, StoreError> {
+        let (from, to) = (link.cut, view.info.cut);
+        let (mut listed, _) = self.list_parts(FIRST_TIMELINE).await?;
+        listed.retain(|part| part.name.cut > from && part.name.cut <= to);
+        let total = listed.len();
+        let mut done = 0;
         let mut indexes = futures::stream::iter(listed)
             .map(|part| async move { (part, self.fetch_index(&part).await) })
             .buffered(INDEX_PARALLEL);
@@ -399,14 +429,15 @@ impl Container {
             link.expect_previous(part.name, &index.header.previous)?;
             link.accept(part.name, &index);
             view.add_part(part.name, index);
-            progress(view.parts.len(), total);
+            done += 1;
+            progress(done, total);
         }
-        if link.open || link.cut != cut.cut {
+        if link.open || link.cut != to {
             return Err(StoreError::Missing {
                 object: link.next_name().to_string(),
             });
         }
-        for disk in &cut.disks {
+        for disk in &view.info.disks {
             if let Some(map) = view.extents.get_mut(&disk.uuid) {
                 map.truncate(disk.capacity_bytes);
             }

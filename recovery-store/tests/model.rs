@@ -4,7 +4,7 @@
 mod support;
 
 use object_store::memory::InMemory;
-use recovery_store::{Container, CutSelector, CutWriter, WriterOptions};
+use recovery_store::{Container, CutSelector, CutView, CutWriter, WriterOptions};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use support::{Model, Random, commit, disk, domain, random_record, read_disk};
@@ -96,6 +96,7 @@ async fn check(store: Arc<InMemory>, at_cut: &BTreeMap<u64, Vec<Model>>, seed: u
 }
 
 async fn check_cuts(container: &Container, at_cut: &BTreeMap<u64, Vec<Model>>, seed: u64) {
+    let mut followed: Option<CutView> = None;
     for (cut, models) in at_cut {
         let info = container
             .select(&CutSelector::Number(*cut))
@@ -105,6 +106,21 @@ async fn check_cuts(container: &Container, at_cut: &BTreeMap<u64, Vec<Model>>, s
             .view(&info, None, |_, _| {})
             .await
             .expect("builds");
+        // From the view of the cut before, the same.
+        let next = match followed.take() {
+            Some(before) => container.follow(before, &info).await.expect("follows"),
+            None => container
+                .view(&info, None, |_, _| {})
+                .await
+                .expect("builds"),
+        };
+        assert_eq!(next.sha256, view.sha256, "seed {seed}, cut {cut}");
+        assert_eq!(next.parts.len(), view.parts.len());
+        for (uuid, map) in &view.extents {
+            let known = next.extents(*uuid).expect("has the disk");
+            assert!(map.iter().eq(known.iter()), "seed {seed}, cut {cut}");
+        }
+        followed = Some(next);
         assert_eq!(info.disks.len(), models.len());
         for (number, model) in models.iter().enumerate() {
             let uuid = Uuid::from_u128(0x100 + number as u128);

@@ -246,9 +246,12 @@ impl Cell {
             self.note_deferred(&moved["deferred_max_ns"]);
             Some(1)
         };
-        let expected = [0, 1].map(|host| owner == Some(host));
         self.site.wait("the VM runs where it must", |site| {
-            [0, 1].map(|host| site.hosts[host].runs_vm()) == expected
+            let mut hosts = site.hosts.iter().enumerate();
+            hosts.all(|(at, host)| match owner == Some(at) {
+                true => host.has_vm(),
+                false => host.is_without_vm(),
+            })
         });
         if let Some(owner) = owner {
             self.at = owner;

@@ -88,13 +88,22 @@ impl Host {
         ask(&self.path("host.sock"), command)
     }
 
-    /// Whether the VM's process runs here. One that waits for the VM to come is none; it is seen as well.
-    pub fn runs_vm(&self) -> bool {
+    fn vm_process(&self) -> Value {
         if self.vms.is_none() {
-            return false;
+            return Value::Null;
         }
-        let listed = self.obey(&json!({"cmd": "list"}));
-        listed["vms"][0]["running"] == true
+        self.obey(&json!({"cmd": "list"}))["vms"][0].take()
+    }
+
+    /// Whether no process of the VM runs here, not even one that waits for it to come.
+    pub fn is_without_vm(&self) -> bool {
+        self.vm_process()["running"] != true
+    }
+
+    /// Whether the VM runs here, and can be asked.
+    pub fn has_vm(&self) -> bool {
+        let process = self.vm_process();
+        process["running"] == true && process["ready"]["incoming"].is_null()
     }
 
     pub fn vm_status(&self) -> Value {

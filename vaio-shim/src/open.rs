@@ -81,6 +81,9 @@ pub enum OpenError {
     /// The lane cannot be made.
     #[error("lane: {0}")]
     Lane(#[from] filter_core::lane::layout::LaneError),
+    /// A lane that is to be replaced cannot be removed.
+    #[error("removing the old lane {0}: {1}")]
+    OldLane(std::path::PathBuf, std::io::Error),
     /// The host gave no random bytes.
     #[error("the host gave no random bytes for the disk's id")]
     Random,
@@ -364,6 +367,9 @@ pub fn attach(host: Host, handle: DiskHandle, info: &DiskInfo) -> Result<Attache
     };
     let mut next = beside.header().attached(&opening)?;
     next.capacity_bytes = info.capacity_bytes;
+    if new_lane {
+        remove_lane(&run, &header.disk_id)?;
+    }
     beside.save(next)?;
 
     let adopted = looked.lane.filter(|_| !new_lane);
@@ -418,6 +424,18 @@ pub fn attach(host: Host, handle: DiskHandle, info: &DiskInfo) -> Result<Attache
         cut_hold_ns,
         story,
     })
+}
+
+/// Takes the old lane away before the sidecar knows of the opening: a process that dies before it has made
+/// the new one must not leave a lane that seems to be of its opening, and knows nothing of why it is not.
+fn remove_lane(run: &RunFolder, disk_id: &[u8; 16]) -> Result<(), OpenError> {
+    let path = run.lane_path(disk_id);
+    match std::fs::remove_file(&path) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            Err(OpenError::OldLane(path, error))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// The region map of a disk that is being opened, with the bits that it must have in the sidecar.

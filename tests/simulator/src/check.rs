@@ -1,7 +1,7 @@
 //! What a recovered cut holds, read with the container's own reader.
 //!
-//! Invariant: nothing here knows what the product decided: only objects are read. The maps of a cut are
-//! built anew from all indexes each time; a block of a part, which its hash names, is read and checked once.
+//! Invariant: nothing here knows what the product decided: only objects are read. Each cut is read from
+//! where the last one ended, and a block of a part, which its hash names, once; in the end all of it anew.
 
 use crate::storage::{UNIT_BYTES, unit_of};
 use object_store::ObjectStore;
@@ -20,6 +20,8 @@ type Units = Vec<Option<u64>>;
 /// The store, and the blocks that were read of it.
 pub struct Archive {
     objects: Arc<dyn ObjectStore>,
+    /// The last cut that was read.
+    view: Option<CutView>,
     blocks: BTreeMap<(Sha256Hash, u32), Units>,
 }
 
@@ -28,6 +30,7 @@ impl Archive {
     pub fn new(objects: Arc<dyn ObjectStore>) -> Self {
         Self {
             objects,
+            view: None,
             blocks: BTreeMap::new(),
         }
     }
@@ -53,9 +56,19 @@ impl Archive {
         info: &CutInfo,
     ) -> Result<Recovered, String> {
         let text = |error: StoreError| error.to_string();
-        let view = container.view(info, None, |_, _| {}).await.map_err(text)?;
+        let view = match self.view.take() {
+            Some(before) => container.follow(before, info).await.map_err(text)?,
+            None => container.view(info, None, |_, _| {}).await.map_err(text)?,
+        };
         self.read_blocks(container, &view).await?;
-        info.disks
+        let cut = self.units_of(&view);
+        self.view = Some(view);
+        cut
+    }
+
+    fn units_of(&self, view: &CutView) -> Result<Recovered, String> {
+        view.info
+            .disks
             .iter()
             .map(|disk| {
                 let first = disk.uuid.as_bytes().first().copied().unwrap_or(0);

@@ -186,7 +186,9 @@ impl World {
             }
             let state = lane.memory().producer().state.load(Relaxed); // one thread
             if LaneState::from_word(state) == Some(LaneState::Fresh) {
-                fresh = true; // its producer is not there yet
+                // Its producer is not there yet. If it died whoever opens the disk next has it looked at.
+                let open = self.disks.get(*disk).and_then(|disk| disk.open.as_ref());
+                fresh |= open.is_some_and(|open| Arc::ptr_eq(&open.lane, lane));
                 continue;
             }
             let role = Lane::home(&**lane);

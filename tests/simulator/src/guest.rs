@@ -3,13 +3,12 @@
 //! Invariant: as in the filter library, whose calls these are: the core decides, what is held is tried
 //! again every half millisecond, and each completion is told to the core before it is told to the guest.
 
-use crate::hasher::hashes_of;
 use crate::moving::Moving;
 use crate::regions::Writing;
 use crate::storage::{Disk as Storage, Sidecar, UNIT_BYTES, bytes_of};
 use crate::through::Completions;
 use crate::world::{Event, MS, US, World};
-use filter_core::disk::sync::{SyncStep, Ticket};
+use filter_core::disk::sync::Ticket;
 use filter_core::disk::{Change, Decision, Disk, Why};
 use filter_core::lane::heap::HeapLane;
 use filter_core::lane::inflight::Token;
@@ -30,11 +29,9 @@ pub const BUDGET_NS: u64 = 5 * MS;
 /// The budget that the core is told: a held I/O goes on at the last look before the real one ends.
 pub const CORE_BUDGET_NS: u64 = BUDGET_NS - 2 * RETRY_NS;
 /// How often things are looked after that no I/O brings about.
-const HOUSEKEEPING_NS: u64 = 50 * MS;
+pub(crate) const HOUSEKEEPING_NS: u64 = 50 * MS;
 /// How soon a sync that has to wait is tried again.
-const SYNC_RETRY_NS: u64 = MS;
-/// Steps of the sync that one call takes.
-const STEPS: usize = 8;
+pub(crate) const SYNC_RETRY_NS: u64 = MS;
 
 /// A VM.
 pub struct Vm {
@@ -89,9 +86,9 @@ pub struct Io {
 
 /// A read of the sync.
 pub struct Read {
-    ticket: Ticket,
-    units: Range<usize>,
-    early: Vec<u64>,
+    pub(crate) ticket: Ticket,
+    pub(crate) units: Range<usize>,
+    pub(crate) early: Vec<u64>,
 }
 
 /// A disk that is open.
@@ -107,9 +104,9 @@ pub struct Open {
     /// I/Os that are held, in order, and what for.
     pub held: VecDeque<(u64, Why)>,
     retry_armed: bool,
-    sync_armed: bool,
+    pub(crate) sync_armed: bool,
     house_armed: bool,
-    reads: BTreeMap<u64, Read>,
+    pub(crate) reads: BTreeMap<u64, Read>,
     /// The region map's timer.
     pub regions_armed: bool,
     /// A step of the map is under way.
@@ -508,128 +505,6 @@ impl World {
             self.after(RETRY_NS, Event::Retry(disk, of));
         }
         self.arm_sync(disk, SYNC_RETRY_NS);
-    }
-
-    /// Lets the sync go on soon.
-    pub fn arm_sync(&mut self, disk: usize, delay_ns: u64) {
-        let of = self.run_of(disk);
-        let armed = self.core(disk, |open, _| {
-            std::mem::replace(&mut open.sync_armed, true)
-        });
-        if armed == Some(false) {
-            self.after(delay_ns, Event::Sync(disk, of));
-        }
-    }
-
-    /// The sync's timer.
-    pub fn sync_timer(&mut self, disk: usize, of: u64) {
-        if self.open_of(disk, of).is_some() {
-            self.core(disk, |open, _| open.sync_armed = false);
-            self.drive_sync(disk);
-        }
-    }
-
-    fn drive_sync(&mut self, disk: usize) {
-        let run = self.run_of(disk);
-        for _ in 0..STEPS {
-            let step = self.core(disk, |open, stamps| {
-                open.core.tick();
-                open.core.sync_step(stamps)
-            });
-            self.wake_pump(disk);
-            match step {
-                None | Some(SyncStep::Idle) => return,
-                Some(SyncStep::Wait { after_ns, .. }) => {
-                    if after_ns > 0 {
-                        self.arm_sync(disk, after_ns);
-                        return;
-                    }
-                    // Reads, completions and freed space call again.
-                    let alone = self.disks.get(disk).is_some_and(|d| {
-                        d.ios.is_empty() && d.open.as_ref().is_some_and(|o| o.reads.is_empty())
-                    });
-                    // An answer that does not come is looked for now and then.
-                    self.arm_sync(disk, if alone { 200 * MS } else { SYNC_RETRY_NS });
-                    return;
-                }
-                Some(SyncStep::Finished { .. }) => {
-                    self.count("sync finished");
-                    self.say(|| format!("disk {disk}: sync finished"));
-                    return;
-                }
-                Some(SyncStep::Read {
-                    ticket,
-                    offset_bytes,
-                    len_bytes,
-                    ..
-                }) => {
-                    let first = (offset_bytes / UNIT_BYTES) as usize;
-                    let units = first..first + (len_bytes / UNIT_BYTES) as usize;
-                    let name = self.name();
-                    if let Some(this) = self.disks.get_mut(disk)
-                        && let Some(open) = &mut this.open
-                    {
-                        let early = this.storage.content().get(units.clone());
-                        let early = early.unwrap_or_default().to_vec();
-                        let read = Read {
-                            ticket,
-                            units,
-                            early,
-                        };
-                        open.reads.insert(name, read);
-                    }
-                    let slow = self.pace.disk;
-                    let delay = self.numbers.between(50 * US, 1500 * US) * slow / 100;
-                    self.after(delay, Event::ReadBack(disk, run, name));
-                }
-            }
-        }
-        self.arm_sync(disk, 0);
-    }
-
-    /// The disk answers a read: each part of it as it was at some time since.
-    pub fn read_back(&mut self, disk: usize, of: u64, name: u64) {
-        let fails = self.numbers.chance(self.rates.read);
-        let part = self.numbers.below(1001);
-        let Some(this) = self.open_of(disk, of) else {
-            return;
-        };
-        let read = this.open.as_mut().and_then(|open| open.reads.remove(&name));
-        let Some(Read {
-            ticket,
-            units,
-            mut early,
-        }) = read
-        else {
-            return;
-        };
-        let late = early.len() * part as usize / 1000;
-        let now = this.storage.content().get(units).unwrap_or_default();
-        let fresh = now.get(late..).unwrap_or_default();
-        early.truncate(late);
-        early.extend_from_slice(fresh);
-        let mut bytes = Vec::new();
-        bytes_of(&early, &mut bytes);
-        let data = (!fails).then_some(bytes.as_slice());
-        let held = self.core(disk, |open, stamps| {
-            let hashes = match data.filter(|_| open.core.wants_hashes()) {
-                Some(data) => hashes_of(data),
-                None => Vec::new(),
-            };
-            let before = open.core.counters().sync_held_bytes;
-            open.core.sync_read_hashed(ticket, data, &hashes, stamps);
-            open.core.counters().sync_held_bytes > before
-        });
-        if held == Some(true) {
-            self.count("sync: the replica held a block");
-        }
-        if fails {
-            self.count("fault: sync's read failed by its disk");
-            self.arm_sync(disk, HOUSEKEEPING_NS);
-        } else {
-            self.drive_sync(disk);
-        }
-        self.wake_pump(disk);
     }
 
     /// Something has changed in the lane that the filter will look at in its next round.

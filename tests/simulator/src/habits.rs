@@ -26,6 +26,8 @@ pub struct Habits {
     pub hot: u64,
     /// How many units those are.
     pub hot_units: u64,
+    /// Bursts may have many large writes.
+    pub heavy: bool,
     /// I/Os that a guest has in flight on a disk, at most.
     pub depth: usize,
 }
@@ -52,16 +54,18 @@ impl Habits {
             flushes: numbers.pick(&[0, 5, 40, 40, 300]).unwrap_or(40),
             hot: numbers.pick(&[0, 0, 300, 900]).unwrap_or(0),
             hot_units: numbers.spread(4, 100),
+            heavy: numbers.chance(150),
             depth: numbers.pick(&[2, 16, 16, 40]).unwrap_or(16),
         }
     }
 
     /// A burst of writes: the usual time between two of them in ns, of 1000 how many are large.
-    pub fn burst(numbers: &mut Numbers) -> (u64, u64) {
+    pub fn burst(&self, numbers: &mut Numbers) -> (u64, u64) {
         match numbers.below(4) {
-            0 => (300 * US, 300),
-            1 => (MS, 100),
-            _ => (numbers.spread(MS, 20 * MS), 30),
+            0 if self.heavy => (300 * US, 300),
+            1 if self.heavy => (MS, 100),
+            0 => (500 * US, 5),
+            _ => (numbers.spread(MS, 20 * MS), 15),
         }
     }
 }

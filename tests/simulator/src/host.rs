@@ -20,6 +20,7 @@ use filter_core::lane::producer::{Producer, Stamps};
 use filter_core::lane::sync::AtomicU32;
 use filter_core::lane::walk::{Scan, scan};
 use filter_core::lineage::Attach;
+use filter_core::mutant::{Guard, holds};
 use filter_core::sidecar::regions::map_generation;
 use filter_core::sidecar::{BLOCK_BYTES, Opening, Sidecar, SidecarError, regions};
 use std::collections::BTreeMap;
@@ -214,6 +215,12 @@ impl World {
         };
         let written = intent.write_all(|offset, bytes| self.write_sidecar(disk, offset, bytes));
         written?;
+        if new_lane
+            && holds(Guard::OldLaneGone)
+            && let Some(on) = self.hosts.get_mut(host)
+        {
+            on.lanes.remove(&disk);
+        }
         // Another number at each opening.
         let attach_id = content_now | 1 << 40;
         let told = looked.told_generation.filter(|_| !new_lane);

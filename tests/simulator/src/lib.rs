@@ -10,7 +10,7 @@
 //! | file | holds |
 //! |---|---|
 //! | [`world`] | everything, the queue of events, the clock |
-//! | [`guest`] | guests' writes, their filters |
+//! | [`guest`], [`syncs`] | guests' writes, their filters and syncs |
 //! | [`through`] | completions that wait for the appliance's log (`ack = log`) |
 //! | [`regions`] | the region map in the sidecar, fences |
 //! | [`host`] | VMs and hosts: beginnings, ends, crashes |
@@ -51,6 +51,7 @@ pub mod run;
 pub mod server;
 pub mod storage;
 pub mod store;
+pub mod syncs;
 pub mod taking;
 pub mod through;
 pub mod upload;

@@ -23,7 +23,7 @@ struct Args {
     /// Takes these guards out, for all seeds.
     #[arg(long, value_delimiter = ',')]
     without: Vec<String>,
-    /// List the guards, each with what it does.
+    /// List the guards: name, what it does, and if it stands behind others, which and why (by tabs).
     #[arg(long)]
     guards: bool,
     /// Print nothing but the first violation.
@@ -38,7 +38,12 @@ fn main() -> ExitCode {
     let args = Args::parse();
     if args.guards {
         for (guard, what) in mutant::ALL {
-            println!("{guard:?}\t{what}");
+            let behind = mutant::BEHIND.iter().find(|(of, ..)| of == guard);
+            let names = behind.map_or(Vec::new(), |(_, with, _)| {
+                with.iter().map(|with| format!("{with:?}")).collect()
+            });
+            let why = behind.map_or("", |(.., why)| why);
+            println!("{guard:?}\t{what}\t{}\t{why}", names.join(","));
         }
         return ExitCode::SUCCESS;
     }

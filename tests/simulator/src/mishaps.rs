@@ -4,7 +4,7 @@
 //! when the disk is opened again.
 
 use crate::faults::Strike;
-use crate::world::{Event, MS, SECOND, World};
+use crate::world::{Event, MS, SECOND, US, World};
 
 impl World {
     /// Something breaks on one side of a move, or the moving VM's process dies.
@@ -101,6 +101,11 @@ impl World {
             _ => return,
         }
         self.arm_sync(disk, MS);
+        if strike != Strike::Tracking && self.numbers.chance(500) {
+            // Once more, while the sync that follows goes on.
+            let soon = self.numbers.spread(50 * US, 30 * MS);
+            self.after(soon, Event::Strike(strike));
+        }
     }
 
     /// What happens to a disk without its filter.

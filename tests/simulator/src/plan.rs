@@ -88,8 +88,8 @@ impl World {
 
     /// A burst with faults, then a pause.
     fn episode(&mut self) {
-        let burst = self.numbers.spread(50 * MS, 3 * SECOND);
-        let (gap, large) = Habits::burst(&mut self.numbers);
+        let burst = self.numbers.spread(20 * MS, 3 * SECOND);
+        let (gap, large) = self.plan.habits.burst(&mut self.numbers);
         self.say(|| format!("episode: {} s of writes", burst as f64 / 1e9));
         for vm in 0..self.vms.len() {
             if let Some(vm) = self.vms.get_mut(vm) {
@@ -145,7 +145,7 @@ impl World {
         }
         let vm = self.any_vm();
         if let Some(vm) = self.vms.get_mut(vm) {
-            (vm.gap_ns, vm.large) = (10 * MS, 30);
+            (vm.gap_ns, vm.large) = (10 * MS, 15);
         }
         let busy = self.numbers.spread(MS, 200 * MS);
         self.vm_busy(vm, busy);
@@ -172,11 +172,11 @@ impl World {
         self.after(0, Event::ServerStart);
         for vm in 0..self.vms.len() {
             if let Some(vm) = self.vms.get_mut(vm) {
-                (vm.gap_ns, vm.large) = (2 * MS, 30);
+                (vm.gap_ns, vm.large) = (2 * MS, 15);
             }
-            self.vm_busy(vm, 2 * SECOND);
+            self.vm_busy(vm, SECOND);
         }
-        self.plan.still_since = self.now + 2 * SECOND;
+        self.plan.still_since = self.now + SECOND;
         self.after(SECOND, Event::Plan);
     }
 

@@ -15,6 +15,7 @@ pub const UNIT_BYTES: u64 = 4096;
 /// Fills `out` with the bytes of these units.
 pub fn bytes_of(units: &[u64], out: &mut Vec<u8>) {
     out.clear();
+    out.reserve_exact(units.len() * UNIT_BYTES as usize);
     for unit in units {
         let word = unit.to_le_bytes();
         let start = out.len();

@@ -55,7 +55,7 @@ pub enum LogError {
     },
     /// Something in the middle of the log is damaged: what follows it would be lost.
     #[error(
-        "{path} is damaged at byte {offset}: {why}; later batches are there, so this is no torn end. Keep the file; a new log (another --data-dir) makes the hosts sync again"
+        "{path} is damaged at byte {offset}: {why}; later batches are there, so this is no torn end. Move the folder that it lies in aside (not the whole --data-dir: the container is told by its domain-id) and start again: what the store does not hold yet is synced from the hosts"
     )]
     Damaged {
         /// The segment.
