@@ -82,7 +82,7 @@ doctest:
 
 .PHONY: loom
 loom: ## Model-check the lane and the sync: every interleaving, and the mutants that must fail
-	RUSTFLAGS="--cfg loom" $(CARGO) test --locked --release -p filter-core --test loom_lane --test loom_sync --target-dir $(TARGET)/loom
+	RUSTFLAGS="--cfg loom" $(CARGO) test --locked --release -p filter-core --test loom_lane --test loom_sync --test loom_cut --target-dir $(TARGET)/loom
 
 .PHONY: lint
 lint: fmt clippy doc tidy ## Format, clippy, documentation, tidiness of the repository
