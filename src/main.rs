@@ -3,6 +3,7 @@
 mod demo;
 mod parts;
 mod protect;
+mod vib;
 
 use clap::{Parser, Subcommand};
 use std::process::ExitCode;
@@ -27,6 +28,11 @@ enum Command {
     Filterd(filter_daemon::Args),
     /// The recovery appliance: list, verify, recover.
     Rocva(rocva::Args),
+    /// The host's package: build, bundle, inspect, verify, sign.
+    Vib {
+        #[command(subcommand)]
+        command: vib::Command,
+    },
     /// The simulated host.
     Simhost {
         #[command(subcommand)]
@@ -53,6 +59,7 @@ fn main() -> ExitCode {
         Command::Drva(args) => drva::run(&args),
         Command::Filterd(args) => filter_daemon::run(&args),
         Command::Rocva(args) => return recovery(args),
+        Command::Vib { command } => return coded(vib::run(command)),
         Command::Simhost { command } => simhost::cli::run(&command),
     };
     match outcome {
@@ -66,7 +73,12 @@ fn main() -> ExitCode {
 
 /// The recovery appliance tells by its exit code what it found.
 fn recovery(args: rocva::Args) -> ExitCode {
-    rocva::run(args).unwrap_or_else(|error| {
+    coded(rocva::run(args))
+}
+
+/// A command whose exit code says more than whether it failed.
+fn coded(outcome: anyhow::Result<ExitCode>) -> ExitCode {
+    outcome.unwrap_or_else(|error| {
         eprintln!("jetdr: {error:#}");
         ExitCode::FAILURE
     })

@@ -60,6 +60,10 @@ pub const POINTS: &[Point] = &[
         "the appliance refused a lane for its epoch, the filter is told",
     ),
     point_of(
+        "daemon.after-bump",
+        "a cut's epoch is raised (completions are held, if it is one of several hosts), the appliance is not told",
+    ),
+    point_of(
         "drva.after-receive",
         "a frame of records is read, nothing of it is admitted",
     ),
