@@ -231,6 +231,32 @@ fn a_second_process_is_kept_out() {
     assert!(matches!(second.err(), Some(LogError::InUse(_))));
 }
 
+/// The store may hold more than a reader has come to: what it was to read next is freed.
+#[test]
+fn a_reader_goes_on_behind_what_was_freed_meanwhile() {
+    let dir = tempfile::tempdir().unwrap();
+    let (log, _, told) = open(dir.path());
+    let mut reader = Reader::new(1);
+    for i in 0..20 {
+        put(&log, run(1 + i * 20, 20));
+        wait_for(&told, (i + 1) * 20);
+    }
+    assert!(log.segments().len() > 2);
+    let (first, _) = reader.next(&log).unwrap().unwrap();
+    log.release(&|_| 400, u32::MAX);
+    let kept = log.segments().first().copied().unwrap();
+    let mut numbers = vec![first];
+    while let Some((number, _)) = reader.next(&log).unwrap() {
+        numbers.push(number);
+    }
+    // The segment that it had open, to its end; then the one that is left.
+    assert!(
+        numbers.is_sorted() && numbers.contains(&kept),
+        "{numbers:?}"
+    );
+    assert_eq!(numbers.last().copied(), Some(log.durable_batch()));
+}
+
 /// State at the start of a segment makes the segments before it dispensable.
 #[test]
 fn the_state_of_a_disk_survives_the_release_of_its_segments() {

@@ -112,10 +112,13 @@ impl Reader {
                 _ => {
                     // The segment ends here: the batch is the first of the next one.
                     let segments = log.segments();
-                    let Some(next) = segments
-                        .into_iter()
-                        .find(|s| *s > *first && *s <= self.next)
-                    else {
+                    let held = |s: &&u64| **s > *first && **s <= self.next;
+                    let next = segments.iter().find(held).copied();
+                    let Some(next) = next else {
+                        if segments.first().is_some_and(|first| *first > self.next) {
+                            self.open = None; // freed meanwhile: the store holds it
+                            continue;
+                        }
                         let text = format!("batch {} is missing from the log", self.next);
                         return Err(io::Error::new(io::ErrorKind::InvalidData, text));
                     };
