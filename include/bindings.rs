@@ -2,8 +2,8 @@
    The filter library and the simulated host include it, each in a module of its own. */
 
 pub const JIO_ABI_MAJOR: u32 = 1;
-pub const JIO_ABI_MINOR: u32 = 0;
-pub const JIO_ABI_VERSION: u32 = 65536;
+pub const JIO_ABI_MINOR: u32 = 1;
+pub const JIO_ABI_VERSION: u32 = 65537;
 pub const JIO_PROPERTY_KEY_MAX: u32 = 64;
 pub const JIO_PROPERTY_VALUE_MAX: u32 = 1024;
 pub const JIO_PROPERTIES_MAX: u32 = 256;

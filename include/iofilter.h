@@ -36,8 +36,8 @@ extern "C" {
  * `size` alone: a reader uses a member only if JIO_HAS() says that its maker knew it.
  */
 #define JIO_ABI_MAJOR 1u
-#define JIO_ABI_MINOR 0u
-#define JIO_ABI_VERSION 0x00010000u /* major << 16 | minor */
+#define JIO_ABI_MINOR 1u
+#define JIO_ABI_VERSION 0x00010001u /* major << 16 | minor */
 #define JIO_ABI_MAJOR_OF(version) ((uint32_t)(version) >> 16)
 
 /* Whether the maker of *ptr, a struct of type `type` that starts with `uint32_t size`, set `member`. */

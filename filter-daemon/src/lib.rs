@@ -56,6 +56,9 @@ pub struct Args {
     /// Unix socket that answers each connection with one JSON document.
     #[arg(long)]
     pub status_socket: Option<PathBuf>,
+    /// Print the ids of the disks that a process has open with the filter, a line each, and end.
+    #[arg(long)]
+    pub list_open_disks: bool,
     /// Print the points at which JETDR_FAULT can make this program die, wait or fail, and end.
     #[arg(long)]
     pub list_faults: bool,
@@ -94,11 +97,37 @@ fn host_id(run: &RunFolder) -> anyhow::Result<[u8; 16]> {
         .with_context(|| format!("{} does not hold 32 hex digits: remove it", path.display()))
 }
 
+/// The ids of the disks that a process has open, in order: what stands in the way of a removal.
+fn open_disks(run: &RunFolder) -> anyhow::Result<Vec<String>> {
+    let folder = run.lanes_dir();
+    let listed =
+        std::fs::read_dir(&folder).with_context(|| format!("cannot list {}", folder.display()))?;
+    let mut open = Vec::new();
+    for entry in listed {
+        let name = entry?.file_name();
+        let name = name.to_string_lossy();
+        let id = name
+            .strip_suffix(".lock")
+            .and_then(filter_core::mapping::parse_id);
+        if let Some(id) = id
+            && run.disk_is_open(&id)?
+        {
+            open.push(filter_core::mapping::hex(&id));
+        }
+    }
+    open.sort_unstable();
+    Ok(open)
+}
+
 /// Runs until SIGTERM or SIGINT.
 pub fn run(args: &Args) -> anyhow::Result<()> {
     fault::arm()?;
     let mut signals = signal_hook::iterator::Signals::new([libc::SIGTERM, libc::SIGINT])?;
     let run = RunFolder::open(&args.run_dir)?;
+    if args.list_open_disks {
+        open_disks(&run)?.iter().for_each(|id| println!("{id}"));
+        return Ok(());
+    }
     let Some(_lock) = run.lock_daemon()? else {
         bail!(
             "another daemon serves {}: a host has one",

@@ -14,7 +14,7 @@ use crate::lane::{Lane, Stage};
 use crate::raw::{self, Interest};
 use crate::status::{LaneStatus, Shared};
 use crossbeam::channel::{Receiver, Sender};
-use filter_core::lane::layout::{LaneHome, LaneState};
+use filter_core::lane::layout::LaneHome;
 use filter_core::wire::{Message, PortRole};
 use std::fs::File;
 use std::io::{self, Read};
@@ -34,8 +34,6 @@ const NAP: Duration = Duration::from_micros(500);
 const EMPTY_LOOKS: u32 = 8;
 /// The longest sleep: heartbeats and fences are looked after at least this often.
 const LONGEST_SLEEP: Duration = Duration::from_millis(500);
-/// The same while a lane syncs: its filter may ask about blocks without publishing anything.
-const SYNC_SLEEP: Duration = Duration::from_millis(20);
 /// How often the pump tells how it stands.
 const TELL_EVERY: Duration = Duration::from_millis(100);
 
@@ -412,14 +410,7 @@ impl Pump {
             }
             _ => None,
         });
-        let asks =
-            |lane: &Lane| lane.listens() && lane.consumer.state() == Some(LaneState::Syncing);
-        let longest = if self.lanes.iter().any(asks) {
-            SYNC_SLEEP
-        } else {
-            LONGEST_SLEEP
-        };
-        waits.min().unwrap_or(longest).min(longest)
+        waits.min().unwrap_or(LONGEST_SLEEP).min(LONGEST_SLEEP)
     }
 
     fn poll(&mut self, write: bool, pipe: bool, limit: Duration) {

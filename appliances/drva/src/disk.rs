@@ -144,12 +144,13 @@ impl Disk {
         Self::with(info, Receiver::new(), 0)
     }
 
-    /// A disk as the log of a restarted appliance has it.
+    /// A disk as the log of a restarted appliance has it; `touched`: by its records.
     pub fn restored(
         info: DiskInfo,
         state: &DiskState,
         presented: Attach,
         presence: Presence,
+        touched: Option<&Touched>,
     ) -> Self {
         let receiver = Receiver::restored(
             Received(state.last_seq),
@@ -162,6 +163,9 @@ impl Disk {
         {
             let described = &mut *disk.described.lock();
             (described.presented, described.presence) = (presented, presence);
+        }
+        if let Some(touched) = touched {
+            disk.stream.lock().touched = touched.clone();
         }
         if state.sync_begin != 0 {
             disk.stream.lock().brackets.begin(state.sync_begin);

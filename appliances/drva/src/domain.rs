@@ -239,7 +239,8 @@ impl Domain {
                 tracing::error!("domain {name}: the description of a disk in the log is malformed");
                 continue;
             };
-            let disk = Disk::restored(info, state, presented, presence);
+            let touched = recovered.touched.get(disk_id);
+            let disk = Disk::restored(info, state, presented, presence, touched);
             disks.insert(*disk_id, Arc::new(disk));
         }
         let closed = recovered

@@ -13,6 +13,7 @@ const CHUNK_BLOCKS: u64 = 64;
 /// Chunks that are remembered of one disk: 64 GiB of it.
 const MAX_CHUNKS: usize = 16 << 10;
 
+#[derive(Clone, Copy, Debug)]
 struct Chunk {
     mask: u64,
     /// The last record that touched any block of it.
@@ -20,6 +21,7 @@ struct Chunk {
 }
 
 /// The blocks of one disk that records above a floor have touched.
+#[derive(Clone, Debug)]
 pub struct Touched {
     floor: u64,
     chunks: HashMap<u64, Chunk>,

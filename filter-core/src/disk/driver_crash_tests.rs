@@ -262,6 +262,42 @@ fn a_crash_costs_what_was_written_since() {
     world.settle();
 }
 
+/// A question about blocks comes with no record: a daemon that sleeps must be woken for it all the same.
+#[test]
+fn a_question_wakes_a_daemon_that_sleeps() {
+    let mut world = World::new(5);
+    world.config.sync_hashes = true;
+    world.settle();
+    for _ in 0..20 {
+        world.now_ns += PERIOD_NS;
+        world.drain(u64::MAX);
+        world.settle_intent();
+    }
+    while world.inflight.is_empty() {
+        world.guest_writes();
+        world.settle_intent();
+        world.retry();
+    }
+    world.crash();
+    world.drain(u64::MAX);
+    let lane = world.lane.memory();
+    let step = |world: &mut World| {
+        let stamps = Stamps {
+            stamp: &world.stamp,
+            cut_epoch: &world.cut_epoch,
+            time_ns: world.now_ns,
+        };
+        world.disk.sync_step(&stamps)
+    };
+    let after_ns = 0;
+    lane.consumer().sleeping.store(1, Relaxed);
+    let wake = true;
+    assert_eq!(step(&mut world), SyncStep::Wait { wake, after_ns });
+    assert_eq!(lane.producer().hash_ask.load(Relaxed), 1);
+    let wake = false;
+    assert_eq!(step(&mut world), SyncStep::Wait { wake, after_ns }, "once");
+}
+
 /// A stream that an appliance without the disk's past is asked to rely on starts in full.
 #[test]
 fn another_appliance_gets_all_of_it() {

@@ -37,6 +37,8 @@ pub(super) struct Hashes {
     /// The question that is under way: its number, its first block.
     asked: Option<(u32, u64)>,
     known: Option<Known>,
+    /// The daemon, if it sleeps, is still to be woken for the question.
+    unheard: bool,
     looks: u32,
 }
 
@@ -58,7 +60,8 @@ impl Hashes {
         }
     }
 
-    /// Whether the sync may go on to a block: its hash is known, or will not be.
+    /// Whether the sync may go on to a block: its hash is known, or will not be. A question that is asked
+    /// because of it is noted.
     fn ready(&mut self, memory: LaneMemory, block: u64, end_block: u64) -> bool {
         if !self.wanted {
             return true;
@@ -104,7 +107,7 @@ impl Hashes {
         words.hash_blocks.store(blocks as u32, Relaxed); // published by the Release below
         let ask = words.hash_ask.load(Relaxed).wrapping_add(1); // our own word
         words.hash_ask.store(ask, Release); // pairs with the consumer's Acquire
-        (self.asked, self.known) = (Some((ask, first_block)), None);
+        (self.asked, self.known, self.unheard) = (Some((ask, first_block)), None, true);
     }
 
     /// Whether the replica holds a block with this content.
@@ -144,5 +147,11 @@ impl Disk {
         let end_block = self.capacity_bytes / DIRTY_BLOCK_BYTES;
         let block = offset_bytes / DIRTY_BLOCK_BYTES;
         block >= end_block || self.hashes.ready(memory, block, end_block)
+    }
+
+    /// Whether the daemon is to be woken for a question that was just asked. It looks for one after it has
+    /// said that it sleeps, and this looks for that after it has asked: one of them sees the other.
+    pub(super) fn question_wakes(&mut self) -> bool {
+        core::mem::take(&mut self.hashes.unheard) && self.producer.consumer_sleeps()
     }
 }

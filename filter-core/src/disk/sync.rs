@@ -188,6 +188,7 @@ impl Disk {
         match self.next_range() {
             Some((offset_bytes, _)) if !self.hashes_ready(offset_bytes) => {
                 self.sync.cursor = before;
+                let wake = self.question_wakes() || wake;
                 SyncStep::waits(wake)
             }
             Some((offset_bytes, len_bytes)) => {

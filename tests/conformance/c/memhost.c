@@ -516,6 +516,8 @@ jio_host_t *host_start(enum table_kind kind) {
                  : kind == TABLE_LARGER ? sizeof table
                                         : sizeof(jio_host_t);
     table.known.size = (uint32_t)len;
+    if (kind == TABLE_REQUIRED)
+        table.known.abi_version = JIO_ABI_MAJOR << 16; /* the first minor version */
     if (kind == TABLE_LARGER)
         table.known.abi_version = JIO_ABI_VERSION + 7; /* a later minor version */
     return at_the_edge(&table, len);

@@ -204,7 +204,8 @@ impl Domain {
         let mut disks = BTreeMap::new();
         for (id, state) in &recovered.disks {
             if let Ok((info, presented, presence)) = describe_back(*id, &state.description) {
-                let disk = Disk::restored(info, state, presented, presence);
+                let touched = recovered.touched.get(id);
+                let disk = Disk::restored(info, state, presented, presence, touched);
                 disks.insert(*id, Arc::new(disk));
             }
         }

@@ -54,7 +54,7 @@ impl Plan {
         Self {
             phase: Phase::Safety,
             habits: Habits::new(numbers),
-            episodes: numbers.between(6, 14),
+            episodes: numbers.between(4, 10),
             cut_interval: numbers.spread(100 * MS, 5 * SECOND),
             acknowledged: BTreeMap::new(),
             log_is_whole: true,

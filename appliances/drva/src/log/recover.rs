@@ -10,6 +10,7 @@ use super::format::{BATCH_ALIGN, BatchError, BatchHeader, Entries, Entry, EntryK
 use super::reader::{ReadError, read_body, read_header};
 use super::volume::{Readable, Volume};
 use super::{DiskState, io_error};
+use crate::touched::Touched;
 use filter_core::record::{FLAG_SYNC_BEGIN, FLAG_SYNC_END, RecordHeader};
 use std::collections::{BTreeMap, HashMap};
 use std::io;
@@ -40,6 +41,8 @@ pub struct Recovered {
     pub chain: u32,
     /// Where each disk stands.
     pub disks: BTreeMap<[u8; 16], DiskState>,
+    /// Which blocks the log's records have touched.
+    pub touched: BTreeMap<[u8; 16], Touched>,
     /// Closed cuts: epoch and JSON document.
     pub cuts: Vec<(u32, Vec<u8>)>,
     /// Highest cut epoch seen in a cut or a record.
@@ -91,6 +94,22 @@ pub fn note_run(state: &mut DiskState, entry: &Entry<'_>) -> u32 {
     cut_epoch
 }
 
+/// Notes what an entry's records touched, from the first that the log has of the disk on.
+fn note_touched(all: &mut BTreeMap<[u8; 16], Touched>, entry: &Entry<'_>) {
+    match entry.kind {
+        EntryKind::State => {
+            let state = || Touched::above(entry.last_seq);
+            all.entry(entry.disk_id).or_insert_with(state);
+        }
+        EntryKind::Run => {
+            let before = || Touched::above(entry.first_seq.saturating_sub(1));
+            let touched = all.entry(entry.disk_id).or_insert_with(before);
+            headers(entry.content).for_each(|header| touched.note(&header));
+        }
+        EntryKind::Disk | EntryKind::Cut => {}
+    }
+}
+
 fn take(recovered: &mut Recovered, segment: &mut FoundSegment, entry: &Entry<'_>) {
     match entry.kind {
         EntryKind::Cut => {
@@ -99,6 +118,7 @@ fn take(recovered: &mut Recovered, segment: &mut FoundSegment, entry: &Entry<'_>
             segment.cut_epoch = segment.cut_epoch.max(entry.epoch);
         }
         kind => {
+            note_touched(&mut recovered.touched, entry);
             let state = recovered.disks.entry(entry.disk_id).or_default();
             let epoch = note_run(state, entry);
             recovered.cut_epoch = recovered.cut_epoch.max(epoch);
