@@ -1,5 +1,5 @@
 //! A domain whose VMs run on several hosts: each cut is one that all of them could have stopped at, and no
-//! guest waits for it for longer than it may.
+//! guest waits for it for longer than it may. Without the hold of completions the first cuts are torn already.
 #![allow(clippy::unwrap_used)]
 
 mod support;
