@@ -20,6 +20,13 @@ MUTANT_SEEDS ?= 2000
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 # A host finds the filter library under this name; cargo allows no hyphen in a library's name.
 LIBRARY := libvmiof-disk-jetdr.so
+# The host's package: where it goes, its release date (the commit's, so that a commit has one package),
+# and what signs it, if anything does.
+OUT ?= $(TARGET)/vib
+VIB_VERSION ?= $(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -n 1)-1
+VIB_DATE ?= $(shell git log -1 --format=%ct 2>/dev/null || echo 0)
+KEY ?=
+CERT ?=
 
 .PHONY: help
 help: ## Show this list
@@ -40,8 +47,19 @@ release: ## Release build of the same
 	$(CARGO) build --locked --release
 	ln -sf libvaio_shim.so $(TARGET)/release/$(LIBRARY)
 
+.PHONY: host-objects
+host-objects: ## Build what a host gets, linked for GLIBC 2.17, and check it
+	@scripts/bootstrap.sh vib
+	scripts/host-objects.sh $(TARGET)/host-objects
+
+.PHONY: vib
+vib: host-objects build ## Build the host's package and its offline bundle into OUT; signed if KEY= and CERT= are given
+	$(TARGET)/debug/jetdr vib build --library $(TARGET)/host-objects/$(LIBRARY) --daemon $(TARGET)/host-objects/iofilterd-jetdr \
+		--package-version $(VIB_VERSION) --date $(VIB_DATE) --out $(OUT) $(if $(KEY),--level partner --key $(KEY) --cert $(CERT))
+	$(TARGET)/debug/jetdr vib bundle $(OUT)/JetDR_bootbank_jetdr_$(VIB_VERSION).vib --out $(OUT)
+
 .PHONY: test
-test: test-setup loom build-all doctest nextest ## All tests: doc tests, model checker, unit, conformance and end-to-end tests, short torture
+test: test-setup loom build-all host-objects doctest nextest ## All tests: doc tests, model checker, unit, conformance and end-to-end tests, short torture
 
 .PHONY: test-setup
 test-setup:
@@ -64,7 +82,7 @@ doctest:
 
 .PHONY: loom
 loom: ## Model-check the lane and the sync: every interleaving, and the mutants that must fail
-	RUSTFLAGS="--cfg loom" $(CARGO) test --locked --release -p filter-core --test loom_lane --test loom_sync --target-dir $(TARGET)/loom
+	RUSTFLAGS="--cfg loom" $(CARGO) test --locked --release -p filter-core --test loom_lane --test loom_sync --test loom_cut --target-dir $(TARGET)/loom
 
 .PHONY: lint
 lint: fmt clippy doc tidy ## Format, clippy, documentation, tidiness of the repository
@@ -142,6 +160,11 @@ bindings: ## Make include/bindings.rs anew from include/iofilter.h (needs libcla
 bindings-check: build-all ## Compare include/bindings.rs with include/iofilter.h
 	$(TARGET)/debug/examples/bindings --check
 	@echo "include/bindings.rs matches include/iofilter.h"
+
+.PHONY: openapi
+openapi: ## Make docs/msa-openapi.json anew from the management server's routes
+	$(CARGO) run --locked --quiet -p msa -- openapi > $(TARGET)/msa-openapi.json
+	mv $(TARGET)/msa-openapi.json docs/msa-openapi.json
 
 .PHONY: deny
 deny: ## Licences, sources, duplicate and banned crates, known vulnerabilities (needs cargo-deny)

@@ -2,7 +2,7 @@
 # Installs what a fresh Debian (bookworm, trixie) with Rust lacks for jetdr. Idempotent: when all is
 # there it only looks, and touches no network. After it, builds and tests work offline.
 #
-#   scripts/bootstrap.sh [demo|test|bench|ci]      (default: test)
+#   scripts/bootstrap.sh [demo|test|bench|vib|ci]      (default: test)
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -10,12 +10,16 @@ profile=${1:-test}
 # Released together with the configuration in .config/nextest.toml; newer ones may want a newer Rust.
 nextest_version=0.9.143
 bare_target=x86_64-unknown-none
+# Of PyPI: a linker that knows old libcs, cargo's way to it, and a reader of visor tars for tests.
+python_tools=(ziglang==0.17.1 cargo-zigbuild==0.24.0 dissect.hypervisor==3.21)
 
 # command:package, by what needs it. A command that exists is enough, wherever it came from.
 base=(cc:build-essential git:git)
 demo=("${base[@]}" mkfs.ext4:e2fsprogs e2fsck:e2fsprogs qemu-io:qemu-utils nbdcopy:libnbd-bin fio:fio)
+vib=("${base[@]}" python3:python3-venv objdump:binutils)
 test=("${demo[@]}" qemu-img:qemu-utils nbdinfo:libnbd-bin node:nodejs npm:npm ps:procps xz:xz-utils
-    debugfs:e2fsprogs qemu-system-x86_64:qemu-system-x86)
+    debugfs:e2fsprogs qemu-system-x86_64:qemu-system-x86
+    "${vib[@]}" xmllint:libxml2-utils openssl:openssl shellcheck:shellcheck dash:dash busybox:busybox)
 bench=("${demo[@]}" nbdkit:nbdkit iperf3:iperf3 taskset:util-linux)
 ci=("${test[@]}")
 
@@ -23,8 +27,9 @@ case $profile in
     demo) needed=("${demo[@]}") ;;
     test) needed=("${test[@]}") ;;
     bench) needed=("${bench[@]}") ;;
+    vib) needed=("${vib[@]}") ;;
     ci) needed=("${ci[@]}") ;;
-    *) echo "usage: scripts/bootstrap.sh [demo|test|bench|ci]" >&2; exit 2 ;;
+    *) echo "usage: scripts/bootstrap.sh [demo|test|bench|vib|ci]" >&2; exit 2 ;;
 esac
 
 say() { printf 'bootstrap: %s\n' "$*" >&2; }
@@ -43,6 +48,10 @@ install_packages() {
     if [[ $profile == ci ]] && ! compgen -G '/usr/lib/llvm-*/lib/libclang.so*' >/dev/null \
         && ! compgen -G '/usr/lib/llvm-*/lib/libclang-[0-9]*.so*' >/dev/null; then
         missing+=(libclang-dev)
+    fi
+    # Debian's python3 comes without what makes a venv.
+    if [[ " ${needed[*]} " == *" python3:"* ]] && ! python3 -c 'import ensurepip' 2>/dev/null; then
+        missing+=(python3-venv)
     fi
     [[ ${#missing[@]} -eq 0 ]] && return 0
     mapfile -t missing < <(printf '%s\n' "${missing[@]}" | sort -u)
@@ -124,9 +133,25 @@ azurite() {
     touch "$folder/node_modules/.package-lock.json"
 }
 
+# Apart from the system's Python, in a folder that is no part of the repository.
+python_venv() {
+    local folder=target/tools stamp=target/tools/installed
+    if [[ -f $stamp && $(<"$stamp") == "${python_tools[*]}" ]]; then
+        return 0
+    fi
+    say "installing ${python_tools[*]} into $folder"
+    rm -rf "$folder"
+    python3 -m venv "$folder"
+    "$folder/bin/pip" install --quiet --disable-pip-version-check "${python_tools[@]}"
+    echo "${python_tools[*]}" >"$stamp"
+}
+
 install_packages
 toolchain
 crates
+if [[ $profile == vib || $profile == test || $profile == ci ]]; then
+    python_venv
+fi
 if [[ $profile == test || $profile == ci ]]; then
     azurite
     scripts/guest.sh

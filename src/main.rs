@@ -3,6 +3,7 @@
 mod demo;
 mod parts;
 mod protect;
+mod vib;
 
 use clap::{Parser, Subcommand};
 use std::process::ExitCode;
@@ -25,8 +26,18 @@ enum Command {
     Drva(drva::Args),
     /// The host daemon: streams the lanes of this host to a DR appliance.
     Filterd(filter_daemon::Args),
+    /// The management server: state, certificates, REST, executions.
+    Msa {
+        #[command(subcommand)]
+        command: msa::Command,
+    },
     /// The recovery appliance: list, verify, recover.
     Rocva(rocva::Args),
+    /// The host's package: build, bundle, inspect, verify, sign.
+    Vib {
+        #[command(subcommand)]
+        command: vib::Command,
+    },
     /// The simulated host.
     Simhost {
         #[command(subcommand)]
@@ -52,7 +63,9 @@ fn main() -> ExitCode {
         Command::Protect(args) => protect::run(&args),
         Command::Drva(args) => drva::run(&args),
         Command::Filterd(args) => filter_daemon::run(&args),
+        Command::Msa { command } => msa::run(&command),
         Command::Rocva(args) => return recovery(args),
+        Command::Vib { command } => return coded(vib::run(command)),
         Command::Simhost { command } => simhost::cli::run(&command),
     };
     match outcome {
@@ -66,7 +79,12 @@ fn main() -> ExitCode {
 
 /// The recovery appliance tells by its exit code what it found.
 fn recovery(args: rocva::Args) -> ExitCode {
-    rocva::run(args).unwrap_or_else(|error| {
+    coded(rocva::run(args))
+}
+
+/// A command whose exit code says more than whether it failed.
+fn coded(outcome: anyhow::Result<ExitCode>) -> ExitCode {
+    outcome.unwrap_or_else(|error| {
         eprintln!("jetdr: {error:#}");
         ExitCode::FAILURE
     })

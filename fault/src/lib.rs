@@ -60,6 +60,10 @@ pub const POINTS: &[Point] = &[
         "the appliance refused a lane for its epoch, the filter is told",
     ),
     point_of(
+        "daemon.after-bump",
+        "a cut's epoch is raised (completions are held, if it is one of several hosts), the appliance is not told",
+    ),
+    point_of(
         "drva.after-receive",
         "a frame of records is read, nothing of it is admitted",
     ),
@@ -97,6 +101,27 @@ pub const POINTS: &[Point] = &[
     point_of(
         "drva.after-commit",
         "a cut is in the store, nothing here knows",
+    ),
+    point_of(
+        "msa.before-commit",
+        "a change of the state is made, it is not committed",
+    ),
+    point_of(
+        "msa.after-commit",
+        "a change of the state is durable, nobody is told",
+    ),
+    point_of(
+        "msa.before-migration",
+        "a step to a newer schema is made, it is not committed",
+    ),
+    point_of("msa.after-migration", "a step to a newer schema is durable"),
+    point_of(
+        "msa.execution.before-action",
+        "what comes next in an execution is decided, nothing of it is done",
+    ),
+    point_of(
+        "msa.execution.after-action",
+        "an action of an execution is done, it is not in the journal",
     ),
     failing(
         "store.before-put",

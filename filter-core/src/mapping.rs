@@ -14,7 +14,7 @@
 //! ```
 
 use crate::lane::layout::{Identity, LaneError, LaneHome, LaneMemory, PAGE_BYTES};
-use crate::lane::sync::{AtomicU32, Ordering::Relaxed};
+use crate::lane::sync::{AtomicU32, AtomicU64, Ordering::Relaxed};
 use alloc::borrow::ToOwned;
 use alloc::format;
 use alloc::string::String;
@@ -30,6 +30,7 @@ use std::time::{Duration, Instant};
 /// How long a lock is waited for that somebody only looks at.
 const LOOK_LIMIT: Duration = Duration::from_secs(1);
 const CUT_MAGIC: u32 = u32::from_le_bytes(*b"jdrC");
+const CUT_VERSION: u8 = 1;
 
 /// What went wrong with a file of the run folder.
 #[derive(Debug, thiserror::Error)]
@@ -74,6 +75,17 @@ pub fn domain_name_is_valid(name: &str) -> bool {
     fits && name
         .bytes()
         .all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b))
+}
+
+/// The host's monotonic clock, in ns: the same for all of its processes.
+pub fn monotonic_ns() -> u64 {
+    let mut now = libc::timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
+    // SAFETY: a plain call that fills the struct. It cannot fail for this clock.
+    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut now) };
+    now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
 }
 
 /// Bytes as lower-case hex.
@@ -188,15 +200,25 @@ impl RunFolder {
             .map_err(io_error("open the pipe", &path))
     }
 
+    /// Whether a disk of the domain was ever opened here: then there is a page of its cut epoch.
+    pub fn has_cut_page(&self, domain: &str) -> bool {
+        domain_name_is_valid(domain) && self.cut_page_path(domain).exists()
+    }
+
+    fn cut_page_path(&self, domain: &str) -> PathBuf {
+        self.path.join("domains").join(format!("{domain}.cut"))
+    }
+
     /// Opens the page of a domain's cut epoch, making it (with epoch 1) if needed.
     pub fn cut_page(&self, domain: &str) -> Result<CutPage, MappingError> {
         if !domain_name_is_valid(domain) {
             return Err(MappingError::Name(domain.into()));
         }
-        let path = self.path.join("domains").join(format!("{domain}.cut"));
+        let path = self.cut_page_path(domain);
         if !path.exists() {
             let mut page = [0u8; PAGE_BYTES];
             page[..4].copy_from_slice(&CUT_MAGIC.to_le_bytes());
+            page[4] = CUT_VERSION;
             page[64] = 1;
             let temporary = self
                 .path
@@ -325,7 +347,15 @@ impl Drop for Map {
     }
 }
 
-/// The page of a domain's cut epoch.
+/// The page of a domain's cuts on a host. Little-endian; a page of version 0 has no hold yet, and zeros
+/// in its place.
+///
+/// | at | bytes | field |
+/// |---|---|---|
+/// | 0 | 4 | magic `jdrC` |
+/// | 4 | 4 | version, 1 |
+/// | 64 | 4 | cut epoch |
+/// | 128 | 8 | completions are held until then, ns of CLOCK_MONOTONIC; 0: they are not |
 #[derive(Debug)]
 pub struct CutPage {
     map: Map,
@@ -335,6 +365,12 @@ impl CutPage {
     /// The epoch word: see `ring::stamp_enter` and `ring::epoch_bump`.
     pub fn epoch(&self) -> &AtomicU32 {
         self.map.word(64)
+    }
+
+    /// The hold word: see `ring::hold_begin`, `ring::hold_until`.
+    pub fn hold(&self) -> &AtomicU64 {
+        // SAFETY: the first page is mapped (checked when the page was opened), aligned, atomics only.
+        unsafe { self.map.base.add(128).cast().as_ref() }
     }
 }
 

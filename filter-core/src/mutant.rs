@@ -84,6 +84,14 @@ pub enum Guard {
     BaseStands,
     /// A disk that was rolled back with its sidecar goes on above the epoch that the appliance knows.
     RisesWhenRolledBack,
+    /// A cut is void while nobody reports a disk that was not closed in order.
+    LostDiskVoids,
+    /// A cut is void while a disk that nobody has open may have been opened on a host that cannot be asked.
+    AbsentHostVoids,
+    /// Completions are held while a cut over several hosts is taken.
+    HoldCompletions,
+    /// A cut is void if a host's hold was over before every host had raised its epoch.
+    HoldOverVoids,
     /// A lane that is not gone on with is removed before the sidecar knows of the new opening.
     OldLaneGone,
     /// A block of the region map with a copy that is not whole counts with all its bits.
@@ -252,6 +260,22 @@ pub const ALL: &[(Guard, &str)] = &[
     (
         Guard::RisesWhenRolledBack,
         "A disk that was rolled back with its sidecar goes on above the epoch that the appliance knows.",
+    ),
+    (
+        Guard::LostDiskVoids,
+        "A cut is void while nobody reports a disk that was not closed in order.",
+    ),
+    (
+        Guard::AbsentHostVoids,
+        "A cut is void while a disk that nobody has open may have been opened on a host that cannot be asked.",
+    ),
+    (
+        Guard::HoldCompletions,
+        "Completions are held while a cut over several hosts is taken.",
+    ),
+    (
+        Guard::HoldOverVoids,
+        "A cut is void if a host's hold was over before every host had raised its epoch.",
     ),
     (
         Guard::OldLaneGone,

@@ -125,6 +125,7 @@ pub struct Connection {
     input: Vec<u8>,
     small: Vec<u8>,
     frame: Option<Outgoing>,
+    version: u16,
     since: Instant,
     heard: Instant,
     spoke: Instant,
@@ -137,12 +138,16 @@ fn answer_limit(header: &FrameHeader) -> Result<u32, LinkError> {
         | FrameKind::Ack
         | FrameKind::Error
         | FrameKind::CutRequest
+        | FrameKind::CutHold
+        | FrameKind::CutRelease
         | FrameKind::Heartbeat => Ok(MAX_ANSWER_BYTES),
         FrameKind::Hashes => Ok(MAX_HASHES_BYTES),
         FrameKind::Hello => Err(LinkError::Protocol("a second hello")),
         FrameKind::OpenLane
         | FrameKind::Data
         | FrameKind::CutPositions
+        | FrameKind::CutReport
+        | FrameKind::CutHeld
         | FrameKind::CloseLane
         | FrameKind::HashRequest => Err(LinkError::Protocol("a frame that only a daemon sends")),
     }
@@ -208,18 +213,19 @@ impl Connection {
         }
         let mut body = vec![0u8; header.body_len as usize];
         read_before(transport.as_mut(), &mut body, end)?;
-        match Message::decode(&header, &body)? {
+        let version = match Message::decode(&header, &body)? {
             Message::Hello(theirs) => {
-                theirs.agree()?;
+                let version = theirs.agree()?;
                 let right = theirs.role == PeerRole::Appliance
                     && u16::from(theirs.port_offset) == role.offset();
                 if !right {
                     return Err(LinkError::Protocol("another service answers on this port"));
                 }
+                version
             }
             Message::Error { text, .. } => return Err(LinkError::Refused(text)),
             _ => return Err(LinkError::Protocol("its first frame is not a hello")),
-        }
+        };
         transport.set_limit(None)?;
         let now = Instant::now();
         Ok(Self {
@@ -228,10 +234,16 @@ impl Connection {
             input: Vec::new(),
             small: Vec::new(),
             frame: None,
+            version,
             since: now,
             heard: now,
             spoke: now,
         })
+    }
+
+    /// The protocol that was agreed on.
+    pub const fn version(&self) -> u16 {
+        self.version
     }
 
     /// For poll.

@@ -1,97 +1,92 @@
-//! The control thread: finds lanes, speaks on the control port, takes cuts.
+//! The control thread: finds lanes, speaks on the control port; [`crate::cut`] takes the cuts.
 //!
-//! Invariant: a cut's positions are reported only if every disk of the domain on this host streamed
-//! from before the epoch was bumped until its position was read; otherwise the cut is void. No guest
-//! waits for a cut.
+//! Invariant: a lane is handed to a pump once its stream has begun, and is dropped there when its file
+//! goes; the appliance can ask this host about cuts whether or not it has lanes, since only then it
+//! knows that no disk was opened here.
 
 use crate::connection::{Connection, LinkError};
 use crate::dial::Dialer;
-use crate::lane::{CutAnswer, CutAsk, Lane};
+use crate::lane::{CutAsk, Lane};
 use crate::raw::{self, Interest};
 use crate::status::Shared;
-use crossbeam::channel::{RecvTimeoutError, Sender};
-use filter_core::lane::layout::{LaneMemory, LaneState};
-use filter_core::lane::ring::{self, Sound};
+use crossbeam::channel::Sender;
+use filter_core::lane::layout::LaneState;
 use filter_core::lane::sync::Ordering::{Acquire, Relaxed};
 use filter_core::mapping::{MappedLane, RunFolder};
-use filter_core::wire::{ErrorCode, Message, PortRole};
-use std::collections::HashMap;
+use filter_core::wire::{Message, PortRole};
+use std::collections::{HashMap, VecDeque};
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// How often the folder of the lanes is looked at.
 const SCAN_EVERY: Duration = Duration::from_millis(100);
-/// How long producers that were stamping at the bump are waited for.
-const STAMPING_LIMIT: Duration = Duration::from_millis(20);
-/// How long the pumps may take to answer: they look after at most a round of work.
-const POSITIONS_LIMIT: Duration = Duration::from_secs(2);
-/// How often it is looked, meanwhile, whether the cut is void already.
-const LOOK_EVERY: Duration = Duration::from_millis(20);
-
-struct Known {
-    inode: u64,
-    mapped: Arc<MappedLane>,
+/// Orders that may wait: one for each domain of an appliance, and what ends it.
+const MAX_ORDERS: usize = 256;
+/// A lane that was found.
+pub(crate) struct Known {
+    pub(crate) inode: u64,
+    pub(crate) mapped: Arc<MappedLane>,
     /// The lane lives in a pump as long as this end is held.
-    asks: Sender<CutAsk>,
+    pub(crate) asks: Sender<CutAsk>,
+}
+
+/// What the appliance wants of a cut.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum What {
+    /// The positions.
+    Request,
+    /// The same, with completions held meanwhile.
+    Hold,
+    /// They need not be held any more.
+    Release,
+}
+
+/// An order of the appliance.
+#[derive(Debug)]
+pub(crate) struct Order {
+    pub(crate) what: What,
+    pub(crate) epoch: u32,
+    pub(crate) domain: String,
 }
 
 /// The control thread's state.
 pub struct Control {
-    run: RunFolder,
+    pub(crate) run: RunFolder,
     pumps: Vec<Sender<Box<Lane>>>,
-    shared: Arc<Shared>,
-    known: HashMap<PathBuf, Known>,
-    unusable: HashMap<PathBuf, u64>,
-}
-
-/// What a lane was doing at one moment, as far as a cut is concerned.
-#[derive(Debug, PartialEq, Eq)]
-pub struct Doing {
-    state: u32,
-    rounds: u32,
-    /// Restarts of the stream: asked for, answered.
-    restarts: (u32, u32),
-}
-
-impl Doing {
-    /// What the lane with this memory is doing.
-    pub fn of(memory: LaneMemory) -> Self {
-        let words = memory.producer();
-        // Relaxed: ordered by the fences of the epoch's bump and by the stamping word.
-        let asked = memory.consumer().restart_request.load(Relaxed); // as below
-        Self {
-            state: words.state.load(Relaxed),
-            rounds: words.tracking_rounds.load(Relaxed),
-            restarts: (asked, words.restart_done.load(Relaxed)),
-        }
-    }
-
-    /// Whether the stream holds every write.
-    pub fn is_complete(&self) -> bool {
-        let state = LaneState::from_word(self.state);
-        let whole = self.restarts.0 == self.restarts.1;
-        whole && matches!(state, Some(LaneState::Streaming | LaneState::Closed))
-    }
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) known: HashMap<PathBuf, Known>,
+    pub(crate) unusable: HashMap<PathBuf, u64>,
+    /// Orders that were not carried out yet.
+    pub(crate) orders: VecDeque<Order>,
+    /// How long completions are held at most.
+    pub(crate) hold: Duration,
 }
 
 /// Whether a lane was made, and its producer has not yet begun.
-fn is_fresh(lane: &MappedLane) -> bool {
+pub(crate) fn is_fresh(lane: &MappedLane) -> bool {
     let state = lane.memory().producer().state.load(Acquire); // follows the base in the producer's order
     LaneState::from_word(state) == Some(LaneState::Fresh)
 }
 
 impl Control {
     /// A control thread.
-    pub fn new(run: RunFolder, pumps: Vec<Sender<Box<Lane>>>, shared: Arc<Shared>) -> Self {
+    pub fn new(
+        run: RunFolder,
+        pumps: Vec<Sender<Box<Lane>>>,
+        shared: Arc<Shared>,
+        hold: Duration,
+    ) -> Self {
         Self {
             run,
             pumps,
             shared,
             known: HashMap::new(),
             unusable: HashMap::new(),
+            orders: VecDeque::new(),
+            hold,
         }
     }
 
@@ -104,7 +99,7 @@ impl Control {
             let connected = connection.is_some();
             self.shared.tell(PortRole::Control, connected, Vec::new());
             let Some(open) = &mut connection else {
-                match (!self.known.is_empty()).then(|| dialer.poll()).flatten() {
+                match dialer.poll() {
                     Some(Ok(made)) => connection = Some(made),
                     Some(Err(error)) => dialer.failed(&error),
                     None => std::thread::sleep(SCAN_EVERY),
@@ -115,6 +110,7 @@ impl Control {
                 Ok(asked) => dialer.useful(open, asked),
                 Err(error) => {
                     dialer.failed(&error);
+                    self.orders.clear();
                     connection = None;
                 }
             }
@@ -123,31 +119,25 @@ impl Control {
 
     /// One round on the control connection. Returns whether a cut was asked for.
     fn converse(&mut self, connection: &mut Connection) -> Result<bool, LinkError> {
-        let interest = Interest {
-            fd: connection.fd(),
-            write: connection.wants_write(),
-        };
-        raw::poll(&[interest], SCAN_EVERY)?;
-        let mut requests = Vec::new();
-        connection.receive(&mut |_, message| match message {
-            Message::CutRequest { epoch, domain } => {
-                requests.push((epoch, domain));
-                Ok(())
-            }
-            Message::Error { text, .. } => Err(LinkError::Refused(text)),
-            _ => Err(LinkError::Protocol(
-                "a frame that does not belong on the control port",
-            )),
-        })?;
-        let asked = !requests.is_empty();
-        for (epoch, domain) in requests {
+        self.hear(connection, SCAN_EVERY)?;
+        let mut asked = false;
+        while let Some(order) = self.orders.pop_front() {
             if self.shared.stopping.load(Ordering::Acquire) {
                 break; // pairs with the store at SIGTERM
             }
-            let answer = self.cut(epoch, &domain);
+            let Order {
+                what,
+                epoch,
+                domain,
+            } = order;
+            if what == What::Release {
+                continue; // of a cut that is over
+            }
+            asked = true;
+            let answer = self.cut(epoch, &domain, what == What::Hold, connection)?;
             let counter = match &answer {
-                Message::CutPositions { .. } => &self.shared.cuts_reported,
-                _ => &self.shared.cuts_void,
+                Message::Error { .. } => &self.shared.cuts_void,
+                _ => &self.shared.cuts_reported,
             };
             counter.fetch_add(1, Relaxed); // a counter
             connection.queue(&answer, 0);
@@ -155,6 +145,43 @@ impl Control {
         connection.keep_alive()?;
         connection.flush()?;
         Ok(asked)
+    }
+
+    /// Waits for what the appliance says, and puts it into the list of orders.
+    pub(crate) fn hear(
+        &mut self,
+        connection: &mut Connection,
+        limit: Duration,
+    ) -> Result<(), LinkError> {
+        let interest = Interest {
+            fd: connection.fd(),
+            write: connection.wants_write(),
+        };
+        raw::poll(&[interest], limit)?;
+        let orders = &mut self.orders;
+        connection.receive(&mut |_, message| {
+            let (what, epoch, domain) = match message {
+                Message::CutRequest { epoch, domain } => (What::Request, epoch, domain),
+                Message::CutHold { epoch, domain } => (What::Hold, epoch, domain),
+                Message::CutRelease { epoch, domain } => (What::Release, epoch, domain),
+                Message::Error { text, .. } => return Err(LinkError::Refused(text)),
+                _ => {
+                    return Err(LinkError::Protocol(
+                        "a frame that does not belong on the control port",
+                    ));
+                }
+            };
+            if orders.len() >= MAX_ORDERS {
+                return Err(LinkError::Protocol("too many cuts are asked for at once"));
+            }
+            orders.push_back(Order {
+                what,
+                epoch,
+                domain,
+            });
+            Ok(())
+        })?;
+        Ok(())
     }
 
     /// Looks for lanes that have come, were replaced, or went.
@@ -225,125 +252,5 @@ impl Control {
         if self.known.remove(path).is_some() {
             self.shared.wake_all();
         }
-    }
-
-    /// Takes a cut: bumps the domain's epoch and finds the last seq below it, disk by disk.
-    fn cut(&self, epoch: u32, domain: &str) -> Message {
-        let void = |seq: u64, text: String| Message::Error {
-            code: ErrorCode::Other,
-            seq,
-            text,
-        };
-        let of_domain = self
-            .known
-            .values()
-            .filter(|known| known.mapped.identity().domain == domain);
-        let (lanes, asks): (Vec<&Arc<MappedLane>>, Vec<&Sender<CutAsk>>) =
-            of_domain.map(|known| (&known.mapped, &known.asks)).unzip();
-        if lanes.is_empty() {
-            // Nor is a page made for whatever name a peer comes up with.
-            return void(0, format!("no disk of domain `{domain}` is on this host"));
-        }
-        let page = match self.run.cut_page(domain) {
-            Ok(page) => page,
-            Err(error) => return void(0, error.to_string()),
-        };
-        let before: Vec<Doing> = lanes.iter().map(|lane| Doing::of(lane.memory())).collect();
-        let current = page.epoch().load(Relaxed); // only this thread moves it
-        if current >= epoch {
-            let text = format!("the cut epoch is {current} here: ask for a higher one");
-            return void(u64::from(current), text);
-        }
-        ring::epoch_bump::<Sound>(page.epoch(), epoch);
-        for lane in &lanes {
-            if !self.wait_for_stamping(lane) {
-                let label = &lane.identity().disk_label;
-                return void(0, format!("disk {label} was stamping for too long"));
-            }
-        }
-        let (answer, answers) = crossbeam::channel::unbounded();
-        for (lane, asks) in lanes.iter().zip(asks) {
-            let memory = lane.memory();
-            let end = ring::observe_tail::<Sound>(&memory.producer().tail); // C1
-            let ask = CutAsk {
-                end,
-                epoch: epoch.saturating_sub(1),
-                answer: answer.clone(),
-            };
-            let _ = asks.send(ask); // who is gone does not answer: the cut is void
-        }
-        drop(answer);
-        if self.unknown_lanes() {
-            return void(0, "a disk was opened meanwhile".into());
-        }
-        self.shared.wake_all();
-        let deadline = Instant::now() + POSITIONS_LIMIT;
-        let mut positions = Vec::new();
-        let mut others = 0; // disks that other hosts have by now
-        while positions.len() + others < lanes.len() {
-            match answers.recv_timeout(LOOK_EVERY) {
-                Ok(CutAnswer::At(disk_id, seq)) => positions.push((disk_id, seq)),
-                // The appliance knows where such a disk stands; what it does here matters to nobody.
-                Ok(CutAnswer::NotOurs) => others += 1,
-                Ok(CutAnswer::Broken) => return void(0, "a disk's stream starts anew".into()),
-                Err(RecvTimeoutError::Timeout) => {
-                    let stopping = self.shared.stopping.load(Ordering::Acquire); // pairs with SIGTERM's store
-                    if stopping || Instant::now() > deadline {
-                        return void(0, "a disk's position was not found in time".into());
-                    }
-                }
-                Err(RecvTimeoutError::Disconnected) => {
-                    return void(0, "a disk went meanwhile".into());
-                }
-            }
-        }
-        // Looked at last: a stream that was left, or started anew, while its position was read makes
-        // the position worthless.
-        for (lane, before) in lanes.iter().zip(&before) {
-            let id = lane.identity();
-            let ours = positions.iter().any(|(disk_id, _)| *disk_id == id.disk_id);
-            if ours && !(before.is_complete() && *before == Doing::of(lane.memory())) {
-                return void(0, format!("disk {} tracks or syncs", id.disk_label));
-            }
-        }
-        Message::CutPositions {
-            epoch,
-            domain: domain.into(),
-            positions,
-        }
-    }
-
-    /// Whether there is a lane that this thread has not looked at: made or replaced since the scan.
-    fn unknown_lanes(&self) -> bool {
-        let Ok(entries) = std::fs::read_dir(self.run.lanes_dir()) else {
-            return true;
-        };
-        entries.flatten().any(|entry| {
-            let path = entry.path();
-            let inode = entry.metadata().map(|meta| meta.ino()).ok();
-            path.extension().is_some_and(|e| e == "lane")
-                && self.known.get(&path).map(|known| known.inode) != inode
-                && self.unusable.get(&path).copied() != inode
-        })
-    }
-
-    /// Waits until whoever was stamping at the bump has published; microseconds, unless its process
-    /// was killed in between.
-    fn wait_for_stamping(&self, lane: &MappedLane) -> bool {
-        let memory = lane.memory();
-        let word = &memory.producer().stamping;
-        let first = ring::stamping_round(word);
-        let since = Instant::now();
-        while first & 1 == 1 && ring::stamping_round(word) == first {
-            if since.elapsed() > STAMPING_LIMIT {
-                // A producer that died while stamping has published nothing more.
-                return !self
-                    .run
-                    .disk_is_open(&lane.identity().disk_id)
-                    .unwrap_or(true);
-            }
-            std::thread::yield_now();
-        }
-        true
     }
 }

@@ -67,8 +67,8 @@ pub enum CutAnswer {
     At([u8; 16], u64),
     /// The lane is fenced: the disk is another host's.
     NotOurs,
-    /// The lane's stream is broken, or about to start anew.
-    Broken,
+    /// The stream of this disk's lane is broken, or about to start anew.
+    Broken([u8; 16]),
 }
 
 /// The refusals of a lane that came one after another.
@@ -188,12 +188,23 @@ impl<H: LaneHome> Lane<H> {
         }
         match self.consumer.last_seq_before(ask.end, ask.epoch) {
             Ok(Some(seq)) => CutAnswer::At(disk_id, seq),
-            Ok(None) => CutAnswer::Broken,
+            Ok(None) => CutAnswer::Broken(disk_id),
             Err(fault) => {
                 self.restart(&fault);
-                CutAnswer::Broken
+                CutAnswer::Broken(disk_id)
             }
         }
+    }
+
+    /// Whether the disk was closed in order and everything that was published of it is durable at the
+    /// appliance: then it stands where it stands until it is opened again.
+    pub fn ended_in_order(&self) -> bool {
+        let memory = self.mapped.memory();
+        let words = memory.producer();
+        // Acquire, pairs with the producer's Release: what it published last came before.
+        let closed = LaneState::from_word(words.state.load(Acquire)) == Some(LaneState::Closed);
+        let delivered = self.consumer.durable().0 == words.last_seq.load(Relaxed); // as above
+        closed && delivered && !self.consumer.restarting()
     }
 
     /// What OPEN_LANE says of it, on a new channel.

@@ -2,14 +2,15 @@
 //!
 //! The path of a record through it: [`pump`] takes it from its lane ([`lane`]) and hands it to the
 //! kernel straight from the ring ([`transport`], [`raw`]); the appliance's acknowledgement comes back
-//! through [`connection`] and frees the ring. [`dial`] makes connections, [`control`] finds lanes and
-//! takes cuts, [`hashes`] passes on what a sync asks, [`status_socket`] tells how it all stands.
+//! through [`connection`] and frees the ring. [`dial`] makes connections, [`control`] finds lanes,
+//! [`cut`] takes cuts, [`hashes`] passes on what a sync asks, [`status_socket`] tells how it all stands.
 //!
 //! Invariant: space in a ring is freed only when the appliance holds the records durably; whatever
 //! happens to connections, everything else is sent again.
 
 pub mod connection;
 pub mod control;
+pub mod cut;
 pub mod dial;
 pub mod hashes;
 pub mod lane;
@@ -28,7 +29,7 @@ use std::io::{Read, Write};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use transport::{Connector, TcpConnector};
 
 /// The host daemon.
@@ -49,9 +50,15 @@ pub struct Args {
     /// This host's lasting identity, 32 hex digits, instead of the one kept in the run folder.
     #[arg(long, value_parser = parse_host_id)]
     pub host_id: Option<HostId>,
+    /// How long completions of guests are held for a cut of a domain on several hosts at most, in ms.
+    #[arg(long, default_value_t = 20)]
+    pub cut_hold_ms: u64,
     /// Unix socket that answers each connection with one JSON document.
     #[arg(long)]
     pub status_socket: Option<PathBuf>,
+    /// Print the ids of the disks that a process has open with the filter, a line each, and end.
+    #[arg(long)]
+    pub list_open_disks: bool,
     /// Print the points at which JETDR_FAULT can make this program die, wait or fail, and end.
     #[arg(long)]
     pub list_faults: bool,
@@ -90,17 +97,46 @@ fn host_id(run: &RunFolder) -> anyhow::Result<[u8; 16]> {
         .with_context(|| format!("{} does not hold 32 hex digits: remove it", path.display()))
 }
 
+/// The ids of the disks that a process has open, in order: what stands in the way of a removal.
+fn open_disks(run: &RunFolder) -> anyhow::Result<Vec<String>> {
+    let folder = run.lanes_dir();
+    let listed =
+        std::fs::read_dir(&folder).with_context(|| format!("cannot list {}", folder.display()))?;
+    let mut open = Vec::new();
+    for entry in listed {
+        let name = entry?.file_name();
+        let name = name.to_string_lossy();
+        let id = name
+            .strip_suffix(".lock")
+            .and_then(filter_core::mapping::parse_id);
+        if let Some(id) = id
+            && run.disk_is_open(&id)?
+        {
+            open.push(filter_core::mapping::hex(&id));
+        }
+    }
+    open.sort_unstable();
+    Ok(open)
+}
+
 /// Runs until SIGTERM or SIGINT.
 pub fn run(args: &Args) -> anyhow::Result<()> {
     fault::arm()?;
     let mut signals = signal_hook::iterator::Signals::new([libc::SIGTERM, libc::SIGINT])?;
     let run = RunFolder::open(&args.run_dir)?;
+    if args.list_open_disks {
+        open_disks(&run)?.iter().for_each(|id| println!("{id}"));
+        return Ok(());
+    }
     let Some(_lock) = run.lock_daemon()? else {
         bail!(
             "another daemon serves {}: a host has one",
             args.run_dir.display()
         );
     };
+    if !(1..=1000).contains(&args.cut_hold_ms) {
+        bail!("--cut-hold-ms {}: it is from 1 to 1000", args.cut_hold_ms);
+    }
     if args.port_base > u16::MAX - 5 {
         bail!(
             "--port-base {}: six ports from there on do not exist",
@@ -153,7 +189,8 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
                 .spawn(move || pump.run())?,
         );
     }
-    let control = control::Control::new(run, senders, shared.clone());
+    let hold = Duration::from_millis(args.cut_hold_ms);
+    let control = control::Control::new(run, senders, shared.clone(), hold);
     let (thread, dialer) = (
         std::thread::Builder::new().name("control".into()),
         dialer(PortRole::Control),

@@ -105,8 +105,23 @@ impl Pump {
                 self.rest(empty_looks);
             }
         }
+        self.leave();
+    }
+
+    /// The daemon stops. Disks that are closed in order stand where they stand also while nobody
+    /// presents them: the appliance is told, if that can be done at once.
+    fn leave(&mut self) {
         for lane in &self.lanes {
             lane.consumer.set_link(self.slot(), false);
+            if let Some(connection) = &mut self.connection
+                && lane.has_channel()
+                && lane.ended_in_order()
+            {
+                connection.queue(&Message::CloseLane { in_order: true }, lane.channel);
+            }
+        }
+        if let Some(connection) = &mut self.connection {
+            let _ = connection.flush(); // untold, they are presented again by the next daemon
         }
     }
 
@@ -140,7 +155,8 @@ impl Pump {
             if let Some(connection) = &mut self.connection
                 && lane.has_channel()
             {
-                connection.queue(&Message::CloseLane, lane.channel);
+                let in_order = lane.ended_in_order();
+                connection.queue(&Message::CloseLane { in_order }, lane.channel);
             }
         }
         any
@@ -256,7 +272,8 @@ impl Pump {
             lane.moving_to = None;
             if lane.has_channel() {
                 if let Some(connection) = &mut self.connection {
-                    connection.queue(&Message::CloseLane, lane.channel);
+                    let in_order = false; // it comes back on another port
+                    connection.queue(&Message::CloseLane { in_order }, lane.channel);
                 }
                 lane.stage = Stage::Closed(None);
             }

@@ -58,6 +58,12 @@ pub struct Shared {
     pub cuts_reported: AtomicU64,
     /// Cuts that could not be taken.
     pub cuts_void: AtomicU64,
+    /// Cuts for which completions were held.
+    pub holds: AtomicU64,
+    /// Those of them whose hold was over before the appliance ended it.
+    pub holds_over: AtomicU64,
+    /// The longest of them, in ns.
+    pub longest_hold_ns: AtomicU64,
     pumps: Mutex<Vec<PumpStatus>>,
     pipes: Vec<File>,
 }
@@ -70,6 +76,9 @@ impl Shared {
             stopping: AtomicBool::new(false),
             cuts_reported: AtomicU64::new(0),
             cuts_void: AtomicU64::new(0),
+            holds: AtomicU64::new(0),
+            holds_over: AtomicU64::new(0),
+            longest_hold_ns: AtomicU64::new(0),
             pumps: Mutex::new(pumps),
             pipes,
         }
@@ -108,6 +117,9 @@ impl Shared {
             // Relaxed: counters.
             "cuts_reported": self.cuts_reported.load(Relaxed),
             "cuts_void": self.cuts_void.load(Relaxed),
+            "holds": self.holds.load(Relaxed),
+            "holds_over": self.holds_over.load(Relaxed),
+            "longest_hold_us": self.longest_hold_ns.load(Relaxed) / 1000,
         })
     }
 }

@@ -29,6 +29,7 @@
 //!     time_ns: 0,
 //!     name: None,
 //!     positions: [(disk_uuid, record.header.seq)].into(),
+//!     left_out: [].into(),
 //! }).await?; // returns when the store holds the cut
 //! # let _ = (resume_after, done.cut); Ok(()) }
 //! ```

@@ -17,7 +17,7 @@ use crate::url::StoreUrl;
 use filter_core::mutant::{Guard, holds};
 use filter_core::record::{FLAG_STREAM_BASE, FLAG_SYNC_BEGIN, FLAG_SYNC_END, RecordRef};
 use parking_lot::Mutex;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 use tokio::task::JoinHandle;
@@ -75,6 +75,9 @@ pub struct CutMeta {
     pub name: Option<String>,
     /// Per disk of the domain, its last record in the cut: exactly what was fed.
     pub positions: BTreeMap<Uuid, u64>,
+    /// Disks with content that are not in the cut, and are meant not to be. Their records are stored all
+    /// the same: a later cut may have them again.
+    pub left_out: BTreeSet<Uuid>,
 }
 
 /// A cut that the store holds.
@@ -484,7 +487,8 @@ impl CutWriter {
         }
         // A disk that is left out by mistake would silently not be recoverable.
         for (disk, state) in &self.disks {
-            if state.seq > 0 && !meta.positions.contains_key(disk) {
+            let named = meta.positions.contains_key(disk) || meta.left_out.contains(disk);
+            if state.seq > 0 && !named {
                 return refuse(format!(
                     "disk {disk} has no position in it (remove the disk if it left the domain)"
                 ));

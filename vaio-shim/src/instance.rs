@@ -10,6 +10,7 @@ use crate::host::{DiskHandle, Host, Level};
 use crate::open::{Attached, OpenError};
 use crate::vm::Stamps as VmStamps;
 use filter_core::disk::ack::Ack;
+use filter_core::disk::cut_hold::CutHold;
 use filter_core::disk::latency::Latencies;
 use filter_core::disk::{Change, Decision, Disk, Why};
 use filter_core::lane::inflight::Token;
@@ -48,6 +49,9 @@ pub struct Core {
     /// Completions that wait for the appliance's log.
     pub(crate) ack: Ack<*mut abi::jio_io>,
     pub(crate) ack_armed: bool,
+    /// Completions that wait for a cut over several hosts.
+    pub(crate) cut_hold: CutHold<*mut abi::jio_io>,
+    pub(crate) cut_armed: bool,
 }
 
 // SAFETY: the I/Os that are held are the host's, and the contract lets them be answered from any
@@ -92,7 +96,7 @@ pub struct Replicated {
     pub(crate) handoff_limit: std::time::Duration,
     wake: Mutex<WakeSender>,
     stamps: Arc<VmStamps>,
-    cut: CutPage,
+    pub(crate) cut: CutPage,
     lane: MappedLane,
     _lock: Lock,
 }
@@ -155,6 +159,7 @@ impl Replicated {
             handoff_limit,
             run,
             ack,
+            cut_hold_ns,
             story: _,
         } = attached;
         let core = Core {
@@ -163,6 +168,8 @@ impl Replicated {
             retry_armed: false,
             ack: Ack::new(ack),
             ack_armed: false,
+            cut_hold: CutHold::new(cut_hold_ns),
+            cut_armed: false,
         };
         Arc::new(Self {
             host,
@@ -340,6 +347,7 @@ impl Replicated {
                 let mut core = self.core.lock();
                 let completed = core.disk.done(token, status >= 0, &self.stamps());
                 held = status >= 0 && self.hold(&mut core, io, completed.seq);
+                held = held || self.hold_for_cut(&mut core, io);
                 (completed, self.look_at_held(&mut core))
             };
             self.after_look(rest);
@@ -359,6 +367,10 @@ impl Replicated {
         let mut core = self.core.lock();
         if core.ack.forget(io) {
             return abi::JIO_OK; // it goes up now
+        }
+        if core.cut_hold.forget(io) {
+            core.disk.tear_cut();
+            return abi::JIO_OK;
         }
         let Some(at) = core.held.iter().position(|held| core::ptr::eq(held.io, io)) else {
             return abi::JIO_E_NOT_FOUND;
@@ -381,9 +393,7 @@ impl Replicated {
         let held = {
             let mut core = self.core.lock();
             core.disk.enter_tracking();
-            core.ack.release_all(|io| {
-                self.host.io_release(self.handle, io);
-            });
+            self.release_all(&mut core);
             std::mem::take(&mut core.held)
         };
         for held in held {
@@ -493,7 +503,7 @@ impl Replicated {
         out.dirty_bytes = dirty_bytes;
         out.deferred_count = counters.deferred;
         out.deferred_ns_max = counters.deferred_max_ns;
-        out.held_count = core.ack.held_count();
+        out.held_count = core.ack.held_count() + core.cut_hold.held_count();
         out.tracking_count = counters.tracking;
         out.intent_bytes = intent_bytes.min(core.disk.capacity_bytes());
         out.intent_late_count = counters.intent_late;

@@ -12,7 +12,7 @@
 //! | `beside` | the sidecar: header and region map |
 //! | `instance` | an open disk: I/O down and up |
 //! | `drive` | timers, work, the sync's reads |
-//! | `hold` | completions that wait for the appliance's log |
+//! | `hold` | completions that wait for the appliance's log, or for a cut |
 //! | `events` | snapshot, clone, migration, growth |
 //! | `regions` | the region map at work, fencing |
 //! | `host` | the host's services, made callable without `unsafe` |
@@ -35,6 +35,7 @@ use crate::host::{DiskHandle, DiskInfo, Host, Level};
 use crate::instance::{Instance, Replicated};
 use crate::open::OpenError;
 use core::ffi::{c_char, c_void};
+use filter_core::disk::cut_hold::CUT_HOLD_NS;
 use filter_core::sidecar::regions::REGION_SHIFTS;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
@@ -193,13 +194,17 @@ unsafe extern "C" fn requirements(
             Ok(ack) => ack.unwrap_or_default(),
             Err(error) => return error.code(),
         };
+        let cut_hold_ns = match info.as_ref().map(open::cut_hold_ns).transpose() {
+            Ok(cut_hold_ns) => cut_hold_ns.unwrap_or(CUT_HOLD_NS),
+            Err(error) => return error.code(),
+        };
         let capacity = info.as_ref().map_or(1 << 40, |info| info.capacity_bytes);
         let ring = filter_core::lane::layout::DEFAULT_RING_BYTES;
         let geometry = filter_core::lane::layout::Geometry::for_disk(capacity, ring);
         let mapped_bytes = geometry.map_or(0, |geometry| geometry.total_bytes());
         // SAFETY: zeros are valid for plain numbers.
         let mut all: abi::jio_requirements = unsafe { core::mem::zeroed() };
-        all.timers = 9;
+        all.timers = 10;
         all.work_items = 3;
         all.requests = config.sync_reads as u32 + 2;
         all.heap_bytes = 0;
@@ -209,6 +214,7 @@ unsafe extern "C" fn requirements(
         all.sidecar_bytes = filter_core::sidecar::total_bytes(blocks);
         // What `open::config` took off for late timers is the host's to count on.
         all.defer_ns_max = config.defer_budget_ns + 2 * instance::RETRY_NS;
+        all.defer_ns_max += cut_hold_ns + 2 * hold::CUT_POLL_NS;
         if ack.log {
             all.defer_ns_max += ack.budget_ns + 2 * hold::ACK_POLL_NS;
         }
@@ -411,6 +417,10 @@ unsafe extern "C" fn property_list(
         (
             c"jetdr.ack-budget-us",
             c"longest wait for the appliance's log, in microseconds",
+        ),
+        (
+            c"jetdr.cut-hold-us",
+            c"longest hold of a completion for a cut over several hosts, in microseconds",
         ),
         (
             c"jetdr.sync-floor-bytes-s",

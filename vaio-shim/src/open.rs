@@ -8,6 +8,7 @@ use crate::beside::{self, Beside, Found as FoundBeside, region_blocks};
 use crate::host::{DiskHandle, DiskInfo, Host, Level};
 use crate::{abi, vm};
 use filter_core::disk::ack::AckConfig;
+use filter_core::disk::cut_hold::CUT_HOLD_NS;
 use filter_core::disk::intent::Intent;
 use filter_core::disk::{Config, Disk, Start};
 use filter_core::lane::attach::Sidecar as SidecarFound;
@@ -35,6 +36,8 @@ pub const PROPERTY_DEFER_US: &str = "jetdr.defer-budget-us";
 pub const PROPERTY_ACK: &str = "jetdr.ack";
 /// How long a completion may wait for the appliance's log, in microseconds.
 pub const PROPERTY_ACK_US: &str = "jetdr.ack-budget-us";
+/// How long a completion may be held for a cut over several hosts, in microseconds.
+pub const PROPERTY_CUT_HOLD_US: &str = "jetdr.cut-hold-us";
 /// A sync's lowest rate, in bytes per second.
 pub const PROPERTY_SYNC_FLOOR: &str = "jetdr.sync-floor-bytes-s";
 /// A sync's highest rate, in bytes per second.
@@ -119,6 +122,8 @@ pub struct Attached {
     pub run: RunFolder,
     /// When a completion goes up.
     pub ack: AckConfig,
+    /// How long one is held for a cut at most.
+    pub cut_hold_ns: u64,
     /// What was found and done, for the log.
     pub story: &'static str,
 }
@@ -245,6 +250,18 @@ pub fn ack_config(info: &DiskInfo) -> Result<AckConfig, OpenError> {
     Ok(ack)
 }
 
+/// How long a completion is held for a cut at most, as the disk's properties ask for.
+pub fn cut_hold_ns(info: &DiskInfo) -> Result<u64, OpenError> {
+    let Some(us) = number(info, PROPERTY_CUT_HOLD_US)? else {
+        return Ok(CUT_HOLD_NS);
+    };
+    if us > 1_000_000 {
+        let why = format!("{us} is more than the largest budget, 1000000");
+        return Err(OpenError::Property(PROPERTY_CUT_HOLD_US, why));
+    }
+    Ok(us * 1000)
+}
+
 fn region_shift(info: &DiskInfo) -> Result<u32, OpenError> {
     let Some(bytes) = number(info, PROPERTY_REGION_BYTES)? else {
         return Ok(DEFAULT_REGION_SHIFT);
@@ -290,6 +307,7 @@ fn identity_of(
 pub fn attach(host: Host, handle: DiskHandle, info: &DiskInfo) -> Result<Attached, OpenError> {
     let config = config(info)?;
     let ack = ack_config(info)?;
+    let cut_hold_ns = cut_hold_ns(info)?;
     let (shift, quiet_ns) = (region_shift(info)?, quiet_ns(info)?);
     let handoff_ms = number(info, PROPERTY_HANDOFF_MS)?.unwrap_or(DEFAULT_HANDOFF_MS);
     let domain = info.property(PROPERTY_DOMAIN).unwrap_or_default();
@@ -403,6 +421,7 @@ pub fn attach(host: Host, handle: DiskHandle, info: &DiskInfo) -> Result<Attache
         handoff_limit: Duration::from_millis(handoff_ms.min(60_000)),
         run,
         ack,
+        cut_hold_ns,
         story,
     })
 }

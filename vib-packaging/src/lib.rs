@@ -18,6 +18,7 @@
 mod ar;
 mod builder;
 mod bundle;
+pub mod component;
 mod descriptor;
 mod digest;
 mod finding;

@@ -435,6 +435,44 @@ fn what_openssl_signs_is_taken_here() {
     }
 }
 
+/// A host looks for SHA-256: a signature with another digest is told before it is looked at.
+#[test]
+fn another_digest_than_sha_256_is_not_taken() {
+    let Some(issued) = Issued::new(&["-newkey", "rsa:2048"], "codeSigning") else {
+        return;
+    };
+    let plain = builder(Format::Tgz, AcceptanceLevel::Partner).build(None);
+    let plain = plain.expect("a package");
+    fs::write(
+        issued.folder.path().join("descriptor.xml"),
+        plain.document(),
+    )
+    .expect("written");
+    let arguments = "cms -sign -binary -md sha512 -in descriptor.xml -signer own.pem -inkey own.key -outform PEM -out sig.pem";
+    let mut openssl = tool("openssl").expect("openssl");
+    output(
+        openssl
+            .current_dir(issued.folder.path())
+            .args(arguments.split(' ')),
+    );
+    let signature = gzip(&issued.read("sig.pem"));
+    let payload = plain.content("note").expect("the payload");
+    let members = [
+        ("descriptor.xml", plain.document()),
+        ("sig.pkcs7", signature.as_slice()),
+        ("note", payload),
+    ];
+    let report = issued.report(&ar(&members));
+    let found = report
+        .findings
+        .iter()
+        .find(|found| found.rule == Rule::SignatureFormat);
+    assert!(
+        found.is_some_and(|found| found.problem.contains("not SHA-256")),
+        "{report:?}"
+    );
+}
+
 /// A certificate of the same CA that is for something else does not make a package trusted.
 #[test]
 fn a_certificate_for_another_purpose_is_not_trusted() {
@@ -454,6 +492,25 @@ fn a_certificate_for_another_purpose_is_not_trusted() {
         "{report:?}"
     );
     assert!(!report.accepted(false) && report.accepted(true));
+}
+
+/// What a certificate says is critical must be understood, or it is not what it seems.
+#[test]
+fn a_certificate_with_something_unknown_is_not_trusted() {
+    let usage = "codeSigning\n1.2.3.4=critical,ASN1:NULL";
+    let Some(issued) = Issued::new(&["-newkey", "rsa:2048"], usage) else {
+        return;
+    };
+    let vib = builder(Format::Tgz, AcceptanceLevel::Partner).build(Some(&issued.signer()));
+    let report = issued.report(vib.expect("a package").bytes());
+    let found = report
+        .findings
+        .iter()
+        .find(|found| found.rule == Rule::SignatureChain);
+    assert!(
+        found.is_some_and(|found| found.problem.contains("1.2.3.4, which is not understood")),
+        "{report:?}"
+    );
 }
 
 /// A certificate that was issued by one that may not issue: whoever has a key for code could else

@@ -8,6 +8,7 @@ use crate::domain::Domain;
 use crate::hashes::Hasher;
 use crate::identity;
 use crate::log::{LogError, LogOptions};
+use crate::presence::{Host, HostId};
 use crate::session::{self, Outbox};
 use crate::upload::Uploader;
 use crossbeam::channel::{Receiver, Sender, bounded};
@@ -15,7 +16,7 @@ use filter_core::mapping::domain_name_is_valid;
 use filter_core::wire::{Message, PortRole};
 use parking_lot::Mutex;
 use recovery_store::{StoreUrl, WriterOptions};
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -72,7 +73,18 @@ pub enum DomainError {
     Thread(std::io::Error),
 }
 
-type Waiter = ([u8; 16], String, Sender<Answer>);
+/// Whoever takes a cut of a domain, and waits for what these hosts answer.
+struct Waiter {
+    domain: String,
+    hosts: BTreeSet<HostId>,
+    sender: Sender<(HostId, Answer)>,
+}
+
+/// A host whose control connection stands.
+struct Connected {
+    outbox: Arc<Outbox>,
+    protocol: u16,
+}
 
 /// An appliance.
 pub struct Appliance {
@@ -87,7 +99,7 @@ pub struct Appliance {
     settings: Settings,
     domains: Mutex<BTreeMap<String, Arc<Domain>>>,
     threads: Mutex<Vec<JoinHandle<()>>>,
-    hosts: Mutex<HashMap<[u8; 16], Arc<Outbox>>>,
+    hosts: Mutex<HashMap<HostId, Connected>>,
     waiters: Mutex<Vec<Waiter>>,
     connections: Mutex<HashMap<u64, TcpStream>>,
     runtime: tokio::runtime::Runtime,
@@ -218,8 +230,18 @@ impl Appliance {
     }
 
     /// A host's control connection stands.
-    pub fn host_joined(&self, host: [u8; 16], outbox: Arc<Outbox>) {
-        self.hosts.lock().insert(host, outbox);
+    pub fn host_joined(&self, host: &Host, protocol: u16, outbox: Arc<Outbox>) {
+        let connected = Connected { outbox, protocol };
+        self.hosts.lock().insert(host.id, connected);
+    }
+
+    /// The hosts whose control connection stands, and which protocol each speaks.
+    pub fn connected_hosts(&self) -> BTreeMap<HostId, u16> {
+        let hosts = self.hosts.lock();
+        hosts
+            .iter()
+            .map(|(id, host)| (*id, host.protocol))
+            .collect()
     }
 
     /// It is gone.
@@ -227,7 +249,7 @@ impl Appliance {
         let mut hosts = self.hosts.lock();
         if hosts
             .get(&host)
-            .is_some_and(|known| Arc::ptr_eq(known, outbox))
+            .is_some_and(|known| Arc::ptr_eq(&known.outbox, outbox))
         {
             hosts.remove(&host);
         }
@@ -236,36 +258,48 @@ impl Appliance {
     /// Sends on a host's control connection; `false`: there is none.
     pub fn send_to_host(&self, host: &[u8; 16], message: &Message) -> bool {
         match self.hosts.lock().get(host) {
-            Some(outbox) => {
-                outbox.send(message, 0);
+            Some(host) => {
+                host.outbox.send(message, 0);
                 true
             }
             None => false,
         }
     }
 
-    /// Whoever takes a cut of this domain waits for this host's answers here.
-    pub fn expect_answers(&self, domain: &str, host: [u8; 16]) -> Receiver<Answer> {
-        let (sender, receiver) = bounded(16);
+    /// Whoever takes a cut of this domain waits for these hosts' answers here.
+    pub fn expect_answers(
+        &self,
+        domain: &str,
+        hosts: BTreeSet<HostId>,
+    ) -> Receiver<(HostId, Answer)> {
+        // A host answers a few times at most; what is left over when the cut is given up is dropped.
+        let (sender, receiver) = bounded(16 + 4 * hosts.len());
         let mut waiters = self.waiters.lock();
-        waiters.retain(|(_, of, _)| of != domain);
-        waiters.push((host, domain.into(), sender));
+        waiters.retain(|waiter| waiter.domain != domain);
+        waiters.push(Waiter {
+            domain: domain.into(),
+            hosts,
+            sender,
+        });
         receiver
     }
 
-    /// A host has answered with positions.
-    pub fn cut_answer(&self, domain: &str, host: [u8; 16], answer: Answer) {
+    /// A host has answered about a cut.
+    pub fn cut_answer(&self, domain: &str, host: HostId, answer: Answer) {
         let waiters = self.waiters.lock();
-        if let Some((.., sender)) = waiters.iter().find(|(h, d, _)| *h == host && d == domain) {
-            let _ = sender.try_send(answer);
+        let mut of_host = waiters.iter().filter(|waiter| waiter.hosts.contains(&host));
+        if let Some(waiter) = of_host.find(|waiter| waiter.domain == domain) {
+            let _ = waiter.sender.try_send((host, answer));
         }
     }
 
     /// A host cannot take a cut now. The frame does not name the domain: of one host's domains at
     /// most one request is answered so, and the others only lose a second.
-    pub fn cut_refused(&self, host: [u8; 16], current: u64, why: &str) {
-        for (_, _, sender) in self.waiters.lock().iter().filter(|(h, ..)| *h == host) {
-            let _ = sender.try_send(Answer::Void(current, why.into()));
+    pub fn cut_refused(&self, host: HostId, current: u64, why: &str) {
+        let waiters = self.waiters.lock();
+        for waiter in waiters.iter().filter(|waiter| waiter.hosts.contains(&host)) {
+            let answer = Answer::Void(current, why.into());
+            let _ = waiter.sender.try_send((host, answer));
         }
     }
 

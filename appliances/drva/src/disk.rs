@@ -6,6 +6,7 @@
 
 use crate::log::format::EntryKind;
 use crate::log::{DiskState, Durability, Log, LogError, Submission};
+use crate::presence::{HostId, Presence, Standing};
 use crate::session::Outbox;
 use crate::touched::Touched;
 use filter_core::lane::layout::DIRTY_BLOCK_BYTES;
@@ -33,13 +34,16 @@ pub struct Route {
 struct Present {
     route: Route,
     attach_epoch: u32,
+    host: HostId,
 }
 
 /// What the log tells of a disk besides its records.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Described {
     /// The newest opening, with the highest generation.
     pub presented: Attach,
+    /// Where it is.
+    pub presence: Presence,
     /// The log does not have it yet.
     pub owed: bool,
 }
@@ -132,8 +136,6 @@ pub struct Disk {
     pub described: Mutex<Described>,
     /// Its description.
     pub info: RwLock<DiskInfo>,
-    /// The host that presents it.
-    pub host: Mutex<[u8; 16]>,
 }
 
 impl Disk {
@@ -147,6 +149,7 @@ impl Disk {
         info: DiskInfo,
         state: &DiskState,
         presented: Attach,
+        presence: Presence,
         touched: Option<&Touched>,
     ) -> Self {
         let receiver = Receiver::restored(
@@ -157,7 +160,10 @@ impl Disk {
         )
         .with_presented(presented);
         let disk = Self::with(info, receiver, state.last_seq);
-        disk.described.lock().presented = presented;
+        {
+            let described = &mut *disk.described.lock();
+            (described.presented, described.presence) = (presented, presence);
+        }
         if let Some(touched) = touched {
             disk.stream.lock().touched = touched.clone();
         }
@@ -180,7 +186,6 @@ impl Disk {
             route: Mutex::new(None),
             described: Mutex::default(),
             info: RwLock::new(info),
-            host: Mutex::new([0; 16]),
         }
     }
 
@@ -197,6 +202,27 @@ impl Disk {
     /// The newest epoch that is known of: presented, or of a record.
     pub fn newest_epoch(&self) -> u32 {
         self.stream.lock().receiver.newest_epoch()
+    }
+
+    /// For messages.
+    pub fn label(&self) -> String {
+        let info = self.info.read();
+        format!("{}/{}", info.vm_name, info.name)
+    }
+
+    /// Where it is.
+    pub fn presence(&self) -> Presence {
+        self.described.lock().presence.clone()
+    }
+
+    /// Changes what is known of where it is; whether that is something new, which the log is to have.
+    pub fn change_presence(&self, change: impl FnOnce(&mut Presence)) -> bool {
+        let mut described = self.described.lock();
+        let before = described.presence.clone();
+        change(&mut described.presence);
+        let changed = described.presence != before;
+        described.owed |= changed;
+        changed
     }
 
     /// Whether a lane of this opening may be presented.
@@ -246,7 +272,7 @@ impl Disk {
         &self,
         attach: Attach,
         lineage: &Lineage,
-        host: [u8; 16],
+        host: HostId,
         route: Route,
         again: Option<u64>,
     ) -> Result<Option<u64>, Refusal> {
@@ -258,7 +284,6 @@ impl Disk {
         }
         stream.receiver.open(attach, lineage)?;
         let generation = self.generation.fetch_add(1, Ordering::AcqRel) + 1; // under the lock
-        let host_before = std::mem::replace(&mut *self.host.lock(), host);
         let mut present = self.route.lock();
         // What becomes durable from here on is acknowledged over the new route: `durable` stores the
         // position first and then takes this lock.
@@ -271,9 +296,10 @@ impl Disk {
         let before = present.replace(Present {
             route,
             attach_epoch,
+            host,
         });
         // A host that has it still, in another lane or in one that a VM has adopted, need not be told.
-        let before = before.filter(|_| host_before != host);
+        let before = before.filter(|before| before.host != host);
         if let Some(lost) = before.filter(|before| before.attach_epoch < attach_epoch) {
             let (current, found) = (attach_epoch, lost.attach_epoch);
             let message = Message::Error {
@@ -309,14 +335,24 @@ impl Disk {
         self.generation.fetch_add(1, Ordering::AcqRel); // under the lock: nothing more comes over it
     }
 
-    /// The channel of this generation has ended: nothing more comes or goes over it.
-    pub fn detach(&self, generation: u64) {
-        let _stream = self.stream.lock();
-        self.end_channel(generation);
+    /// The channel of this generation has ended: nothing more comes or goes over it. `in_order`: its host
+    /// says that the disk was closed in order, and that it has everything acknowledged. Whether the log is
+    /// to have something new.
+    pub fn detach(&self, generation: u64, in_order: bool) -> bool {
+        let stream = self.stream.lock();
+        let ended = self.end_channel(generation);
+        let receiver = stream.receiver;
+        let whole = receiver.received().0 == self.durable_seq() && !receiver.syncing();
+        let closed = ended && in_order && whole;
+        self.change_presence(|presence| {
+            if closed && presence.standing == Standing::Open {
+                presence.standing = Standing::Closed;
+            }
+        })
     }
 
-    /// Under the stream's lock.
-    fn end_channel(&self, generation: u64) {
+    /// Under the stream's lock. Whether it was the disk's present channel.
+    fn end_channel(&self, generation: u64) -> bool {
         let next = generation + 1;
         // Only the present one: a newer channel has its own.
         let ended =
@@ -325,6 +361,7 @@ impl Disk {
         if ended.is_ok() {
             *self.route.lock() = None;
         }
+        ended.is_ok()
     }
 
     /// Whether the channel of this generation is no longer the disk's.

@@ -183,7 +183,7 @@ fn a_superseded_channel_logs_nothing_and_its_end_is_not_the_end_of_the_next() {
     let bytes = frame(&[(1, BASE)]);
     let (outcome, _) = disk.take(&log, first, bytes.clone(), bytes.len());
     assert_eq!(outcome, Outcome::Superseded);
-    disk.detach(first);
+    disk.detach(first, false);
     assert!(disk.is_attached());
     let (outcome, counted) = disk.take(&log, second, bytes.clone(), bytes.len());
     assert_eq!((outcome, counted.records), (Outcome::Taken, 1));
@@ -204,7 +204,7 @@ fn a_superseded_channel_logs_nothing_and_its_end_is_not_the_end_of_the_next() {
         Some(second),
     );
     let second = news.unwrap().unwrap();
-    disk.detach(second);
+    disk.detach(second, false);
     assert!(!disk.is_attached());
     let (outcome, _) = disk.take(&log, second, bytes.clone(), bytes.len());
     assert_eq!(outcome, Outcome::Superseded);

@@ -2,15 +2,36 @@
 //!
 //! Invariant: what is written here can be read back here; unknown members are passed over.
 
+use crate::disk::Described;
 use crate::domain::ClosedCut;
+use crate::presence::{Presence, Standing};
+use filter_core::mapping::{hex, parse_id};
 use filter_core::session::Attach;
 use recovery_store::DiskInfo;
 use std::collections::BTreeMap;
 use uuid::Uuid;
 
-/// A disk's description, with the newest opening that was presented of it.
-pub fn describe(info: &DiskInfo, presented: Attach) -> String {
+const STANDINGS: [(Standing, &str); 3] = [
+    (Standing::Open, "open"),
+    (Standing::Closed, "closed"),
+    (Standing::SetAside, "set-aside"),
+];
+
+/// The word for how a disk stands.
+pub fn standing_word(standing: Standing) -> &'static str {
+    let found = STANDINGS.iter().find(|(known, _)| *known == standing);
+    found.map_or("open", |(_, word)| word)
+}
+
+/// A disk's description, with the newest opening that was presented of it, and where it is.
+pub fn describe(info: &DiskInfo, known: &Described) -> String {
+    let (presented, presence) = (&known.presented, &known.presence);
+    let hosts = presence.hosts.iter();
+    let hosts: BTreeMap<String, &String> = hosts.map(|(id, name)| (hex(id), name)).collect();
     serde_json::json!({
+        "standing": standing_word(presence.standing),
+        "host": hex(&presence.host),
+        "hosts": hosts,
         "presented_epoch": presented.epoch,
         "presented_id": presented.id,
         "presented_generation": presented.generation,
@@ -26,7 +47,7 @@ pub fn describe(info: &DiskInfo, presented: Attach) -> String {
 pub fn describe_back(
     disk_id: [u8; 16],
     text: &[u8],
-) -> Result<(DiskInfo, Attach), serde_json::Error> {
+) -> Result<(DiskInfo, Attach, Presence), serde_json::Error> {
     let value: serde_json::Value = serde_json::from_slice(text)?;
     let string = |key: &str| value.get(key).and_then(|v| v.as_str()).unwrap_or_default();
     let number = |key: &str| value.get(key).and_then(|v| v.as_u64()).unwrap_or(0);
@@ -42,7 +63,19 @@ pub fn describe_back(
         id: number("presented_id"),
         generation: number("presented_generation"),
     };
-    Ok((info, presented))
+    let standing = STANDINGS
+        .iter()
+        .find(|(_, word)| *word == string("standing"));
+    let hosts = value.get("hosts").and_then(|hosts| hosts.as_object());
+    let host = |(id, name): (&String, &serde_json::Value)| {
+        Some((parse_id(id)?, name.as_str().unwrap_or_default().into()))
+    };
+    let presence = Presence {
+        standing: standing.map_or(Standing::Open, |(standing, _)| *standing),
+        host: parse_id(string("host")).unwrap_or_default(),
+        hosts: hosts.into_iter().flatten().filter_map(host).collect(),
+    };
+    Ok((info, presented, presence))
 }
 
 /// A closed cut.
@@ -52,8 +85,11 @@ pub fn cut_out(cut: &ClosedCut) -> String {
         .iter()
         .map(|(disk, seq)| (disk.to_string(), *seq))
         .collect();
-    serde_json::json!({"time_ns": cut.time_ns, "name": cut.name, "positions": positions})
-        .to_string()
+    let left_out: Vec<String> = cut.left_out.iter().map(Uuid::to_string).collect();
+    serde_json::json!({
+        "time_ns": cut.time_ns, "name": cut.name, "positions": positions, "left_out": left_out,
+    })
+    .to_string()
 }
 
 /// And back; `None`: it is not one.
@@ -63,7 +99,10 @@ pub fn cut_back(epoch: u32, text: &[u8]) -> Option<ClosedCut> {
     for (disk, seq) in value.get("positions")?.as_object()? {
         positions.insert(Uuid::parse_str(disk).ok()?, seq.as_u64()?);
     }
+    let left_out = value.get("left_out").and_then(|v| v.as_array());
+    let uuid = |v: &serde_json::Value| Uuid::parse_str(v.as_str()?).ok();
     Some(ClosedCut {
+        left_out: left_out.into_iter().flatten().filter_map(uuid).collect(),
         epoch,
         time_ns: value.get("time_ns")?.as_u64()?,
         name: value.get("name").and_then(|v| v.as_str()).map(String::from),

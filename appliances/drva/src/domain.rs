@@ -10,6 +10,7 @@ use crate::identity;
 use crate::log::format::EntryKind;
 use crate::log::recover::Recovered;
 use crate::log::{Durability, Log, LogError, LogOptions, Submission};
+use crate::presence::{Host, HostId, Standing, hosts_of};
 use crossbeam::channel::{Receiver, Sender, bounded};
 use filter_core::session::Refusal;
 use filter_core::wire::{ErrorCode, OpenLane};
@@ -17,7 +18,7 @@ use hdrhistogram::Histogram;
 use parking_lot::{Condvar, Mutex, RwLock};
 use recovery_store::{DiskInfo, DiskPosition};
 use ringbuf::HeapRb;
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::path::Path;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
@@ -54,6 +55,8 @@ pub struct Figures {
     pub cuts_closed: AtomicU64,
     /// Cuts that could not be taken.
     pub cuts_void: AtomicU64,
+    /// Cuts for which hosts were asked to hold completions.
+    pub cuts_held: AtomicU64,
     /// Bytes of objects.
     pub stored_bytes: AtomicU64,
 }
@@ -74,6 +77,7 @@ impl Default for Figures {
             duplicates: AtomicU64::new(0),
             cuts_closed: AtomicU64::new(0),
             cuts_void: AtomicU64::new(0),
+            cuts_held: AtomicU64::new(0),
             stored_bytes: AtomicU64::new(0),
         }
     }
@@ -90,15 +94,17 @@ pub struct ClosedCut {
     pub name: Option<String>,
     /// Per disk its last record in the cut.
     pub positions: BTreeMap<Uuid, u64>,
+    /// Disks that an operator has set aside: they are not in it.
+    pub left_out: BTreeSet<Uuid>,
 }
 
-/// A cut that a host was asked for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// A cut that hosts were asked for.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Asked {
     /// Records below this epoch will belong to it.
     pub epoch: u32,
     /// Who was asked.
-    pub host: [u8; 16],
+    pub hosts: BTreeSet<HostId>,
     /// Another host has presented a disk meanwhile: nothing can come of it.
     pub void: bool,
 }
@@ -106,7 +112,7 @@ pub struct Asked {
 /// Why a cut could not be closed.
 #[derive(Debug, thiserror::Error)]
 pub enum CloseError {
-    /// A disk changed its host meanwhile.
+    /// A disk came from a host that was not asked.
     #[error("a disk came from another host meanwhile")]
     Moved,
     /// The log.
@@ -126,8 +132,8 @@ pub struct CutState {
     pub newest: Option<(u64, Option<String>, u64)>,
     /// Names that operators asked for, not yet taken.
     pub wanted: VecDeque<String>,
-    /// The last named cuts that came into the store: name, number, time.
-    named: HeapRb<(String, u64, u64)>,
+    /// The last named cuts that came into the store: name, epoch, number, time.
+    named: HeapRb<(String, u32, u64, u64)>,
 }
 
 impl Default for CutState {
@@ -145,19 +151,30 @@ impl Default for CutState {
 
 impl CutState {
     /// A cut is in the store.
-    pub fn committed(&mut self, number: u64, name: Option<String>, time_ns: u64) {
-        if let Some(name) = &name {
+    pub fn committed(&mut self, number: u64, cut: &ClosedCut) {
+        if let Some(name) = &cut.name {
             // The oldest goes: whoever asked for it has looked long ago.
-            self.named.push_overwrite((name.clone(), number, time_ns));
+            let named = (name.clone(), cut.epoch, number, cut.time_ns);
+            self.named.push_overwrite(named);
         }
-        self.newest = Some((number, name, time_ns));
+        self.newest = Some((number, cut.name.clone(), cut.time_ns));
     }
 
-    /// The cut of this name above number `after`, if it is in the store: its number and time.
-    pub fn named_after(&mut self, name: &str, after: u64) -> Option<(u64, u64)> {
+    /// The cut of this name that was begun after the one of epoch `after`, if it is in the store: its
+    /// number and time.
+    pub fn named_after(&mut self, name: &str, after: u32) -> Option<(u64, u64)> {
         let mut named = self.named.iter();
-        let found = named.find(|(known, number, _)| known == name && *number > after);
-        found.map(|(_, number, time_ns)| (*number, *time_ns))
+        let found = named.find(|(known, epoch, ..)| known == name && *epoch > after);
+        found.map(|(.., number, time_ns)| (*number, *time_ns))
+    }
+
+    /// A cut that was begun when so many waited for its name is closed: it is for all of them.
+    pub fn served(&mut self, name: &str, count: usize) {
+        for _ in 0..count {
+            if let Some(at) = self.wanted.iter().position(|wanted| wanted == name) {
+                self.wanted.remove(at);
+            }
+        }
     }
 }
 
@@ -217,12 +234,13 @@ impl Domain {
     fn restored(name: &str, id: [u8; 16], log: Log, recovered: &Recovered) -> Self {
         let mut disks = BTreeMap::new();
         for (disk_id, state) in &recovered.disks {
-            let Ok((info, presented)) = describe_back(*disk_id, &state.description) else {
+            let described = describe_back(*disk_id, &state.description);
+            let Ok((info, presented, presence)) = described else {
                 tracing::error!("domain {name}: the description of a disk in the log is malformed");
                 continue;
             };
             let touched = recovered.touched.get(disk_id);
-            let disk = Disk::restored(info, state, presented, touched);
+            let disk = Disk::restored(info, state, presented, presence, touched);
             disks.insert(*disk_id, Arc::new(disk));
         }
         let closed = recovered
@@ -280,7 +298,7 @@ impl Domain {
     pub fn open_lane(
         &self,
         lane: &OpenLane,
-        host: [u8; 16],
+        host: &Host,
         route: Route,
         again: Option<u64>,
     ) -> Result<Option<(Arc<Disk>, u64)>, Refused> {
@@ -323,14 +341,18 @@ impl Domain {
                 }
             }
         };
+        let moved;
         {
             let mut described = disk.described.lock();
+            let same = described.presented.is_same(&attach);
             let presented = described.presented.advanced(&attach);
-            described.owed |= changed || presented != described.presented;
-            described.presented = presented;
+            let presence = described.presence.presented(host, same);
+            moved = presence != described.presence;
+            described.owed |= changed || moved || presented != described.presented;
+            (described.presented, described.presence) = (presented, presence);
         }
         // The opening alone is not worth a wait now: the next records wait for it.
-        match self.log_owed(&lane.disk_id, &disk, &|| !changed) {
+        match self.log_owed(&lane.disk_id, &disk, &|| !changed && !moved) {
             Ok(()) | Err(LogError::GivenUp) => {}
             Err(error) => return Err((ErrorCode::Log, 0, error.to_string())),
         }
@@ -338,13 +360,57 @@ impl Domain {
             self.described.fetch_add(1, Ordering::AcqRel); // pairs with the upload's load
         }
         let generation = disk
-            .attach(attach, &lane.lineage, host, route, again)
+            .attach(attach, &lane.lineage, host.id, route, again)
             .map_err(fenced)?;
         let Some(generation) = generation else {
             return Ok(None);
         };
-        self.presented_by(host);
+        self.presented_by(host.id);
         Ok(Some((disk, generation)))
+    }
+
+    /// A lane's channel has ended; `in_order`: its host says that the disk was closed in order.
+    pub fn close_lane(&self, disk: &Disk, generation: u64, in_order: bool) {
+        if disk.detach(generation, in_order) {
+            // Lost, the disk counts as one that was not closed in order: nobody waits for room.
+            let _ = self.write_down(disk, &|| true);
+        }
+    }
+
+    /// Logs where a disk is, if that is owed.
+    fn write_down(&self, disk: &Disk, give_up: &dyn Fn() -> bool) -> Result<(), LogError> {
+        let disk_id = disk.info.read().uuid.into_bytes();
+        self.log_owed(&disk_id, disk, give_up)
+    }
+
+    /// An operator sets disks aside that are not to be waited for, or takes that back.
+    pub fn set_aside(&self, disks: &[Arc<Disk>], aside: bool) -> Result<(), LogError> {
+        for disk in disks {
+            disk.change_presence(|presence| match (aside, presence.standing) {
+                (true, _) => presence.standing = Standing::SetAside,
+                (false, Standing::SetAside) => presence.standing = Standing::Open,
+                (false, _) => {}
+            });
+            self.write_down(disk, &|| self.is_stopping())?;
+        }
+        Ok(())
+    }
+
+    /// Every host that ever had a disk of the domain, by name.
+    pub fn hosts(&self) -> BTreeMap<HostId, String> {
+        hosts_of(&self.disks.read())
+    }
+
+    /// An operator says that a host has left for good, and that nothing can be opened there any more.
+    pub fn forget_host(&self, host: &HostId) -> Result<(), LogError> {
+        let disks: Vec<Arc<Disk>> = self.disks.read().values().cloned().collect();
+        for disk in disks {
+            disk.change_presence(|presence| {
+                presence.hosts.remove(host);
+            });
+            self.write_down(&disk, &|| self.is_stopping())?;
+        }
+        Ok(())
     }
 
     /// The container was opened for writing, and holds the disks up to here: what a log that was lost knew.
@@ -363,9 +429,10 @@ impl Domain {
 
     /// A host has a disk from now on: a cut that another was asked for is void, since what this one
     /// sends may be stamped with any epoch. Called before anything of it is taken.
-    fn presented_by(&self, host: [u8; 16]) {
+    fn presented_by(&self, host: HostId) {
         let mut cuts = self.cuts.lock();
-        if let Some(asked) = cuts.outstanding.as_mut().filter(|asked| asked.host != host) {
+        let asked = cuts.outstanding.as_mut();
+        if let Some(asked) = asked.filter(|asked| !asked.hosts.contains(&host)) {
             asked.void = true;
             self.cuts_changed.notify_all();
         }
@@ -380,7 +447,7 @@ impl Domain {
         give_up: &dyn Fn() -> bool,
     ) -> Result<(), LogError> {
         let content = |described: &Described| {
-            let known = describe(&disk.info.read(), described.presented);
+            let known = describe(&disk.info.read(), described);
             described.owed.then(|| known.into_bytes())
         };
         loop {
@@ -473,7 +540,7 @@ impl Domain {
             if done {
                 return true;
             }
-            let void = cuts.outstanding.is_some_and(|asked| asked.void);
+            let void = cuts.outstanding.as_ref().is_some_and(|asked| asked.void);
             if void || std::time::Instant::now() >= deadline || self.is_stopping() {
                 return false;
             }

@@ -3,7 +3,8 @@
 //!
 //! The path of a record through it: [`session`] reads it from a connection, [`disk`] admits it,
 //! [`log`] makes it durable (then it is acknowledged), [`upload`] reads it from the log and feeds the
-//! container; [`cut`] decides where one cut ends and the next begins. [`hashes`] tells a sync what need
+//! container; [`cut`] decides where one cut ends and the next begins, by
+//! what [`presence`] knows of the disks. [`hashes`] tells a sync what need
 //! not be sent.
 //!
 //! Invariant: it never drops and never grows without bound: a slow store fills the log, a slow log
@@ -18,6 +19,8 @@ pub mod gate;
 pub mod hashes;
 pub mod identity;
 pub mod log;
+pub mod orders;
+pub mod presence;
 pub mod raw;
 pub mod session;
 pub mod status;
@@ -64,7 +67,7 @@ pub struct Args {
     /// Data bytes after which a part is uploaded.
     #[arg(long, default_value_t = 8 << 20)]
     pub part_bytes: usize,
-    /// Unix socket for commands, one JSON document a line: status, cut.
+    /// Unix socket for commands, one JSON document a line: status, cut, set-aside, take-back, forget-host.
     #[arg(long)]
     pub status_socket: Option<PathBuf>,
     /// This appliance's name, for people.

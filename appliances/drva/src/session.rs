@@ -8,9 +8,10 @@ use crate::cut::Answer;
 use crate::disk::{Disk, Outcome, Route};
 use crate::domain::Domain;
 use crate::hashes::Ask;
+use crate::presence::Host;
 use filter_core::wire::{
-    ErrorCode, FRAME_HEADER_BYTES, FrameHeader, FrameKind, Hello, Message, PROTOCOL_NEWEST,
-    PROTOCOL_OLDEST, PeerRole, PortRole, WireError,
+    DiskReport, ErrorCode, FRAME_HEADER_BYTES, FrameHeader, FrameKind, Hello, Message,
+    PROTOCOL_NEWEST, PROTOCOL_OLDEST, PeerRole, PortRole, WireError,
 };
 use parking_lot::{Condvar, Mutex};
 use std::collections::{BTreeMap, HashMap};
@@ -156,7 +157,7 @@ struct Session<'a> {
     role: PortRole,
     reader: BufReader<&'a TcpStream>,
     outbox: Arc<Outbox>,
-    host: [u8; 16],
+    host: Host,
     channels: HashMap<u32, Channel>,
 }
 
@@ -177,7 +178,7 @@ pub fn serve(appliance: &Arc<Appliance>, role: PortRole, stream: &TcpStream) {
             role,
             reader: BufReader::with_capacity(64 * 1024, stream),
             outbox: outbox.clone(),
-            host: [0; 16],
+            host: Host::default(),
             channels: HashMap::new(),
         };
         let ended = session.run();
@@ -241,15 +242,18 @@ impl Session<'_> {
                 "the first frame is not a hello".into(),
             ));
         };
-        hello.agree()?;
+        let protocol = hello.agree()?;
         if hello.role != PeerRole::Daemon || u16::from(hello.port_offset) != self.role.offset() {
             let text = format!("a hello for port +{} came on this port", hello.port_offset);
             return Err(SessionError::Protocol(text));
         }
-        self.host = hello.peer_id;
+        self.host = Host {
+            id: hello.peer_id,
+            name: hello.name,
+        };
         if self.role == PortRole::Control {
             self.appliance
-                .host_joined(hello.peer_id, self.outbox.clone());
+                .host_joined(&self.host, protocol, self.outbox.clone());
         }
         loop {
             let header = self.header()?;
@@ -285,9 +289,10 @@ impl Session<'_> {
                 self.open(channel, &lane);
                 Ok(())
             }
-            Message::CloseLane => {
+            Message::CloseLane { in_order } => {
                 if let Some(closed) = self.channels.remove(&channel) {
-                    closed.disk.detach(closed.generation);
+                    let (disk, generation) = (&closed.disk, closed.generation);
+                    closed.domain.close_lane(disk, generation, in_order);
                 }
                 Ok(())
             }
@@ -298,17 +303,16 @@ impl Session<'_> {
                 self.hashes(channel, offset_bytes, blocks);
                 Ok(())
             }
-            Message::CutPositions {
-                epoch,
-                domain,
-                positions,
-            } if self.role == PortRole::Control => {
-                let answer = Answer::Positions(epoch, positions);
-                self.appliance.cut_answer(&domain, self.host, answer);
+            answer @ (Message::CutPositions { .. }
+            | Message::CutReport { .. }
+            | Message::CutHeld { .. })
+                if self.role == PortRole::Control =>
+            {
+                self.cut_answer(answer);
                 Ok(())
             }
             Message::Error { seq, text, .. } if self.role == PortRole::Control => {
-                self.appliance.cut_refused(self.host, seq, &text);
+                self.appliance.cut_refused(self.host.id, seq, &text);
                 Ok(())
             }
             other => {
@@ -323,6 +327,36 @@ impl Session<'_> {
                 )))
             }
         }
+    }
+
+    /// A host's answer about a cut.
+    fn cut_answer(&self, message: Message) {
+        let (domain, answer) = match message {
+            Message::CutHeld { epoch, domain } => (domain, Answer::Held(epoch)),
+            Message::CutReport {
+                epoch,
+                domain,
+                disks,
+            } => (domain, Answer::Report(epoch, disks)),
+            Message::CutPositions {
+                epoch,
+                domain,
+                positions,
+            } => {
+                // Protocol 1 reports only what is complete, and does not say what is open: who has a
+                // disk there is taken to have it open.
+                let report = |(disk_id, seq)| DiskReport {
+                    disk_id,
+                    seq,
+                    open: true,
+                    complete: true,
+                };
+                let disks = positions.into_iter().map(report).collect();
+                (domain, Answer::Report(epoch, disks))
+            }
+            _ => return,
+        };
+        self.appliance.cut_answer(&domain, self.host.id, answer);
     }
 
     fn open(&mut self, channel: u32, lane: &filter_core::wire::OpenLane) {
@@ -358,7 +392,7 @@ impl Session<'_> {
             // It was closed while the news was under way.
             (true, None) => return,
         };
-        match domain.open_lane(lane, self.host, route, again) {
+        match domain.open_lane(lane, &self.host, route, again) {
             Ok(None) => {}
             Ok(Some((disk, generation))) => {
                 let opened = Channel {
@@ -367,7 +401,7 @@ impl Session<'_> {
                     generation,
                 };
                 if let Some(before) = self.channels.insert(channel, opened) {
-                    before.disk.detach(before.generation);
+                    before.disk.detach(before.generation, false);
                 }
             }
             Err((code, word, text)) => refuse(code, word, text),
@@ -430,10 +464,10 @@ impl Session<'_> {
     /// The connection is gone: nothing more is sent to it.
     fn leave(&mut self) {
         for channel in self.channels.values() {
-            channel.disk.detach(channel.generation);
+            channel.disk.detach(channel.generation, false);
         }
         if self.role == PortRole::Control {
-            self.appliance.host_left(self.host, &self.outbox);
+            self.appliance.host_left(self.host.id, &self.outbox);
         }
     }
 }

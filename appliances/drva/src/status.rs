@@ -1,7 +1,10 @@
 //! The status socket: one JSON document a line in, one out.
 
 use crate::appliance::Appliance;
+use crate::documents::standing_word;
 use crate::domain::{Domain, MAX_WANTED};
+use crate::orders::{self, domain_of};
+use filter_core::mapping::hex;
 use hdrhistogram::Histogram;
 use serde_json::{Value, json};
 use std::io::{BufRead, BufReader, Read, Write};
@@ -30,14 +33,14 @@ fn spread(histogram: &Histogram<u64>) -> Value {
     })
 }
 
-fn domain_document(domain: &Domain) -> Value {
+fn domain_document(appliance: &Appliance, domain: &Domain) -> Value {
     let disks: Vec<Value> = domain
         .disks
         .read()
         .values()
         .map(|disk| {
             let (received, epoch, syncing) = disk.received();
-            let info = disk.info.read();
+            let (info, presence) = (disk.info.read(), disk.presence());
             json!({
                 "uuid": info.uuid.to_string(),
                 "vm": info.vm_name,
@@ -49,9 +52,17 @@ fn domain_document(domain: &Domain) -> Value {
                 "attach_epoch": epoch,
                 "syncing": syncing,
                 "connected": disk.is_attached(),
+                "standing": standing_word(presence.standing),
+                "host": presence.host_name(),
             })
         })
         .collect();
+    let connected = appliance.connected_hosts();
+    let hosts = domain.hosts().into_iter().map(|(id, name)| {
+        let connected = connected.contains_key(&id);
+        json!({"id": hex(&id), "name": name, "connected": connected})
+    });
+    let hosts: Vec<Value> = hosts.collect();
     let figures = &domain.figures;
     let (used, max, full, failing) = domain.log.usage();
     let (batches, entries) = domain.log.counts();
@@ -64,6 +75,7 @@ fn domain_document(domain: &Domain) -> Value {
     json!({
         "name": domain.name,
         "disks": disks,
+        "hosts": hosts,
         "newest_cut": newest.map(|(number, name, time_ns)| {
             json!({"number": number, "name": name, "time_ns": time_ns})
         }),
@@ -71,6 +83,7 @@ fn domain_document(domain: &Domain) -> Value {
         "cuts_wanted": wanted,
         "cuts_closed": figure(&figures.cuts_closed),
         "cuts_void": figure(&figures.cuts_void),
+        "cuts_held": figure(&figures.cuts_held),
         "log": {
             "used_bytes": used, "max_bytes": max, "full": full, "failing": failing,
             "batches": batches, "entries": entries,
@@ -87,16 +100,12 @@ fn domain_document(domain: &Domain) -> Value {
 
 /// Asks for a cut and waits until the store holds it.
 fn named_cut(appliance: &Appliance, command: &Value) -> Value {
-    let text = |key: &str| command.get(key).and_then(Value::as_str);
-    let (Some(of), Some(name)) = (text("domain"), text("name")) else {
+    let Some(name) = command.get("name").and_then(Value::as_str) else {
         return json!({"error": "cut needs domain and name"});
     };
-    let Some(domain) = appliance
-        .domains()
-        .into_iter()
-        .find(|domain| domain.name == of)
-    else {
-        return json!({"error": format!("there is no domain `{of}`")});
+    let domain = match domain_of(appliance, command) {
+        Ok(domain) => domain,
+        Err(error) => return json!({"error": error}),
     };
     if name.is_empty() || name.len() > MAX_CUT_NAME_BYTES || name.contains(char::is_control) {
         let text = format!("a cut's name has 1 to {MAX_CUT_NAME_BYTES} bytes, none of control");
@@ -107,8 +116,9 @@ fn named_cut(appliance: &Appliance, command: &Value) -> Value {
     if cuts.wanted.len() >= MAX_WANTED {
         return json!({"error": format!("{MAX_WANTED} cuts are waited for already")});
     }
-    // A name may be used again: only a cut that comes after this request answers it.
-    let after = cuts.newest.as_ref().map_or(0, |(number, ..)| *number);
+    // A name may be used again, and by several at once: only a cut that is begun after this request
+    // answers it.
+    let after = cuts.last_epoch;
     cuts.wanted.push_back(name.into());
     domain.cuts_changed.notify_all();
     loop {
@@ -153,13 +163,20 @@ fn answer(appliance: &Appliance, line: &str) -> Value {
             let domains: Vec<Value> = appliance
                 .domains()
                 .iter()
-                .map(|domain| domain_document(domain))
+                .map(|domain| domain_document(appliance, domain))
                 .collect();
             json!({"name": appliance.name, "domains": domains})
         }
         Some("cut") => named_cut(appliance, &command),
-        _ => json!({"error": "cmd is one of status, cut"}),
+        Some("set-aside") => ordered(orders::set_aside(appliance, &command, true)),
+        Some("take-back") => ordered(orders::set_aside(appliance, &command, false)),
+        Some("forget-host") => ordered(orders::forget_host(appliance, &command)),
+        _ => json!({"error": "cmd is one of status, cut, set-aside, take-back, forget-host"}),
     }
+}
+
+fn ordered(done: Result<Value, String>) -> Value {
+    done.unwrap_or_else(|error| json!({"error": error}))
 }
 
 /// Answers one connection, line by line.

@@ -230,7 +230,7 @@ impl<'a> Attempt<'a> {
     fn look_at_gate(&mut self) {
         let again = {
             let cuts = self.of.domain.cuts.lock();
-            let asked = cuts.outstanding.map(|asked| asked.epoch);
+            let asked = cuts.outstanding.as_ref().map(|asked| asked.epoch);
             self.keeper.look(cuts.closed.front(), asked)
         };
         if let Some(batch) = again {
@@ -304,6 +304,7 @@ impl<'a> Attempt<'a> {
             time_ns: cut.time_ns,
             name: cut.name.clone(),
             positions: cut.positions.clone(),
+            left_out: cut.left_out.clone(),
         };
         fault::point("drva.before-commit");
         match self.of.wait(self.writer.commit(meta)) {
@@ -354,7 +355,7 @@ impl<'a> Attempt<'a> {
         }
         domain.commits.fetch_add(1, Ordering::AcqRel); // pairs with the load of whoever reads the store
         let mut cuts = domain.cuts.lock();
-        cuts.committed(number, cut.name.clone(), cut.time_ns);
+        cuts.committed(number, cut);
         drop(cuts);
         domain.alarm("commit", None);
     }

@@ -3,12 +3,13 @@ use super::*;
 use crate::disk::{Outcome, Route};
 use crate::domain::{Asked, CloseError};
 use crate::log::LogOptions;
+use crate::presence::Host;
 use crate::session::Outbox;
 use filter_core::record::{
     FLAG_STREAM_BASE, FLAG_SYNC_BEGIN, FLAG_SYNC_END, RecordHeader, RecordKind,
 };
 use filter_core::wire::OpenLane;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 const DISK: [u8; 16] = [3; 16];
 const HOST: [u8; 16] = [5; 16];
@@ -55,7 +56,12 @@ fn present(domain: &Domain, disk_id: [u8; 16], host: [u8; 16]) -> (Arc<crate::di
         outbox: Arc::new(Outbox::new()),
         channel: 1,
     };
-    domain.open_lane(&lane, host, route, None).unwrap().unwrap()
+    let name = String::new();
+    let host = Host { id: host, name };
+    domain
+        .open_lane(&lane, &host, route, None)
+        .unwrap()
+        .unwrap()
 }
 
 struct Fixture {
@@ -120,6 +126,7 @@ impl Fixture {
             time_ns: 1,
             name: None,
             positions: BTreeMap::from([(Uuid::from_bytes(DISK), seq)]),
+            left_out: BTreeSet::new(),
         };
         self.uploader.domain.close_cut(cut).unwrap();
     }
@@ -127,7 +134,7 @@ impl Fixture {
     fn ask_cut(&self, epoch: Option<u32>) {
         let asked = epoch.map(|epoch| Asked {
             epoch,
-            host: HOST,
+            hosts: BTreeSet::from([HOST]),
             void: false,
         });
         self.uploader.domain.cuts.lock().outstanding = asked;
@@ -273,6 +280,7 @@ fn a_disk_from_another_host_voids_the_cut_that_is_asked_for() {
             time_ns: 1,
             name: None,
             positions,
+            left_out: BTreeSet::new(),
         };
         domain.close_cut(cut)
     };

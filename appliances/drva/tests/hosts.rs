@@ -264,7 +264,7 @@ fn a_closed_lane_stands_where_it_stood() {
         link.records(channel, &[disk.write(0, 4096, channel as u8)]);
         link.wait_durable(channel, 3);
     }
-    link.send(&Message::CloseLane, 2);
+    link.send(&Message::CloseLane { in_order: true }, 2);
     drva.wait_until("detached", |status| {
         status["disks"][1]["connected"] == json!(false)
     });

@@ -151,7 +151,10 @@ fn a_disk_that_is_behind_the_store_is_fenced_although_the_log_knows_nothing() {
         }
     };
     assert_eq!(current, 5);
-    let risen = in_epoch(6);
-    let link = present(&drva, &risen, before.seq);
-    begin_anew(&site, &drva, link, risen, before.seq);
+    // It rises above that; what it held before it holds still.
+    let mut risen = before;
+    risen.open.attach_epoch = 6;
+    let held = risen.seq;
+    let link = present(&drva, &risen, held);
+    begin_anew(&site, &drva, link, risen, held);
 }

@@ -166,7 +166,7 @@ fn late_news_of_a_lane_takes_nothing_from_its_present_channel() {
     for channel in [1, 1, 9] {
         before.send(&Message::OpenLane(news.clone()), channel);
     }
-    before.send(&Message::CloseLane, 1);
+    before.send(&Message::CloseLane { in_order: false }, 1);
     before.send(&Message::OpenLane(news), 1);
     let (clock_ns, answer) = (1, false);
     before.send(&Message::Heartbeat { clock_ns, answer }, 0);

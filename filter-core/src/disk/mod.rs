@@ -10,6 +10,7 @@
 //! |---|---|
 //! | this one | the modes, writes and their completion |
 //! | [`ack`] | write-through: completions that wait for the appliance's log |
+//! | [`cut_hold`] | completions that wait for a cut over several hosts |
 //! | [`guard`] | the guards against a lost write, by name |
 //! | [`handoff`] | what goes along to another host |
 //! | [`hashes`] | what the replica holds already |
@@ -23,6 +24,7 @@
 //! defers the I/O, wakes the daemon, reads a block below the filter.
 
 pub mod ack;
+pub mod cut_hold;
 pub mod guard;
 pub mod handoff;
 pub mod hashes;
@@ -442,6 +444,12 @@ impl Disk {
         // Relaxed: the write that this is about is issued, and later ones stamped, after this; the
         // daemon's look is ordered by the stamping word and the fences around it.
         memory.producer().tracking_rounds.fetch_add(1, Relaxed);
+    }
+
+    /// A completion went on that a cut over several hosts relies on to be held: a cut that is being taken
+    /// must not be.
+    pub fn tear_cut(&self) {
+        self.note_tracking_round();
     }
 
     /// The disk has been enlarged: the new part is synced. The sidecar must have its regions' bits

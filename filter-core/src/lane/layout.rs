@@ -37,8 +37,9 @@ pub const MIN_RING_BYTES: u64 = 8 * MAX_PAYLOAD_BYTES as u64;
 pub const MAX_RING_BYTES: u64 = 1 << 30;
 /// The ring of a lane unless told otherwise.
 pub const DEFAULT_RING_BYTES: u64 = 8 << 20;
-/// Version of this layout.
-pub const LANE_VERSION: u32 = 3;
+/// Version of this layout. From 4 on the producer of a lane holds completions when a cut asks for it: a
+/// daemon that meets an older one does not serve it.
+pub const LANE_VERSION: u32 = 4;
 /// Longest name (domain, VM, disk label) in bytes.
 pub const MAX_NAME_BYTES: usize = 80;
 const LANE_MAGIC: u64 = u64::from_le_bytes(*b"jdrLANE1");

@@ -26,6 +26,11 @@
 //!
 //! The cut epoch uses the same double check: the producer says that it is stamping ([`stamp_enter`]),
 //! then reads the epoch; the daemon bumps the epoch, then looks who is stamping ([`epoch_bump`]).
+//!
+//! A cut over several hosts also holds completions: the daemon says until when ([`hold_begin`]), *then*
+//! bumps the epoch (H1, Release); a producer reads the epoch (H2, Acquire), and later, when the write comes
+//! back, whether it is held ([`hold_until`]). So a write that was stamped with the new epoch is held. The hold
+//! ends (H3, Release) when every host has bumped; who sees that it has ended (H4, Acquire) sees that.
 
 use super::sync::{AtomicU32, AtomicU64, Ordering, fence};
 
@@ -41,6 +46,10 @@ pub trait Orders {
     const TAIL_OBSERVE: Ordering = Ordering::Acquire; // C1 and C7, pair with P3
     /// C4.
     const HEAD_RELEASE: Ordering = Ordering::Release; // C4, pairs with P1
+    /// H1.
+    const EPOCH_PUBLISH: Ordering = Ordering::Release; // H1, pairs with H2
+    /// H2.
+    const EPOCH_OBSERVE: Ordering = Ordering::Acquire; // H2, pairs with H1
 }
 
 /// The orderings of the product.
@@ -96,7 +105,7 @@ pub fn stamp_enter<O: Orders>(stamping: &AtomicU32, cut_epoch: &AtomicU32) -> u3
     if O::FENCES {
         fence(Ordering::SeqCst); // pairs with the fence of `epoch_bump`
     }
-    cut_epoch.load(Ordering::Relaxed)
+    cut_epoch.load(O::EPOCH_OBSERVE) // H2
 }
 
 /// The producer has published what it stamped: `stamping` becomes even.
@@ -109,7 +118,7 @@ pub fn stamp_leave(stamping: &AtomicU32) {
 /// The daemon moves the cut epoch to `to`; from now on `stamping_done` tells, lane by lane, when
 /// nobody can publish an older epoch any more.
 pub fn epoch_bump<O: Orders>(cut_epoch: &AtomicU32, to: u32) {
-    cut_epoch.store(to, Ordering::Relaxed);
+    cut_epoch.store(to, O::EPOCH_PUBLISH); // H1
     if O::FENCES {
         fence(Ordering::SeqCst); // pairs with the fence of `stamp_enter`
     }
@@ -119,4 +128,20 @@ pub fn epoch_bump<O: Orders>(cut_epoch: &AtomicU32, to: u32) {
 /// older epoch is visible by the next read of the tail; an odd one must be waited for to change.
 pub fn stamping_round(stamping: &AtomicU32) -> u32 {
     stamping.load(Ordering::Acquire) // pairs with the store of `stamp_leave`
+}
+
+/// The daemon: completions are held until this moment of the host's monotonic clock, in ns, or until
+/// [`hold_end`]. Followed by [`epoch_bump`].
+pub fn hold_begin(hold: &AtomicU64, until_ns: u64) {
+    hold.store(until_ns, Ordering::Relaxed); // ordered by H1
+}
+
+/// The daemon: every host has bumped its epoch, or nothing comes of the cut.
+pub fn hold_end(hold: &AtomicU64) {
+    hold.store(0, Ordering::Release); // H3, pairs with H4
+}
+
+/// The producer, about a write that was stamped before: until when its completion is held; 0: it is not.
+pub fn hold_until(hold: &AtomicU64) -> u64 {
+    hold.load(Ordering::Acquire) // H4, pairs with H3
 }

@@ -2,7 +2,9 @@
 //!
 //! Invariant: reading never goes past the body's end, and every value is checked against its limit.
 
-use super::{Hello, MAX_NAME_BYTES, MAX_TEXT_BYTES, OpenLane, PeerRole, WireError};
+use super::{
+    DiskReport, Hello, MAX_CUT_DISKS, MAX_NAME_BYTES, MAX_TEXT_BYTES, OpenLane, PeerRole, WireError,
+};
 use crate::lane::layout::DIRTY_BLOCK_BYTES;
 use crate::lineage::{Attach, Lineage, MAX_ANCESTORS};
 use alloc::boxed::Box;
@@ -123,6 +125,28 @@ impl<'a> Cursor<'a> {
             incarnation,
             name,
         })
+    }
+
+    pub(super) fn disk_reports(&mut self) -> Result<Vec<DiskReport>, WireError> {
+        let count = self.u32("count")?;
+        if count > MAX_CUT_DISKS || count as usize * 25 > self.rest.len() {
+            return Err(self.bad("count"));
+        }
+        let mut disks = Vec::with_capacity(count as usize);
+        for _ in 0..count {
+            let (disk_id, seq) = (self.id("disk id")?, self.u64("seq")?);
+            let flags = self.u8("flags")?;
+            if flags & !3 != 0 {
+                return Err(self.bad("flags"));
+            }
+            disks.push(DiskReport {
+                disk_id,
+                seq: self.seq(seq)?,
+                open: flags & 1 != 0,
+                complete: flags & 2 != 0,
+            });
+        }
+        Ok(disks)
     }
 
     fn lineage(&mut self) -> Result<Lineage, WireError> {

@@ -4,7 +4,8 @@
 
 use super::body::{Body, Cursor};
 use super::{
-    ErrorCode, FrameHeader, FrameKind, Hello, MAX_CUT_DISKS, OpenLane, PeerRole, WireError,
+    DiskReport, ErrorCode, FrameHeader, FrameKind, Hello, MAX_CUT_DISKS, OpenLane, PeerRole,
+    WireError,
 };
 use crate::crc::crc32c;
 use crate::lane::layout::{HASH_BYTES, MAX_HASHES};
@@ -60,6 +61,37 @@ pub enum Message {
         /// Disk and last seq of each lane of the domain on this host.
         positions: Vec<([u8; 16], u64)>,
     },
+    /// The same from protocol 2 on: every disk of the domain on this host, and none if it has none.
+    CutReport {
+        /// The new epoch, as requested.
+        epoch: u32,
+        /// The domain.
+        domain: String,
+        /// Disk by disk.
+        disks: Vec<DiskReport>,
+    },
+    /// Hold the completions of writes, move the domain's cut epoch to `epoch`, and say so; report the positions
+    /// once released.
+    CutHold {
+        /// The new epoch.
+        epoch: u32,
+        /// The domain.
+        domain: String,
+    },
+    /// Completions are held, and the epoch is moved.
+    CutHeld {
+        /// The new epoch, as requested.
+        epoch: u32,
+        /// The domain.
+        domain: String,
+    },
+    /// Hold completions no longer: every host has moved its epoch, or the cut is given up.
+    CutRelease {
+        /// The epoch of the cut.
+        epoch: u32,
+        /// The domain.
+        domain: String,
+    },
     /// I am here.
     Heartbeat {
         /// The clock of who asked, ns.
@@ -68,7 +100,10 @@ pub enum Message {
         answer: bool,
     },
     /// This channel ends.
-    CloseLane,
+    CloseLane {
+        /// The disk was closed in order, and everything that was published of it has been acknowledged.
+        in_order: bool,
+    },
     /// What does the appliance hold of these blocks of the channel's disk?
     HashRequest {
         /// Start of the first, in bytes: a multiple of a block.
@@ -167,7 +202,33 @@ impl Message {
                 body.u8((*answer).into());
                 (FrameKind::Heartbeat, *clock_ns)
             }
-            Self::CloseLane => (FrameKind::CloseLane, 0),
+            Self::CutReport {
+                epoch,
+                domain,
+                disks,
+            } => {
+                body.text(domain);
+                body.u32(disks.len() as u32);
+                for disk in disks {
+                    body.0.extend_from_slice(&disk.disk_id);
+                    body.u64(disk.seq);
+                    body.u8(u8::from(disk.open) | u8::from(disk.complete) << 1);
+                }
+                (FrameKind::CutReport, u64::from(*epoch))
+            }
+            Self::CutHold { epoch, domain } => {
+                body.text(domain);
+                (FrameKind::CutHold, u64::from(*epoch))
+            }
+            Self::CutHeld { epoch, domain } => {
+                body.text(domain);
+                (FrameKind::CutHeld, u64::from(*epoch))
+            }
+            Self::CutRelease { epoch, domain } => {
+                body.text(domain);
+                (FrameKind::CutRelease, u64::from(*epoch))
+            }
+            Self::CloseLane { in_order } => (FrameKind::CloseLane, u64::from(*in_order)),
             Self::HashRequest {
                 offset_bytes,
                 blocks,
@@ -251,7 +312,29 @@ impl Message {
                 clock_ns: word,
                 answer: cursor.u8("answer")? != 0,
             },
-            FrameKind::CloseLane => Self::CloseLane,
+            FrameKind::CutReport => Self::CutReport {
+                epoch: cursor.epoch(word)?,
+                domain: cursor.text("domain")?,
+                disks: cursor.disk_reports()?,
+            },
+            FrameKind::CutHold => Self::CutHold {
+                epoch: cursor.epoch(word)?,
+                domain: cursor.text("domain")?,
+            },
+            FrameKind::CutHeld => Self::CutHeld {
+                epoch: cursor.epoch(word)?,
+                domain: cursor.text("domain")?,
+            },
+            FrameKind::CutRelease => Self::CutRelease {
+                epoch: cursor.epoch(word)?,
+                domain: cursor.text("domain")?,
+            },
+            FrameKind::CloseLane => match word {
+                0 | 1 => Self::CloseLane {
+                    in_order: word == 1,
+                },
+                _ => return Err(cursor.bad("in order")),
+            },
             FrameKind::HashRequest => {
                 let offset_bytes = cursor.block_offset(word)?;
                 let blocks = cursor.u32("blocks")?;

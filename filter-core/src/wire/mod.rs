@@ -38,12 +38,14 @@ pub const MAX_DATA_BYTES: u32 = 1 << 20;
 pub const MAX_BODY_BYTES: u32 = 256 * 1024;
 /// Longest text in a body.
 pub const MAX_TEXT_BYTES: usize = 1024;
-/// Most disks that one CUT_POSITIONS names.
+/// Most disks that one CUT_POSITIONS or CUT_REPORT names.
 pub const MAX_CUT_DISKS: u32 = 8192;
 /// The first TCP port; see [`PortRole`] for the others.
 pub const DEFAULT_PORT_BASE: u16 = 32873;
-/// The protocol that this program speaks best.
-pub const PROTOCOL_NEWEST: u16 = 1;
+/// The protocol that this program speaks best. 2: a daemon answers a cut with [`Message::CutReport`],
+/// also when it has no disk of the domain, and is on the control port whether or not it has any; it can hold
+/// completions for a cut over several hosts.
+pub const PROTOCOL_NEWEST: u16 = 2;
 /// The oldest protocol that it still speaks.
 pub const PROTOCOL_OLDEST: u16 = 1;
 
@@ -117,6 +119,15 @@ pub enum FrameKind {
     HashRequest = 11,
     /// Appliance: hashes of the blocks from `word` on.
     Hashes = 12,
+    /// Daemon, on control, from protocol 2 on instead of CUT_POSITIONS: how the domain's disks on this
+    /// host stand below the epoch `word`.
+    CutReport = 13,
+    /// Appliance, on control: hold completions, then move the domain's cut epoch to `word`.
+    CutHold = 14,
+    /// Daemon, on control: that is done, and completions are held.
+    CutHeld = 15,
+    /// Appliance, on control: every host has moved its epoch to `word`, or nothing comes of it.
+    CutRelease = 16,
 }
 
 impl FrameKind {
@@ -134,6 +145,10 @@ impl FrameKind {
             10 => Self::CloseLane,
             11 => Self::HashRequest,
             12 => Self::Hashes,
+            13 => Self::CutReport,
+            14 => Self::CutHold,
+            15 => Self::CutHeld,
+            16 => Self::CutRelease,
             _ => return None,
         })
     }
@@ -382,6 +397,19 @@ impl OpenLane {
             generation: self.map_generation,
         }
     }
+}
+
+/// How one disk of a cut stands, as its host says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DiskReport {
+    /// The disk.
+    pub disk_id: [u8; 16],
+    /// Its last record below the cut's epoch.
+    pub seq: u64,
+    /// A process had it open at some time while the cut was taken. Then no other host has.
+    pub open: bool,
+    /// Its stream held every write all the while; otherwise `seq` is worth nothing.
+    pub complete: bool,
 }
 
 /// What went wrong, as a number for programs. Never renumbered.

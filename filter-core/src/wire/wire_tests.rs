@@ -59,7 +59,12 @@ fn golden_hello() {
 
 #[test]
 fn versions_are_agreed_or_refused() {
-    assert_eq!(hello().agree(), Ok(1));
+    assert_eq!(hello().agree(), Ok(PROTOCOL_NEWEST));
+    let older = Hello {
+        newest: 1,
+        ..hello()
+    };
+    assert_eq!(older.agree(), Ok(1));
     let future = Hello {
         oldest: 7,
         newest: 9,
@@ -139,7 +144,38 @@ fn messages() -> Vec<Message> {
             clock_ns: 12,
             answer: true,
         },
-        Message::CloseLane,
+        Message::CloseLane { in_order: false },
+        Message::CloseLane { in_order: true },
+        Message::CutHold {
+            epoch: 8,
+            domain: "d".into(),
+        },
+        Message::CutHeld {
+            epoch: 8,
+            domain: "d".into(),
+        },
+        Message::CutRelease {
+            epoch: 8,
+            domain: "d".into(),
+        },
+        Message::CutReport {
+            epoch: 8,
+            domain: "d".into(),
+            disks: vec![
+                DiskReport {
+                    disk_id: [7; 16],
+                    seq: 99,
+                    open: true,
+                    complete: false,
+                },
+                DiskReport {
+                    disk_id: [8; 16],
+                    seq: 0,
+                    open: false,
+                    complete: true,
+                },
+            ],
+        },
         Message::HashRequest {
             offset_bytes: 3 << 16,
             blocks: 256,
@@ -250,6 +286,15 @@ fn a_count_is_checked_against_what_is_left() {
     };
     let field = WireError::Field {
         kind: 8,
+        field: "count",
+    };
+    assert_eq!(Message::decode(&header, &body.0), Err(field));
+    let header = FrameHeader {
+        kind: FrameKind::CutReport,
+        ..header
+    };
+    let field = WireError::Field {
+        kind: 13,
         field: "count",
     };
     assert_eq!(Message::decode(&header, &body.0), Err(field));

@@ -56,11 +56,21 @@ impl Ports {
         peer.greet();
         peer
     }
+
+    /// The same, up to this protocol.
+    pub fn greet_speaking(&self, role: PortRole, newest: u16) -> Peer {
+        let mut peer = self.accept(role);
+        peer.newest = newest;
+        peer.greet();
+        peer
+    }
 }
 
 pub struct Peer {
     pub stream: TcpStream,
     pub role: PortRole,
+    /// The newest protocol that it speaks.
+    pub newest: u16,
 }
 
 pub struct Frame {
@@ -74,13 +84,17 @@ impl Peer {
         stream.set_read_timeout(Some(DEADLINE)).unwrap();
         stream.set_write_timeout(Some(DEADLINE)).unwrap();
         stream.set_nodelay(true).unwrap();
-        Self { stream, role }
+        Self {
+            stream,
+            role,
+            newest: 1,
+        }
     }
 
     pub fn hello(&self) -> Hello {
         Hello {
             oldest: 1,
-            newest: 1,
+            newest: self.newest,
             role: PeerRole::Appliance,
             port_offset: self.role.offset() as u8,
             peer_id: [3; 16],
@@ -211,6 +225,8 @@ pub struct State {
     pub opens: Vec<([u8; 16], u16, u32)>,
     /// Each CLOSE_LANE: disk, port.
     pub closes: Vec<([u8; 16], u16)>,
+    /// Those of them that said that the disk was closed in order.
+    pub closed_in_order: Vec<[u8; 16]>,
     /// What the daemon did wrong.
     pub wrongs: Vec<String>,
     /// Answers to requests for cuts.
@@ -381,11 +397,14 @@ impl Session {
             let channel = frame.header.channel;
             match Message::decode(&frame.header, &frame.body).unwrap() {
                 Message::OpenLane(lane) => self.open(channel, &lane),
-                Message::CloseLane => {
+                Message::CloseLane { in_order } => {
                     let closed = self.channels.remove(&channel);
                     let mut state = self.state.lock().unwrap();
                     match closed {
-                        Some((disk, _)) => state.closes.push((disk, self.peer.role.offset())),
+                        Some((disk, _)) => {
+                            state.closes.push((disk, self.peer.role.offset()));
+                            state.closed_in_order.extend(in_order.then_some(disk));
+                        }
                         None => state.wrongs.push("an unknown channel was closed".into()),
                     }
                 }
@@ -395,7 +414,9 @@ impl Session {
                         self.peer.send(&Message::Heartbeat { clock_ns, answer }, 0);
                     }
                 }
-                answer @ (Message::CutPositions { .. } | Message::Error { .. }) => {
+                answer @ (Message::CutPositions { .. }
+                | Message::CutReport { .. }
+                | Message::Error { .. }) => {
                     self.state.lock().unwrap().cuts.push(answer);
                 }
                 other => {

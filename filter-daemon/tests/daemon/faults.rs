@@ -1,7 +1,7 @@
 //! Faults on request in the daemon.
 
 use crate::appliance::Ports;
-use crate::vm::{DISK, Daemon, Host};
+use crate::vm::{DISK, DOMAIN, Daemon, Host};
 use crate::wait_for;
 use filter_core::wire::{ErrorCode, FRAME_HEADER_BYTES, FrameHeader, Message, PortRole};
 use std::io::Read;
@@ -20,6 +20,16 @@ fn every_point_of_the_daemon_is_passed() {
     wait_for("it is acknowledged", || {
         daemon.lane(&DISK).unwrap()["durable_seq"] == last
     });
+    let mut control = ports.greet(PortRole::Control);
+    let cut = Message::CutRequest {
+        epoch: 2,
+        domain: DOMAIN.into(),
+    };
+    control.send(&cut, 0);
+    assert!(matches!(
+        control.message(),
+        (0, Message::CutPositions { .. })
+    ));
     let refusal = Message::Error {
         code: ErrorCode::Fenced,
         seq: 2,

@@ -153,7 +153,7 @@ fn a_fenced_lane_is_silent_until_its_epoch_changes() {
     let vm = Vm::new(&host.run, DISK, 3, 1000);
     let channel = loop {
         match peer.message() {
-            (_, Message::CloseLane) => {}
+            (_, Message::CloseLane { .. }) => {}
             (channel, Message::OpenLane(lane)) => {
                 assert_eq!(lane.attach_epoch, 3);
                 break channel;

@@ -232,10 +232,20 @@ impl Daemon {
 
     /// With faults.
     pub fn start_with(host: &Host, port_base: u16, fault: &str) -> Self {
+        Self::spawn(host, port_base, fault, &[])
+    }
+
+    /// With more arguments.
+    pub fn start_with_args(host: &Host, port_base: u16, more: &[&str]) -> Self {
+        Self::spawn(host, port_base, "", more)
+    }
+
+    fn spawn(host: &Host, port_base: u16, fault: &str, more: &[&str]) -> Self {
         let log = host.path("daemon.log");
         let mut options = File::options();
         let file = options.create(true).append(true).open(&log).unwrap();
         let mut child = Self::command(host, port_base)
+            .args(more)
             .env("JETDR_FAULT", fault)
             .stdin(Stdio::null())
             .stdout(Stdio::piped())

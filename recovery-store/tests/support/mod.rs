@@ -150,6 +150,7 @@ pub async fn commit(writer: &mut CutWriter, name: Option<&str>) -> u64 {
         time_ns: 1_700_000_000_000_000_000,
         name: name.map(Into::into),
         positions,
+        ..CutMeta::default()
     };
     writer.commit(meta).await.expect("commits").cut
 }

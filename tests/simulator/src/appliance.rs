@@ -15,6 +15,7 @@ use drva::log::{
     Batcher, Durability, LogError, LogOptions, Segment, Submission, durability, gather,
     note_segment,
 };
+use drva::presence::Host;
 use filter_core::record::RecordHeader;
 use filter_core::session::Refusal;
 use filter_core::wire::{ErrorCode, OpenLane};
@@ -202,9 +203,9 @@ impl Domain {
         let batcher = Batcher::new(volume.clone(), DOMAIN_ID, options, &recovered)?;
         let mut disks = BTreeMap::new();
         for (id, state) in &recovered.disks {
-            if let Ok((info, presented)) = describe_back(*id, &state.description) {
+            if let Ok((info, presented, presence)) = describe_back(*id, &state.description) {
                 let touched = recovered.touched.get(id);
-                let disk = Disk::restored(info, state, presented, touched);
+                let disk = Disk::restored(info, state, presented, presence, touched);
                 disks.insert(*id, Arc::new(disk));
             }
         }
@@ -248,7 +249,7 @@ impl Domain {
     pub fn open_lane(
         &mut self,
         lane: &OpenLane,
-        host: [u8; 16],
+        host: &Host,
         route: Route,
         again: Option<u64>,
     ) -> Result<Option<u64>, (ErrorCode, u64, String)> {
@@ -285,25 +286,40 @@ impl Domain {
                 (disk, true)
             }
         };
-        let presented = {
+        let owed = {
             let mut described = disk.described.lock();
+            let same = described.presented.is_same(&attach);
             let presented = described.presented.advanced(&attach);
-            (std::mem::replace(&mut described.presented, presented) != presented)
-                .then_some(presented)
+            let presence = described.presence.presented(host, same);
+            let news = presented != described.presented || presence != described.presence;
+            (described.presented, described.presence) = (presented, presence);
+            changed || news
         };
-        if changed || presented.is_some() {
-            let content = describe(&disk.info.read(), disk.described.lock().presented);
+        if owed {
+            let content = describe(&disk.info.read(), &disk.described.lock());
             self.entry(EntryKind::Disk, lane.disk_id, 0, content);
         }
         self.described += u32::from(changed);
         let generation = disk
-            .attach(attach, &lane.lineage, host, route, again)
+            .attach(attach, &lane.lineage, host.id, route, again)
             .map_err(fenced)?;
-        // A cut that another host was asked for is void.
-        if let Some(asked) = self.outstanding.as_mut().filter(|of| of.host != host) {
+        // A cut that others were asked for is void.
+        let asked = self.outstanding.as_mut();
+        if let Some(asked) = asked.filter(|of| !of.hosts.contains(&host.id)) {
             asked.void = true;
         }
         Ok(generation)
+    }
+
+    /// A lane's channel has ended.
+    pub fn close_lane(&mut self, disk_id: &[u8; 16], generation: u64, in_order: bool) {
+        let Some(disk) = self.disks.get(disk_id).cloned() else {
+            return;
+        };
+        if disk.detach(generation, in_order) {
+            let content = describe(&disk.info.read(), &disk.described.lock());
+            self.entry(EntryKind::Disk, *disk_id, 0, content);
+        }
     }
 
     /// The container was opened for writing, and holds the disks up to here.

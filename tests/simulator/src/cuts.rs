@@ -3,13 +3,13 @@
 //! Invariant: as in `drva::cut`: a cut is closed only if each disk of the domain has a position, is durable up
 //! to it and is consistent at it, and if no disk came from another host meanwhile.
 
-use crate::guest::RELAXED;
 use crate::host::DOMAIN;
 use crate::server::Cut;
 use crate::world::{Event, SECOND, World};
 use drva::domain::{Asked, ClosedCut};
+use drva::presence::{HostId, Missing, Reports, assemble, hosts_of};
 use filter_core::mutant::{Guard, holds};
-use filter_core::wire::{Message, PortRole};
+use filter_core::wire::{DiskReport, Message, PortRole};
 use std::collections::{BTreeMap, BTreeSet};
 use uuid::Uuid;
 
@@ -51,6 +51,7 @@ impl World {
     }
 
     pub(crate) fn cut_begin(&mut self) -> Result<(), String> {
+        let asked = self.connected_hosts();
         let Some(server) = &mut self.server else {
             return Ok(());
         };
@@ -60,45 +61,49 @@ impl World {
             return Err("a disk is syncing".into());
         }
         let attached = domain.disks.values().filter(|disk| disk.is_attached());
-        let hosts: BTreeSet<[u8; 16]> = attached.map(|disk| *disk.host.lock()).collect();
-        let mut hosts = hosts.into_iter();
-        let host = match (hosts.next(), hosts.next()) {
-            (None, _) => return Err("no host of the domain is connected".into()),
-            (Some(_), Some(_)) => return Err("its disks are on several hosts".into()),
-            (Some(host), None) => host,
-        };
+        let attached: BTreeSet<HostId> = attached.map(|disk| disk.presence().host).collect();
+        let hold = attached.len() > 1;
+        if asked.is_empty() {
+            return Err("no host of the domain is connected".into());
+        }
         domain.last_epoch += 1;
         let epoch = domain.last_epoch;
+        let hosts: BTreeSet<HostId> = asked.keys().copied().collect();
         domain.outstanding = Some(Asked {
             epoch,
-            host,
+            hosts: hosts.clone(),
             void: false,
         });
         drop(shared);
-        let number = self.hosts.iter().position(|h| h.id == host);
-        let control = self
-            .connections
-            .values()
-            .find(|c| Some(c.host) == number && c.role == PortRole::Control && c.appliance_has);
-        let Some(control) = control else {
-            return Err("the host's control connection is down".into());
-        };
-        let domain = DOMAIN.into();
-        let request = Message::CutRequest { epoch, domain };
-        control.outbox.send(&request, 0);
+        if !attached.is_subset(&hosts) {
+            return Err("a host's control connection is down".into());
+        }
         let (time_ns, run) = (self.now, server.run);
-        server.cut = Cut::Asked {
-            epoch,
-            host,
-            time_ns,
-        };
+        let domain = DOMAIN.into();
+        self.send_to_hosts(match hold {
+            true => Message::CutHold { epoch, domain },
+            false => Message::CutRequest { epoch, domain },
+        });
+        if hold {
+            self.count("cut: of several hosts");
+        }
         self.say(|| {
+            let now = self.oracle.now();
             format!(
-                "cut of epoch {epoch} is asked for of {number:?}, moment {}",
-                self.oracle.now()
+                "cut of epoch {epoch} is asked for of {} hosts, moment {now}",
+                hosts.len()
             )
         });
-        self.note_blind(epoch, host);
+        if let Some(server) = &mut self.server {
+            server.cut = Cut::Asked {
+                epoch,
+                unheld: if hold { hosts.clone() } else { BTreeSet::new() },
+                hosts,
+                reports: Reports::new(),
+                hold,
+                time_ns,
+            };
+        }
         self.asked.insert(epoch, self.oracle.now());
         self.through.cut_asked(epoch);
         self.count("cut: asked for");
@@ -107,30 +112,61 @@ impl World {
         Ok(())
     }
 
-    /// Notes a cut that is taken while a VM runs elsewhere.
-    pub(crate) fn note_blind(&mut self, epoch: u32, host: [u8; 16]) {
-        let asked = self.hosts.iter().position(|h| h.id == host);
-        let lanes = asked.and_then(|host| self.hosts.get(host));
-        // A lane that a VM has left behind is not its disk.
-        let there = |disk: &usize| {
-            let lane = lanes.and_then(|host| host.lanes.get(disk));
-            let epoch = lane.map(|lane| lane.memory().producer().attach_epoch.load(RELAXED));
-            epoch.is_some() && epoch == self.header_of(*disk).map(|header| header.attach_epoch)
+    /// The hosts whose control connection stands, as the appliance sees it: the newest connection of each.
+    fn connected_hosts(&self) -> BTreeMap<HostId, u64> {
+        let control = self.connections.iter();
+        let control = control.filter(|(_, c)| c.role == PortRole::Control && c.appliance_has);
+        let id = |host: usize| self.hosts.get(host).map(|host| host.id);
+        control
+            .filter_map(|(name, c)| Some((id(c.host)?, *name)))
+            .collect()
+    }
+
+    fn send_to_hosts(&mut self, message: Message) {
+        for connection in self.connected_hosts().into_values() {
+            if let Some(control) = self.connections.get(&connection) {
+                control.outbox.send(&message, 0);
+            }
+        }
+        self.flush_outboxes();
+    }
+
+    /// A host holds completions, and has moved its epoch.
+    pub(crate) fn cut_held(&mut self, from: HostId, of: u32) {
+        let Some(server) = &mut self.server else {
+            return;
         };
-        let unknown = |vm: &crate::guest::Vm| {
-            vm.runs && Some(vm.host) != asked || !vm.disks.iter().all(there)
+        let Cut::Asked { epoch, unheld, .. } = &mut server.cut else {
+            return;
         };
-        let crashed = |vm: &crate::guest::Vm| !vm.runs && !vm.disks.iter().all(there);
-        let vms = self.vms.iter().enumerate();
-        let crashed: Vec<_> = vms
-            .filter(|(_, vm)| crashed(vm))
-            .map(|(at, _)| (epoch, at))
-            .collect();
-        let blind = self.vms.iter().any(unknown);
-        self.crashed.extend(crashed);
+        let epoch = *epoch;
+        if epoch == of && unheld.remove(&from) && unheld.is_empty() {
+            let domain = DOMAIN.into();
+            self.send_to_hosts(Message::CutRelease { epoch, domain });
+        }
+    }
+
+    /// Notes a cut that may lack writes of an opening that the appliance cannot have heard of: its host
+    /// never had a disk of the domain and was not asked, or has crashed since and took all that told of it
+    /// along.
+    pub(crate) fn note_blind(&mut self, epoch: u32, reports: &Reports) {
+        let Some(server) = &self.server else { return };
+        let known = hosts_of(&server.shared.borrow().domain.disks);
+        let blind = self.disks.iter().any(|disk| {
+            let Some(opening) = disk.opened_on else {
+                return false;
+            };
+            let presented = self.presented.get(&disk.id).copied().unwrap_or(0);
+            let Some(host) = self.hosts.get(opening.host) else {
+                return false;
+            };
+            let heard = reports.contains_key(&host.id);
+            let unknown = !heard && !known.contains_key(&host.id);
+            presented < opening.epoch && (unknown || host.boot != opening.boot)
+        });
         if blind {
             self.blind.insert(epoch);
-            self.count("cut: taken while a VM ran on another host");
+            self.count("cut: taken in ignorance of an opening");
         }
     }
 
@@ -140,12 +176,18 @@ impl World {
         let Some(server) = &mut self.server else {
             return;
         };
-        server.cut = Cut::None;
+        let before = std::mem::replace(&mut server.cut, Cut::None);
         server.shared.borrow_mut().domain.outstanding = None;
         // Seldom is enough while it cannot be.
         server.cut_wait = (server.cut_wait * 2).min(self.plan.cut_interval.max(60 * SECOND));
         self.arm_cut();
         self.wake_upload();
+        if let Cut::Asked { epoch, unheld, .. } = before
+            && !unheld.is_empty()
+        {
+            let domain = DOMAIN.into();
+            self.send_to_hosts(Message::CutRelease { epoch, domain });
+        }
     }
 
     /// A cut has taken too long.
@@ -164,45 +206,53 @@ impl World {
         }
     }
 
-    pub(crate) fn cut_positions(
-        &mut self,
-        from: [u8; 16],
-        of: u32,
-        reported: Vec<([u8; 16], u64)>,
-    ) {
+    pub(crate) fn cut_report(&mut self, from: HostId, of: u32, disks: Vec<DiskReport>) {
         let Some(server) = &mut self.server else {
             return;
         };
         let Cut::Asked {
             epoch,
-            host,
+            hosts,
+            reports,
             time_ns,
-        } = server.cut
+            hold,
+            ..
+        } = &mut server.cut
         else {
             return;
         };
-        if epoch != of || host != from {
+        if *epoch != of || !hosts.contains(&from) {
             return;
         }
-        let mut positions: BTreeMap<[u8; 16], u64> = reported.into_iter().collect();
-        let mut void = None;
-        for (id, disk) in &server.shared.borrow().domain.disks {
-            if !positions.contains_key(id) {
-                if disk.is_attached() {
-                    void = Some("the host reported no position of a disk");
-                }
-                positions.insert(*id, disk.durable_seq());
-            }
+        reports.insert(from, disks);
+        if reports.len() < hosts.len() {
+            return;
         }
-        if let Some(why) = void {
-            return self.void(why);
+        let (epoch, time_ns, reports, hold) = (*epoch, *time_ns, reports.clone(), *hold);
+        let assembled = assemble(&server.shared.borrow().domain.disks, &reports);
+        let positions = match assembled {
+            Ok(assembled) => assembled.positions,
+            Err(why) => {
+                self.count(match why {
+                    Missing::Lost { .. } => "cut: void for a lost disk",
+                    Missing::Absent { .. } => "cut: void for an absent host",
+                    Missing::Moving(_) | Missing::Unpresented => "cut: void for a disk that moves",
+                    Missing::Incomplete(_) => "cut: void for a disk that syncs",
+                });
+                return self.void(&why.to_string());
+            }
+        };
+        let open = reports.values();
+        let open = open.filter(|disks| disks.iter().any(|disk| disk.open));
+        if open.count() > 1 && !hold {
+            return self.void("a disk was opened on another host meanwhile");
         }
         server.cut = Cut::Waiting {
             epoch,
             time_ns,
             positions,
         };
-        self.note_blind(epoch, from);
+        self.note_blind(epoch, &reports);
         self.try_close();
     }
 
@@ -243,6 +293,7 @@ impl World {
             time_ns,
             name: None,
             positions: out,
+            left_out: BTreeSet::new(),
         });
         drop(shared);
         if !closed {

@@ -1,20 +1,17 @@
-//! The daemon of a host: finds lanes, pumps them, answers cuts.
+//! The daemon of a host: finds lanes, pumps them.
 //!
 //! Invariant: as in `filter_daemon`, whose lanes, answers to messages and view of a cut these are; the
 //! rounds of its pumps and of its control thread are events here.
 
-use crate::host::DOMAIN;
 use crate::network::Frame;
+use crate::taking::Taking;
 use crate::world::{Event, MS, SECOND, US, World};
 use crossbeam::channel::Sender;
 use filter_core::lane::heap::HeapLane;
 use filter_core::lane::layout::LaneState;
-use filter_core::lane::ring::{self, Sound};
 use filter_core::lane::sync::Ordering::Relaxed;
-use filter_core::mutant::{Guard, holds};
 use filter_core::wire::{ErrorCode, Message, PortRole};
-use filter_daemon::control::Doing;
-use filter_daemon::lane::{CutAnswer, CutAsk, Lane, Stage};
+use filter_daemon::lane::{CutAsk, Lane, Stage};
 use filter_daemon::pump::handle;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -27,16 +24,9 @@ const FRAME_BYTES: usize = 256 * 1024;
 pub struct Served {
     /// The product's.
     pub lane: Lane<HeapLane>,
-    asks: Sender<CutAsk>,
+    pub(crate) asks: Sender<CutAsk>,
     role: PortRole,
-    disk: usize,
-}
-
-/// A cut that is being taken.
-pub struct Taking {
-    epoch: u32,
-    connection: u64,
-    before: Vec<(usize, Doing)>,
+    pub(crate) disk: usize,
 }
 
 /// A daemon.
@@ -50,7 +40,7 @@ pub struct Daemon {
     next_channel: u32,
     pumps: BTreeSet<u16>,
     dials: BTreeSet<u16>,
-    taking: Option<Taking>,
+    pub(crate) taking: Option<Taking>,
 }
 
 impl World {
@@ -270,7 +260,9 @@ impl World {
         let connection = daemon.connections.get(&role.offset()).copied();
         if let Some(connection) = connection {
             for channel in closed {
-                self.send_up(connection, channel, Frame::Message(Message::CloseLane));
+                let in_order = false; // it comes back on another port
+                let close = Message::CloseLane { in_order };
+                self.send_up(connection, channel, Frame::Message(close));
             }
         }
         for to in moved {
@@ -392,7 +384,7 @@ impl World {
                 .set_link(u32::from(role.offset()), false);
         }
         if role == PortRole::Control {
-            daemon.taking = None;
+            self.give_cut_up(host);
         }
         for disk in poke {
             self.poke_filter(disk);
@@ -412,8 +404,13 @@ impl World {
         message: Message,
     ) {
         if role == PortRole::Control {
-            if let Message::CutRequest { epoch, .. } = message {
-                self.cut_request(host, connection, epoch);
+            match message {
+                Message::CutRequest { epoch, .. } => {
+                    self.cut_request(host, connection, epoch, false);
+                }
+                Message::CutHold { epoch, .. } => self.cut_request(host, connection, epoch, true),
+                Message::CutRelease { epoch, .. } => self.cut_release(host, epoch),
+                _ => {}
             }
             return;
         }
@@ -458,105 +455,6 @@ impl World {
                 self.count("daemon gave a connection up");
                 self.close_by_daemon(connection);
                 self.lost(host, role);
-            }
-        }
-    }
-
-    /// The appliance asks for a cut: the epoch is bumped; the positions are read a little later.
-    fn cut_request(&mut self, host: usize, connection: u64, epoch: u32) {
-        let Some(this) = self.hosts.get_mut(host) else {
-            return;
-        };
-        let Some(daemon) = &mut this.daemon else {
-            return;
-        };
-        let current = this.cut_epoch.load(Relaxed); // one thread
-        let refused = if daemon.lanes.is_empty() {
-            Some((0, "no disk of the domain is on this host"))
-        } else if current >= epoch {
-            Some((u64::from(current), "the cut epoch is higher here"))
-        } else {
-            None
-        };
-        if let Some((seq, text)) = refused {
-            self.void_cut(connection, seq, text);
-            return;
-        }
-        let before = daemon.lanes.iter();
-        let before = before.map(|s| (s.disk, Doing::of(s.lane.consumer.memory())));
-        daemon.taking = Some(Taking {
-            epoch,
-            connection,
-            before: before.collect(),
-        });
-        let run = daemon.run;
-        ring::epoch_bump::<Sound>(&this.cut_epoch, epoch);
-        self.within(0, 2 * MS, Event::Positions(host, run, epoch));
-    }
-
-    fn void_cut(&mut self, connection: u64, seq: u64, text: &str) {
-        self.count("cut: void at the host");
-        let message = Message::Error {
-            code: ErrorCode::Other,
-            seq,
-            text: text.into(),
-        };
-        self.send_up(connection, 0, Frame::Message(message));
-    }
-
-    /// The positions of a cut are read, and looked at once more.
-    pub fn positions(&mut self, host: usize, of: u64, epoch: u32) {
-        let Some(this) = self.hosts.get_mut(host) else {
-            return;
-        };
-        let Some(daemon) = this.daemon.as_mut().filter(|d| d.run == of) else {
-            return;
-        };
-        let Some(taking) = daemon.taking.take_if(|taking| taking.epoch == epoch) else {
-            return;
-        };
-        let known = this.lanes.iter().all(|(disk, lane)| {
-            let served = daemon.lanes.iter().find(|s| s.disk == *disk);
-            served.is_some_and(|s| Arc::ptr_eq(&s.lane.mapped, lane))
-        });
-        let mut positions = Vec::new();
-        let mut void = (!known).then_some("a disk was opened meanwhile");
-        for served in &mut daemon.lanes {
-            let memory = served.lane.consumer.memory();
-            let (answer, answers) = crossbeam::channel::unbounded();
-            let end = ring::observe_tail::<Sound>(&memory.producer().tail); // C1
-            let ask = CutAsk {
-                end,
-                epoch: epoch.saturating_sub(1),
-                answer,
-            };
-            let _ = served.asks.send(ask);
-            served.lane.answer_cuts();
-            match answers.try_recv() {
-                Ok(CutAnswer::At(id, seq)) => positions.push((id, seq)),
-                Ok(CutAnswer::NotOurs) => continue,
-                _ => {
-                    void = Some("a disk's stream starts anew");
-                    continue;
-                }
-            }
-            let mut before = taking.before.iter();
-            let before = before.find(|(disk, _)| *disk == served.disk);
-            let same = before
-                .is_some_and(|(_, before)| before.is_complete() && *before == Doing::of(memory));
-            if !same && holds(Guard::CutVoidWhileSyncing) {
-                void = Some("a disk tracks or syncs");
-            }
-        }
-        match void {
-            Some(text) => self.void_cut(taking.connection, 0, text),
-            None => {
-                let message = Message::CutPositions {
-                    epoch,
-                    domain: DOMAIN.into(),
-                    positions,
-                };
-                self.send_up(taking.connection, 0, Frame::Message(message));
             }
         }
     }

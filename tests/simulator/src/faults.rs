@@ -185,6 +185,7 @@ impl World {
                 self.server_gone();
                 if strike == Strike::LogLost {
                     self.volume.lose();
+                    self.presented.clear();
                     self.plan.log_damaged = false;
                     self.plan.log_is_whole = false;
                     self.through.log_lost();

@@ -167,6 +167,17 @@ impl Open {
     }
 }
 
+/// Where and when a disk was opened.
+#[derive(Clone, Copy, Debug)]
+pub struct OpenedOn {
+    /// The host.
+    pub host: usize,
+    /// Its boot.
+    pub boot: u64,
+    /// The attach epoch.
+    pub epoch: u32,
+}
+
 /// A disk under protection.
 pub struct ProtectedDisk {
     /// Its VM.
@@ -185,6 +196,8 @@ pub struct ProtectedDisk {
     pub handed: Option<Vec<u8>>,
     /// A copy of disk, sidecar and content id that was made some time ago.
     pub copy: Option<(Storage, Sidecar, u64)>,
+    /// Its newest opening.
+    pub opened_on: Option<OpenedOn>,
     /// It is open.
     pub open: Option<Open>,
     /// I/Os that were issued and not completed.

@@ -4,7 +4,7 @@
 //! before the lane is touched, and what is done with the lane is the matching row of the core's table.
 
 use crate::daemon::Daemon;
-use crate::guest::{CORE_BUDGET_NS, Open, RELAXED};
+use crate::guest::{CORE_BUDGET_NS, Open, OpenedOn, RELAXED};
 use crate::regions::QUIET_NS;
 use crate::storage::SidecarFault;
 use crate::world::{Event, MS, SECOND, World};
@@ -43,6 +43,8 @@ pub struct Host {
     pub lanes: BTreeMap<usize, Arc<HeapLane>>,
     /// The domain's cut epoch.
     pub cut_epoch: Arc<AtomicU32>,
+    /// Completions are held until then; 0: they are not.
+    pub hold_until: u64,
     /// The daemon, if it runs.
     pub daemon: Option<Daemon>,
     /// Whether the link to the appliance works.
@@ -60,6 +62,7 @@ impl Host {
             up: true,
             lanes: BTreeMap::new(),
             cut_epoch: first_epoch(),
+            hold_until: 0,
             daemon: None,
             linked: true,
             cuts_of_link: 0,
@@ -287,6 +290,11 @@ impl World {
             false => header.capacity_bytes.min(looked.capacity_bytes),
         };
         core.grown_since(seen);
+        this.opened_on = Some(OpenedOn {
+            host,
+            boot: on.boot,
+            epoch: next.attach_epoch,
+        });
         let budget_ns = vm.ack_budget_ns;
         let opened = Open::new(core, lane, on.cut_epoch.clone(), next, budget_ns);
         this.open = Some(opened);
@@ -477,6 +485,7 @@ impl World {
             this.boot += 1;
             this.lanes.clear();
             this.cut_epoch = first_epoch();
+            this.hold_until = 0;
         }
         let down = self.numbers.spread(5 * SECOND, 1200 * SECOND);
         self.after(down, Event::HostUp(host));

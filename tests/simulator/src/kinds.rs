@@ -112,6 +112,13 @@ pub const KINDS: &[&str] = &[
     "cut: void",
     "cut: void at the host",
     "cut: in the store",
+    "cut: of several hosts",
+    "cut: completion held",
+    "cut: hold over",
+    "cut: void for a lost disk",
+    "cut: void for an absent host",
+    "cut: void for a disk that moves",
+    "cut: void for a disk that syncs",
     "upload: store failed",
     "upload: a record that the store is ahead of",
 ];

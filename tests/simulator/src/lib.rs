@@ -15,7 +15,7 @@
 //! | [`regions`] | the region map in the sidecar, fences |
 //! | [`host`] | VMs and hosts: beginnings, ends, crashes |
 //! | [`moving`] | VMs that move to another host while they run |
-//! | [`daemon`] | pumps, cuts at the host |
+//! | [`daemon`], [`taking`] | pumps, cuts at the host |
 //! | [`network`] | connections |
 //! | [`links`] | frames on their way |
 //! | [`server`], [`cuts`] | the appliance's sessions and log, its cuts, as events |
@@ -52,6 +52,7 @@ pub mod server;
 pub mod storage;
 pub mod store;
 pub mod syncs;
+pub mod taking;
 pub mod through;
 pub mod upload;
 pub mod volume;

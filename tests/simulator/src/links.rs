@@ -191,7 +191,7 @@ impl World {
             let shared = server.shared.borrow();
             for (_, (disk, generation)) in mine {
                 if let Some(disk) = shared.domain.disks.get(&disk) {
-                    disk.detach(generation);
+                    disk.detach(generation, false);
                 }
             }
         }

@@ -84,6 +84,7 @@ fn begin(world: &mut World) {
                 handed: None,
                 spoiled: false,
                 copy: None,
+                opened_on: None,
                 open: None,
                 ios: BTreeMap::new(),
             });
@@ -272,8 +273,7 @@ async fn look_at_store(world: &mut World) {
     }
 }
 
-/// A cut, VM by VM, each with the moment that it must not be before. The disks of a VM whose host has
-/// crashed stand where their streams ended, each by itself.
+/// A cut, VM by VM, each with the moment that it must not be before.
 fn by_vm(world: &World, cut: &Recovered, epoch: u32) -> Vec<(Recovered, u64)> {
     let of = |vm: usize| -> Recovered {
         let mine = cut.iter().filter(|(disk, _)| {
@@ -282,10 +282,7 @@ fn by_vm(world: &World, cut: &Recovered, epoch: u32) -> Vec<(Recovered, u64)> {
         });
         mine.cloned().collect()
     };
-    let parts = (0..world.vms.len()).flat_map(|vm| match world.crashed.contains(&(epoch, vm)) {
-        false => vec![of(vm)],
-        true => of(vm).into_iter().map(|disk| vec![disk]).collect(),
-    });
+    let parts = (0..world.vms.len()).map(of);
     let with_floor = |part: Recovered| {
         let disks = part.iter().map(|(disk, _)| *disk);
         let floor = world.through.floor(epoch, disks);

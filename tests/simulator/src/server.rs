@@ -11,10 +11,11 @@ use crate::upload::{Shared, Upload};
 use crate::world::{Event, MS, US, World};
 use drva::disk::{Outcome, Route};
 use drva::log::LogOptions;
+use drva::presence::{Host, HostId, Reports};
 use filter_core::mutant::{Guard, holds};
 use filter_core::wire::{ErrorCode, Message};
 use std::cell::RefCell;
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::rc::Rc;
 use tokio::sync::Notify;
 use tokio::task::JoinHandle;
@@ -27,7 +28,12 @@ pub(crate) enum Cut {
     None,
     Asked {
         epoch: u32,
-        host: [u8; 16],
+        hosts: BTreeSet<HostId>,
+        /// Hosts of which is awaited that they hold completions.
+        unheld: BTreeSet<HostId>,
+        reports: Reports,
+        /// It is one of several hosts.
+        hold: bool,
         time_ns: u64,
     },
     Waiting {
@@ -163,6 +169,10 @@ impl World {
         message: Message,
     ) {
         let id = self.hosts.get(host).map_or([0; 16], |host| host.id);
+        let named = Host {
+            id,
+            name: format!("host-{host}"),
+        };
         let outbox = self.connections.get(&connection).map(|c| c.outbox.clone());
         let (Some(server), Some(outbox)) = (&mut self.server, outbox) else {
             return;
@@ -193,12 +203,13 @@ impl World {
                     .shared
                     .borrow_mut()
                     .domain
-                    .open_lane(&lane, id, route, again);
+                    .open_lane(&lane, &named, route, again);
                 match opened {
                     Ok(None) => self.count("news over a superseded channel"),
                     Ok(Some(generation)) => {
                         let channels = &mut server.channels;
                         channels.insert((connection, channel), (lane.disk_id, generation));
+                        self.presented.insert(lane.disk_id, lane.attach_epoch);
                         self.count("lane opened");
                     }
                     Err((code, seq, text)) => {
@@ -212,22 +223,22 @@ impl World {
                 offset_bytes,
                 blocks,
             } => self.hash_request((connection, channel), outbox, offset_bytes, blocks),
-            Message::CloseLane => {
-                if let Some((disk, generation)) = server.channels.remove(&(connection, channel))
-                    && let Some(disk) = server.shared.borrow().domain.disks.get(&disk)
-                {
-                    disk.detach(generation);
+            Message::CloseLane { in_order } => {
+                if let Some((disk, generation)) = server.channels.remove(&(connection, channel)) {
+                    let mut shared = server.shared.borrow_mut();
+                    shared.domain.close_lane(&disk, generation, in_order);
+                    drop(shared);
+                    self.arm_log();
                 }
             }
-            Message::CutPositions {
-                epoch, positions, ..
-            } => self.cut_positions(id, epoch, positions),
+            Message::CutHeld { epoch, .. } => self.cut_held(id, epoch),
+            Message::CutReport { epoch, disks, .. } => self.cut_report(id, epoch, disks),
             Message::Error { seq, text, .. } => {
                 let mut shared = server.shared.borrow_mut();
                 let known = u32::try_from(seq).unwrap_or(0);
                 shared.domain.last_epoch = shared.domain.last_epoch.max(known);
                 drop(shared);
-                if matches!(&server.cut, Cut::Asked { host, .. } if *host == id) {
+                if matches!(&server.cut, Cut::Asked { hosts, .. } if hosts.contains(&id)) {
                     self.void(&text);
                 }
             }

@@ -9,6 +9,7 @@ use crate::guest::{Io, Open, RELAXED};
 use crate::oracle::Moment;
 use crate::world::{Event, MS, US, World};
 use filter_core::disk::ack::{Ack, AckConfig, AckEvent, Standing};
+use filter_core::disk::cut_hold::{CUT_HOLD_NS, CutHold};
 use filter_core::lane::layout::LaneState;
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -34,6 +35,10 @@ pub struct Completions {
     budget_ns: u64,
     armed: bool,
     waiting: BTreeMap<u64, Waiting>,
+    /// What a cut over several hosts holds.
+    cut_hold: CutHold<u64>,
+    /// Those completions, with whether the guest is told because the log has the write, and since when.
+    cut_held: BTreeMap<u64, (Waiting, bool, u64)>,
 }
 
 impl Completions {
@@ -49,17 +54,20 @@ impl Completions {
             budget_ns,
             armed: false,
             waiting: BTreeMap::new(),
+            cut_hold: CutHold::new(CUT_HOLD_NS),
+            cut_held: BTreeMap::new(),
         }
     }
 
     /// Whether nothing is held.
     pub fn is_empty(&self) -> bool {
-        self.waiting.is_empty()
+        self.waiting.is_empty() && self.cut_held.is_empty()
     }
 
     /// Whether a write that is held overlaps these units: the guest does not know that it is done.
     pub fn overlaps(&self, units: &Range<usize>) -> bool {
-        let mut held = self.waiting.values();
+        let for_cut = self.cut_held.values().map(|(io, ..)| io);
+        let mut held = self.waiting.values().chain(for_cut);
         held.any(|io| io.units.start < units.end && units.start < io.units.end)
     }
 }
@@ -139,7 +147,7 @@ impl World {
         });
         match held {
             Some((true, _)) => self.count("ack: held"),
-            Some((false, relies)) => self.tell_guest(disk, &waiting, relies),
+            Some((false, relies)) => self.goes_up(disk, name, waiting, relies),
             None => {}
         }
         self.look_at_completions(disk);
@@ -159,9 +167,10 @@ impl World {
             let event = completions.ack.take_event();
             let arm =
                 completions.ack.wants_poll() && !std::mem::replace(&mut completions.armed, true);
+            let waiting = &mut completions.waiting;
             let out = out
                 .iter()
-                .filter_map(|name| completions.waiting.remove(name));
+                .filter_map(|name| Some((*name, waiting.remove(name)?)));
             Some((out.collect::<Vec<_>>(), event, arm, completions.relies()))
         });
         let Some(Some((out, event, arm, relies))) = looked else {
@@ -170,8 +179,8 @@ impl World {
         if arm {
             self.after(POLL_NS, Event::Completions(disk, run));
         }
-        for io in out {
-            self.tell_guest(disk, &io, relies);
+        for (name, io) in out {
+            self.goes_up(disk, name, io, relies);
         }
         match event {
             Some(AckEvent::TooSlow) => self.count("ack: fell back, too slow"),
@@ -193,15 +202,22 @@ impl World {
     /// The VM is stunned: everything that is held goes up.
     pub fn release_completions(&mut self, disk: usize) {
         let out = self.core(disk, |open, _| {
-            open.completions.ack.release_all(|_| {});
-            std::mem::take(&mut open.completions.waiting)
+            let completions = &mut open.completions;
+            completions.ack.release_all(|_| {});
+            if completions.cut_hold.release_all(|_| {}) {
+                open.core.tear_cut();
+            }
+            let for_cut = std::mem::take(&mut completions.cut_held).into_values();
+            let out = std::mem::take(&mut completions.waiting).into_values();
+            out.chain(for_cut.map(|(io, ..)| io)).collect::<Vec<_>>()
         });
-        for io in out.unwrap_or_default().into_values() {
+        for io in out.unwrap_or_default() {
             self.tell_guest(disk, &io, false);
         }
     }
 
-    fn tell_guest(&mut self, disk: usize, io: &Waiting, relies: bool) {
+    /// A completion need not wait for the log any more; perhaps for a cut.
+    fn goes_up(&mut self, disk: usize, name: u64, io: Waiting, relies: bool) {
         let budget_ns = self.core(disk, |open, _| open.completions.budget_ns);
         let waited_ns = self.now - io.since_ns;
         self.longest_acked_ns = self.longest_acked_ns.max(waited_ns);
@@ -209,6 +225,64 @@ impl World {
             let ms = waited_ns as f64 / 1e6;
             self.violated(format!("a completion waited for {ms} ms for the log"));
         }
+        let (now, until) = (self.now, self.hold_until(disk));
+        let held = self.core(disk, |open, _| {
+            let completions = &mut open.completions;
+            let held = completions.cut_hold.done(name, until, now);
+            if held {
+                completions.cut_held.insert(name, (io.clone(), relies, now));
+            }
+            held
+        });
+        match held {
+            Some(true) => self.count("cut: completion held"),
+            _ => self.tell_guest(disk, &io, relies),
+        }
+    }
+
+    /// Until when completions of a disk are held for a cut.
+    fn hold_until(&self, disk: usize) -> u64 {
+        let vm = self.disks.get(disk).and_then(|disk| self.vms.get(disk.vm));
+        let host = vm.and_then(|vm| self.hosts.get(vm.host));
+        host.map_or(0, |host| host.hold_until)
+    }
+
+    /// Completions of a host's VMs that were held for a cut go on, those for which it is time.
+    pub fn look_at_cut_holds(&mut self, host: usize) {
+        let now = self.now;
+        for disk in 0..self.disks.len() {
+            let vm = self.disks.get(disk).and_then(|disk| self.vms.get(disk.vm));
+            if vm.is_none_or(|vm| vm.host != host || !vm.runs) {
+                continue;
+            }
+            let until = self.hold_until(disk);
+            let told = self.core(disk, |open, _| {
+                let completions = &mut open.completions;
+                let mut names = Vec::new();
+                if completions
+                    .cut_hold
+                    .poll(until, now, |name| names.push(name))
+                {
+                    open.core.tear_cut();
+                }
+                let held = &mut completions.cut_held;
+                let told = names.iter().filter_map(|name| held.remove(name));
+                told.collect::<Vec<_>>()
+            });
+            for (io, relies, since_ns) in told.unwrap_or_default() {
+                let held_ns = now - since_ns;
+                self.longest_cut_hold_ns = self.longest_cut_hold_ns.max(held_ns);
+                if held_ns > CUT_HOLD_NS {
+                    let ms = held_ns as f64 / 1e6;
+                    self.violated(format!("a completion was held for {ms} ms for a cut"));
+                }
+                self.tell_guest(disk, &io, relies);
+            }
+            self.stop_if_idle(disk);
+        }
+    }
+
+    fn tell_guest(&mut self, disk: usize, io: &Waiting, relies: bool) {
         self.oracle.complete(disk, io.units.clone(), io.issued);
         if !relies {
             return;

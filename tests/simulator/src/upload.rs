@@ -211,7 +211,7 @@ impl Attempt<'_> {
     fn look_at_gate(&mut self) {
         let again = {
             let domain = &self.of.shared.borrow().domain;
-            let asked = domain.outstanding.map(|asked| asked.epoch);
+            let asked = domain.outstanding.as_ref().map(|asked| asked.epoch);
             self.keeper.look(domain.closed.front(), asked)
         };
         if let Some(batch) = again {
@@ -271,6 +271,7 @@ impl Attempt<'_> {
             time_ns: cut.time_ns,
             name: cut.name.clone(),
             positions: cut.positions.clone(),
+            left_out: cut.left_out.clone(),
         };
         match self.writer.commit(meta).await {
             Ok(done) => {

@@ -71,6 +71,8 @@ pub enum Event {
     Dial(usize, u64, PortRole),
     /// The positions of a cut are read: host, incarnation, epoch.
     Positions(usize, u64, u32),
+    /// A hold of completions is over: host, its deadline.
+    HoldOver(usize, u64),
     /// The daemon starts.
     DaemonStart(usize),
     /// The host is up again.
@@ -213,13 +215,14 @@ pub struct World {
     pub committed: Vec<(u64, u32)>,
     /// When each cut was asked for, by its epoch.
     pub asked: BTreeMap<u32, u64>,
-    /// Epochs of cuts that were taken while a VM ran on a host that was not asked, or had lost its lanes
-    /// with one that crashed: the appliance does not know of it, so such a cut is right VM by VM only.
+    /// Epochs of cuts that were taken in ignorance of an opening: they are right VM by VM only.
     pub blind: BTreeSet<u32>,
-    /// Of those, VMs that had crashed with their host and were not open again: each disk for itself.
-    pub crashed: BTreeSet<(u32, usize)>,
+    /// The newest epoch of each disk that was presented to the appliance, since it lost its log last.
+    pub presented: BTreeMap<[u8; 16], u32>,
     /// The longest time that a guest's write was held, in ns.
     pub longest_held_ns: u64,
+    /// The longest time that a completion was held for a cut, in ns.
+    pub longest_cut_hold_ns: u64,
     /// The longest time that a completion waited for the log, in ns.
     pub longest_acked_ns: u64,
     /// What was promised with `ack = log`.
@@ -260,8 +263,9 @@ impl World {
             committed: Vec::new(),
             asked: BTreeMap::new(),
             blind: BTreeSet::new(),
-            crashed: BTreeSet::new(),
+            presented: BTreeMap::new(),
             longest_held_ns: 0,
+            longest_cut_hold_ns: 0,
             longest_acked_ns: 0,
             through: Through::default(),
             numbers,
@@ -350,6 +354,7 @@ impl World {
             Event::Scan(host, of) => self.scan_event(host, of),
             Event::Dial(host, of, role) => self.dial(host, of, role),
             Event::Positions(host, of, epoch) => self.positions(host, of, epoch),
+            Event::HoldOver(host, until) => self.hold_over(host, until),
             Event::DaemonStart(host) => self.daemon_start(host),
             Event::HostUp(host) => self.host_up(host),
             Event::Up(connection) => self.up(connection),

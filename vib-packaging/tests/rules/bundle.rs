@@ -71,6 +71,31 @@ fn replace(files: &mut Files, name: &str, from: &str, to: &str) {
     *bytes = text.replace(from, to).into_bytes();
 }
 
+/// A zip in which two files have one path: writers refuse to make it, so the bytes are changed.
+fn with_a_path_twice() -> Report {
+    let bundle = bundle_builder().build().expect("a bundle");
+    let mut files = unzip(bundle.bytes());
+    files.push(("index.xm1".into(), b"<vendorList/>".to_vec()));
+    let mut bytes = zipped(&files);
+    let places = bytes
+        .windows(9)
+        .enumerate()
+        .filter(|(_, part)| *part == b"index.xm1");
+    let places: Vec<usize> = places.map(|(at, _)| at).collect();
+    assert_eq!(places.len(), 2, "in its own header and in the directory");
+    places.iter().for_each(|at| bytes[at + 8] = b'l');
+    Bundle::examine("b.zip", bytes, &policy()).1
+}
+
+fn with_a_link() -> Report {
+    let mut zip = zip::ZipWriter::new(std::io::Cursor::new(Vec::new()));
+    let options = zip::write::SimpleFileOptions::default();
+    zip.add_symlink("index.xml", "/etc/passwd", options)
+        .expect("to memory");
+    let bytes = zip.finish().expect("to memory").into_inner();
+    Bundle::examine("b.zip", bytes, &policy()).1
+}
+
 pub fn cases() -> Vec<Case> {
     let same = |_: &mut Files| {};
     let index = |name: &'static str, from: &'static str, to: &'static str| {
@@ -101,6 +126,8 @@ pub fn cases() -> Vec<Case> {
             "file `../x`",
             bundle_with(|files| files.push(("../x".into(), Vec::new())), same),
         ),
+        case(Rule::BundlePath, "b.zip", "", with_a_path_twice()),
+        case(Rule::BundlePath, "b.zip", "file `index.xml`", with_a_link()),
         case(
             Rule::BundleMissing,
             "b.zip",

@@ -11,6 +11,22 @@ pub fn parts() -> (String, Vec<u8>) {
     (document, vib.content("note").expect("the payload").to_vec())
 }
 
+/// A member of odd length that is padded with something else than a newline.
+fn badly_padded() -> Vec<u8> {
+    let (mut document, payload) = parts();
+    if document.len() % 2 == 0 {
+        document.push('\n');
+    }
+    let members = [
+        ("descriptor.xml", document.as_bytes()),
+        ("sig.pkcs7", b""),
+        ("note", &payload),
+    ];
+    let mut bytes = ar(&members);
+    bytes[8 + 60 + document.len()] = b'x';
+    bytes
+}
+
 pub fn cases() -> Vec<Case> {
     let whole = good(Format::Tgz).bytes().to_vec();
     let (document, payload) = parts();
@@ -40,6 +56,12 @@ pub fn cases() -> Vec<Case> {
             "x.vib",
             "member 1 at byte 8",
             patched(8 + 48, b"-1        "),
+        ),
+        case(
+            Rule::ArHeader,
+            "x.vib",
+            "member 1 at byte 8",
+            examine(badly_padded()),
         ),
         case(
             Rule::ArLength,

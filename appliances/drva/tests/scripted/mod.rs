@@ -199,10 +199,15 @@ impl Drva {
 
     /// As the host of this identity.
     pub fn connect_as(&self, host: [u8; 16], role: PortRole) -> Link {
+        self.connect_speaking(host, role, 1)
+    }
+
+    /// The same, up to this protocol.
+    pub fn connect_speaking(&self, host: [u8; 16], role: PortRole, newest: u16) -> Link {
         let mut link = self.connect_bare(role);
         let hello = Hello {
             oldest: 1,
-            newest: 1,
+            newest,
             role: PeerRole::Daemon,
             port_offset: role.offset() as u8,
             peer_id: host,
@@ -428,6 +433,11 @@ impl Disk {
     pub fn write(&mut self, offset_bytes: u64, len: u32, fill: u8) -> Rec {
         self.push(store::write(1, offset_bytes, len, fill))
     }
+}
+
+/// A host's identity as text.
+pub fn hex_of(host: [u8; 16]) -> String {
+    filter_core::mapping::hex(&host)
 }
 
 /// Answers a request for a cut of this epoch: later records of the disks are of the new epoch.
