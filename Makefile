@@ -161,6 +161,11 @@ bindings-check: build-all ## Compare include/bindings.rs with include/iofilter.h
 	$(TARGET)/debug/examples/bindings --check
 	@echo "include/bindings.rs matches include/iofilter.h"
 
+.PHONY: openapi
+openapi: ## Make docs/msa-openapi.json anew from the management server's routes
+	$(CARGO) run --locked --quiet -p msa -- openapi > $(TARGET)/msa-openapi.json
+	mv $(TARGET)/msa-openapi.json docs/msa-openapi.json
+
 .PHONY: deny
 deny: ## Licences, sources, duplicate and banned crates, known vulnerabilities (needs cargo-deny)
 	scripts/deny.sh

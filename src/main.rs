@@ -26,6 +26,11 @@ enum Command {
     Drva(drva::Args),
     /// The host daemon: streams the lanes of this host to a DR appliance.
     Filterd(filter_daemon::Args),
+    /// The management server: state, certificates, REST, executions.
+    Msa {
+        #[command(subcommand)]
+        command: msa::Command,
+    },
     /// The recovery appliance: list, verify, recover.
     Rocva(rocva::Args),
     /// The host's package: build, bundle, inspect, verify, sign.
@@ -58,6 +63,7 @@ fn main() -> ExitCode {
         Command::Protect(args) => protect::run(&args),
         Command::Drva(args) => drva::run(&args),
         Command::Filterd(args) => filter_daemon::run(&args),
+        Command::Msa { command } => msa::run(&command),
         Command::Rocva(args) => return recovery(args),
         Command::Vib { command } => return coded(vib::run(command)),
         Command::Simhost { command } => simhost::cli::run(&command),

@@ -80,7 +80,12 @@ const TEXT: &[&str] = &[
 ];
 
 /// Written by tools: read by nobody, so their length says nothing.
-const GENERATED: &[&str] = &["Cargo.lock", "package-lock.json", "bindings.rs"];
+const GENERATED: &[&str] = &[
+    "Cargo.lock",
+    "package-lock.json",
+    "bindings.rs",
+    "msa-openapi.json",
+];
 
 const BUILT_FOLDERS: &[&str] = &["target", "node_modules"];
 const SKIPPED_FOLDERS: &[&str] = &[".git", "target", "node_modules"];

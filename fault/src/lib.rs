@@ -102,6 +102,27 @@ pub const POINTS: &[Point] = &[
         "drva.after-commit",
         "a cut is in the store, nothing here knows",
     ),
+    point_of(
+        "msa.before-commit",
+        "a change of the state is made, it is not committed",
+    ),
+    point_of(
+        "msa.after-commit",
+        "a change of the state is durable, nobody is told",
+    ),
+    point_of(
+        "msa.before-migration",
+        "a step to a newer schema is made, it is not committed",
+    ),
+    point_of("msa.after-migration", "a step to a newer schema is durable"),
+    point_of(
+        "msa.execution.before-action",
+        "what comes next in an execution is decided, nothing of it is done",
+    ),
+    point_of(
+        "msa.execution.after-action",
+        "an action of an execution is done, it is not in the journal",
+    ),
     failing(
         "store.before-put",
         "an object is made, nothing of it is in the store",

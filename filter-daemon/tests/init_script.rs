@@ -210,8 +210,10 @@ fn the_watchdog_starts_it_again() {
         root.expect(0, &["start"]);
         let first = root.daemon().expect("a pid file");
         signal("-KILL", &first);
+        // A process that was just made still has the shell's command line: not ours yet.
         wait_for("another daemon runs", || {
             root.daemon().is_some_and(|pid| pid != first && lives(&pid))
+                && root.call(&["status"]).status.success()
         });
         root.expect(0, &["status"]);
         let log = fs::read_to_string(root.path("var/log/iofilterd-jetdr.log")).expect("the log");
@@ -286,6 +288,8 @@ fn a_bad_configuration_is_told_and_starts_nothing() {
         ("drva = a\nport-base 7\n", "line 2: write NAME = VALUE"),
         ("drva=a", "line 1: write NAME = VALUE"),
         ("x; reboot = 1", "line 1: write NAME = VALUE"),
+        ("x;y = 1", "line 1: write NAME = VALUE"),
+        ("--drva = a", "line 1: write NAME = VALUE"),
         ("drva =", "line 1: write NAME = VALUE"),
         (
             "run-dir = /",

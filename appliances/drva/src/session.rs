@@ -303,36 +303,12 @@ impl Session<'_> {
                 self.hashes(channel, offset_bytes, blocks);
                 Ok(())
             }
-            Message::CutPositions {
-                epoch,
-                domain,
-                positions,
-            } if self.role == PortRole::Control => {
-                // Protocol 1 reports only what is complete, and does not say what is open: who has a disk
-                // there is taken to have it open.
-                let report = |(disk_id, seq)| DiskReport {
-                    disk_id,
-                    seq,
-                    open: true,
-                    complete: true,
-                };
-                let disks = positions.into_iter().map(report).collect();
-                let answer = Answer::Report(epoch, disks);
-                self.appliance.cut_answer(&domain, self.host.id, answer);
-                Ok(())
-            }
-            Message::CutHeld { epoch, domain } if self.role == PortRole::Control => {
-                let answer = Answer::Held(epoch);
-                self.appliance.cut_answer(&domain, self.host.id, answer);
-                Ok(())
-            }
-            Message::CutReport {
-                epoch,
-                domain,
-                disks,
-            } if self.role == PortRole::Control => {
-                let answer = Answer::Report(epoch, disks);
-                self.appliance.cut_answer(&domain, self.host.id, answer);
+            answer @ (Message::CutPositions { .. }
+            | Message::CutReport { .. }
+            | Message::CutHeld { .. })
+                if self.role == PortRole::Control =>
+            {
+                self.cut_answer(answer);
                 Ok(())
             }
             Message::Error { seq, text, .. } if self.role == PortRole::Control => {
@@ -351,6 +327,36 @@ impl Session<'_> {
                 )))
             }
         }
+    }
+
+    /// A host's answer about a cut.
+    fn cut_answer(&self, message: Message) {
+        let (domain, answer) = match message {
+            Message::CutHeld { epoch, domain } => (domain, Answer::Held(epoch)),
+            Message::CutReport {
+                epoch,
+                domain,
+                disks,
+            } => (domain, Answer::Report(epoch, disks)),
+            Message::CutPositions {
+                epoch,
+                domain,
+                positions,
+            } => {
+                // Protocol 1 reports only what is complete, and does not say what is open: who has a
+                // disk there is taken to have it open.
+                let report = |(disk_id, seq)| DiskReport {
+                    disk_id,
+                    seq,
+                    open: true,
+                    complete: true,
+                };
+                let disks = positions.into_iter().map(report).collect();
+                (domain, Answer::Report(epoch, disks))
+            }
+            _ => return,
+        };
+        self.appliance.cut_answer(&domain, self.host.id, answer);
     }
 
     fn open(&mut self, channel: u32, lane: &filter_core::wire::OpenLane) {

@@ -1,6 +1,6 @@
 //! `descriptor.xml`: what a package says of itself.
 //!
-//! [`read`] takes a descriptor in and says which rules it breaks, [`write`](Descriptor::document) puts
+//! [`read()`] takes a descriptor in and says which rules it breaks, [`write`](Descriptor::document) puts
 //! one out; what is put out is read again before anybody gets it.
 
 mod read;

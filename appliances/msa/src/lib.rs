@@ -1,0 +1,27 @@
+//! The management server: it knows vCenters, clusters, hosts, appliances and what is protected; it is
+//! the site's certificate authority; operators and machines talk to it over REST.
+//!
+//! The path of a request: [`rest::server`] accepts it, [`rest::gate`] looks who calls and whether they
+//! may, a handler of [`rest`] reads it into the types of [`text`], and [`store`] changes the state and
+//! writes the audit in one transaction. What takes longer is an execution ([`executions`]). [`vcenter`]
+//! is what the server needs of a vCenter.
+//!
+//! Invariant: it handles no replication data, and replication goes on without it.
+
+pub mod alarms;
+pub mod authority;
+pub mod certificates;
+pub mod cli;
+pub mod clock;
+pub mod executions;
+pub mod inventory;
+pub mod login;
+pub mod rest;
+pub mod secret;
+pub mod service;
+pub mod store;
+pub mod text;
+pub mod users;
+pub mod vcenter;
+
+pub use cli::{Command, run};
