@@ -75,6 +75,11 @@ pub fn jetdr() -> Command {
     Command::new(given.unwrap_or_else(|| env!("CARGO_BIN_EXE_jetdr").into()))
 }
 
+/// A host keeps its id over a boot; its run folder does not outlive one.
+pub fn new_host_id() -> String {
+    uuid::Uuid::new_v4().simple().to_string()
+}
+
 /// A running `jetdr <part>`; killed when dropped.
 pub struct Part {
     pub child: Child,
@@ -153,6 +158,8 @@ impl Drop for Part {
 pub struct Stack {
     pub dir: tempfile::TempDir,
     pub run: tempfile::TempDir,
+    /// The host's, which outlives its run folder.
+    pub host_id: String,
     pub disks: Vec<(String, PathBuf)>,
     pub drva: Option<Part>,
     pub daemon: Option<Part>,
@@ -194,6 +201,7 @@ impl Stack {
         let mut stack = Self {
             dir,
             run,
+            host_id: new_host_id(),
             disks: made,
             drva: None,
             daemon: None,
@@ -255,6 +263,7 @@ impl Stack {
             "--status-socket",
             &self.run.path().join("filterd.sock"),
         ));
+        arguments.extend(["--host-id".into(), self.host_id.clone()]);
         self.daemon = Some(Part::start(&self.log("filterd"), &arguments));
     }
 

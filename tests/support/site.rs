@@ -4,7 +4,7 @@
 //! Invariant: the VM's disks are those of the stack, and the guest's socket stays where the VM was started,
 //! whatever host it runs on.
 
-use super::{DOMAIN, LIMIT, Part, Stack, flag};
+use super::{DOMAIN, LIMIT, Part, Stack, flag, new_host_id};
 use serde_json::{Value, json};
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::UnixStream;
@@ -31,6 +31,7 @@ pub fn try_ask(socket: &Path, command: &Value) -> std::io::Result<Value> {
 pub struct Host {
     folder: tempfile::TempDir,
     log: PathBuf,
+    id: String,
     pub vms: Option<Part>,
     pub daemon: Option<Part>,
     /// Where its daemon finds the appliance.
@@ -46,6 +47,7 @@ impl Host {
         Self {
             folder,
             log,
+            id: new_host_id(),
             vms: None,
             daemon: None,
             port_base: 0,
@@ -66,6 +68,7 @@ impl Host {
         arguments.push(self.port_base.to_string());
         arguments.extend(flag("--run-dir", &self.path("run")));
         arguments.extend(flag("--status-socket", &self.path("filterd.sock")));
+        arguments.extend(["--host-id".into(), self.id.clone()]);
         self.daemon = Some(Part::start(&self.log, &arguments));
     }
 

@@ -34,7 +34,7 @@ fn disks(all: &[(u8, &[HostId], Standing)]) -> Disks {
             last_seq: 7,
             ..crate::log::DiskState::default()
         };
-        let disk = Disk::restored(info, &state, Attach::default(), presence);
+        let disk = Disk::restored(info, &state, Attach::default(), presence, None);
         ([*id; 16], Arc::new(disk))
     };
     all.iter().map(disk).collect()
@@ -44,17 +44,17 @@ const OPEN: (bool, bool) = (true, true);
 const SHUT: (bool, bool) = (false, true);
 const SYNCS: (bool, bool) = (true, false);
 
-/// Per host what it says: disk, last seq, whether it is open and complete.
-fn reports(all: &[(HostId, &[(u8, (bool, bool))])]) -> Reports {
+/// What a host says: disk, and whether it is open and complete.
+type Says<'a> = (HostId, &'a [(u8, (bool, bool))]);
+
+fn reports(all: &[Says]) -> Reports {
     let report = |(id, (open, complete)): &(u8, (bool, bool))| DiskReport {
         disk_id: [*id; 16],
         seq: 9,
         open: *open,
         complete: *complete,
     };
-    let of = |(host, disks): &(HostId, &[(u8, (bool, bool))])| {
-        (*host, disks.iter().map(report).collect())
-    };
+    let of = |(host, disks): &Says| (*host, disks.iter().map(report).collect());
     all.iter().map(of).collect()
 }
 
