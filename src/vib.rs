@@ -57,7 +57,7 @@ pub struct BuildArgs {
     /// Acceptance level: certified, accepted, partner (these need --key), community.
     #[arg(long, default_value = "community")]
     level: AcceptanceLevel,
-    /// <version>-<release>.
+    /// `<version>-<release>`.
     #[arg(long, default_value = concat!(env!("CARGO_PKG_VERSION"), "-1"))]
     package_version: String,
     /// Release date, as 2026-01-31T12:00:00Z or in seconds since 1970. All times in the package.
