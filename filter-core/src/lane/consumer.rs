@@ -198,6 +198,9 @@ impl Consumer {
             return Ok(None);
         }
         let tail = self.tail()?;
+        if self.read == tail {
+            self.tell_head_again();
+        }
         let mut run: Option<Run> = None;
         while self.read < tail {
             let (header, span) = match header_at(self.memory, self.read, tail) {
@@ -363,6 +366,15 @@ impl Consumer {
         self.memory.consumer().durable_seq.store(durable.0, Release); // pairs with status reads
         self.free(to);
         true
+    }
+
+    /// A word of ours that somebody else changed: a producer that believes in a ring which is full would
+    /// publish nothing, so that nothing would ever be freed again.
+    fn tell_head_again(&self) {
+        let word = &self.memory.consumer().head;
+        if word.load(Relaxed) != self.head {
+            ring::release::<Sound>(word, self.head); // C4
+        }
     }
 
     /// After a reconnect: everything not durable will be taken again.

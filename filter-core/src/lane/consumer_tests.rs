@@ -204,3 +204,19 @@ fn a_restart_that_is_answered_with_nonsense_is_asked_for_again() {
     assert!(!consumer.restarting());
     assert_eq!(consumer.durable(), Durable(9));
 }
+
+#[test]
+fn a_head_that_somebody_else_changed_is_told_again() {
+    let plain = Plain::new();
+    let mut producer = Producer::new(plain.memory, 1, 0, 1);
+    let mut consumer = Consumer::attach(plain.memory);
+    let seq = write(&mut producer, 1, 512);
+    assert!(consumer.take(1 << 20).unwrap().is_some());
+    assert!(consumer.release(Durable(seq)));
+    let head = plain.memory.consumer().head.load(Relaxed);
+    // Lower than it was, and no position that the producer could not have seen: the ring looks fuller than
+    // it is, and a producer that waits for room publishes nothing.
+    plain.memory.consumer().head.store(head - 64, Relaxed);
+    assert_eq!(consumer.take(1 << 20), Ok(None));
+    assert_eq!(plain.memory.consumer().head.load(Relaxed), head);
+}

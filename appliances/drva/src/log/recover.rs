@@ -10,6 +10,7 @@ use super::format::{BATCH_ALIGN, BatchError, BatchHeader, Entries, Entry, EntryK
 use super::reader::{ReadError, read_body, read_header};
 use super::volume::{Readable, Volume};
 use super::{DiskState, io_error};
+use crate::documents::cut_back;
 use crate::touched::Touched;
 use filter_core::record::{FLAG_SYNC_BEGIN, FLAG_SYNC_END, RecordHeader};
 use std::collections::{BTreeMap, HashMap};
@@ -110,9 +111,22 @@ fn note_touched(all: &mut BTreeMap<[u8; 16], Touched>, entry: &Entry<'_>) {
     }
 }
 
+/// What a closed cut holds is asked of that cut, once it is in the store.
+fn settle(all: &mut BTreeMap<[u8; 16], Touched>, entry: &Entry<'_>) {
+    let Some(cut) = cut_back(entry.epoch, entry.content) else {
+        return;
+    };
+    for (disk, position) in cut.positions {
+        if let Some(touched) = all.get_mut(disk.as_bytes()) {
+            touched.settle(position);
+        }
+    }
+}
+
 fn take(recovered: &mut Recovered, segment: &mut FoundSegment, entry: &Entry<'_>) {
     match entry.kind {
         EntryKind::Cut => {
+            settle(&mut recovered.touched, entry);
             recovered.cuts.push((entry.epoch, entry.content.to_vec()));
             recovered.cut_epoch = recovered.cut_epoch.max(entry.epoch);
             segment.cut_epoch = segment.cut_epoch.max(entry.epoch);
