@@ -26,7 +26,7 @@ use dial::Dialer;
 use filter_core::mapping::RunFolder;
 use filter_core::wire::{DEFAULT_PORT_BASE, PortRole};
 use std::io::{Read, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -47,9 +47,13 @@ pub struct Args {
     /// This host's name, for people.
     #[arg(long, default_value = "host")]
     pub name: String,
-    /// This host's lasting identity, 32 hex digits, instead of the one kept in the run folder.
+    /// This host's lasting identity, 32 hex digits, instead of the one kept in a file.
     #[arg(long, value_parser = parse_host_id)]
     pub host_id: Option<HostId>,
+    /// File that keeps this host's lasting identity, made if it is missing; by default `host-id` in the run
+    /// folder. Give one that outlives a boot: by another identity a host is another host.
+    #[arg(long)]
+    pub host_id_file: Option<PathBuf>,
     /// How long completions of guests are held for a cut of a domain on several hosts at most, in ms.
     #[arg(long, default_value_t = 20)]
     pub cut_hold_ms: u64,
@@ -74,25 +78,26 @@ fn parse_host_id(text: &str) -> Result<HostId, String> {
         .ok_or_else(|| format!("`{text}` is not 32 hex digits"))
 }
 
-/// The host's lasting identity: made once, kept in the run folder. The file is there whole or not at
-/// all, also after a crash of the host: an appliance would take another identity for another host.
-fn host_id(run: &RunFolder) -> anyhow::Result<[u8; 16]> {
-    let path = run.path().join("host-id");
+/// The host's lasting identity: made once, kept in a file. The file is there whole or not at all, also
+/// after a crash of the host: an appliance would take another identity for another host.
+fn host_id(path: &Path) -> anyhow::Result<[u8; 16]> {
     if !path.exists() {
         let mut id = [0u8; 16];
         std::fs::File::open("/dev/urandom")?.read_exact(&mut id)?;
-        let temporary = run.path().join(".host-id");
+        let folder = path.parent().filter(|folder| *folder != Path::new(""));
+        let folder = folder.unwrap_or(Path::new("."));
+        let temporary = folder.join(".host-id");
         let write = || -> std::io::Result<()> {
             let mut file = std::fs::File::create(&temporary)?;
             file.write_all(filter_core::mapping::hex(&id).as_bytes())?;
             file.sync_all()?;
-            std::fs::rename(&temporary, &path)?;
-            std::fs::File::open(run.path())?.sync_all()
+            std::fs::rename(&temporary, path)?;
+            std::fs::File::open(folder)?.sync_all()
         };
         write().with_context(|| format!("cannot write {}", path.display()))?;
     }
-    let text = std::fs::read_to_string(&path)
-        .with_context(|| format!("cannot read {}", path.display()))?;
+    let text =
+        std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
     filter_core::mapping::parse_id(&text)
         .with_context(|| format!("{} does not hold 32 hex digits: remove it", path.display()))
 }
@@ -149,7 +154,10 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     let identity = Identity {
         host_id: match args.host_id {
             Some(HostId(id)) => id,
-            None => host_id(&run)?,
+            None => {
+                let in_run_folder = || run.path().join("host-id");
+                host_id(&args.host_id_file.clone().unwrap_or_else(in_run_folder))?
+            }
         },
         incarnation: now.as_nanos() as u64,
         name: args.name.clone(),

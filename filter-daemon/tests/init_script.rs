@@ -188,10 +188,14 @@ fn every_verb_does_what_it_says() {
         root.expect(0, &["upgrade"]);
         let third = root.daemon().expect("a pid file");
         assert!(!lives(&second) && lives(&third));
-        assert!(
-            root.path("var/run/jetdr/host-id").exists(),
-            "an upgrade keeps the run folder"
-        );
+        let id = || fs::read_to_string(root.path("etc/config/jetdr/host-id")).expect("an id");
+        let before = id();
+        root.expect(0, &["stop"]);
+        // As a boot does.
+        fs::remove_dir_all(root.path("var/run/jetdr")).expect("removed");
+        root.expect(0, &["start"]);
+        assert_eq!(id(), before, "a host is who it was before it booted");
+        let third = root.daemon().expect("a pid file");
         root.expect(0, &["stop"]);
         assert!(!lives(&third));
         root.expect(3, &["status"]);
