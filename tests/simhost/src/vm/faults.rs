@@ -291,7 +291,7 @@ impl Faults {
         self.stop_at(text, disk, Some(socket.into()))
     }
 
-    /// The same of a flag: POINT[:N]=SOCKET.
+    /// The same of a flag: `POINT[:N]=SOCKET`.
     pub fn hold_at_flag(&self, flag: &str) -> anyhow::Result<()> {
         let (point, socket) = flag
             .split_once('=')
