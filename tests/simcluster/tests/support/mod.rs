@@ -7,6 +7,7 @@ use rcgen::{CertificateParams, ExtendedKeyUsagePurpose, KeyPair, KeyUsagePurpose
 use simcluster::host::listing;
 use simcluster::{DiskSpec, HostSpec, MachineSpec, Options, Server, World};
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use vcenter::trust::Trust;
@@ -35,7 +36,14 @@ fn objects() -> Objects {
         false => (debug.join("libvaio_shim.so"), debug.join("iofilterd-jetdr")),
     };
     let read = |path: &Path| {
-        std::fs::read(path).unwrap_or_else(|error| {
+        let folder = tempfile::tempdir().unwrap();
+        let small = folder.path().join("stripped");
+        // Most of what is built for tests is for debuggers; packing that takes seconds.
+        let mut strip = Command::new("strip");
+        let strip = strip.arg("-o").arg(&small).arg(path).output();
+        let is_small = strip.is_ok_and(|output| output.status.success());
+        let from = if is_small { &small } else { path };
+        std::fs::read(from).unwrap_or_else(|error| {
             panic!(
                 "{}: {error}: cargo build -p vaio-shim -p filter-daemon",
                 path.display()
