@@ -214,18 +214,19 @@ fn obey(world: &Arc<World>, command: Command) -> anyhow::Result<Value> {
         Command::Host { host } => Ok(about(&*world.host(&host)?)),
         Command::AddVm(spec) => Ok(json!({"id": world.add_vm(&spec)?})),
         Command::Vm { vm } => {
-            let (name, host, disks) = world.machine(&vm)?;
-            let disks: std::collections::BTreeMap<_, _> = disks.into_iter().collect();
-            let socket = world.guest_socket(&name);
-            Ok(json!({"name": name, "host": host, "disks": disks, "nbd_socket": socket}))
+            let vm = world.machine(&vm)?;
+            let socket = world.guest_socket(&vm.name);
+            Ok(json!({
+                "name": vm.name, "host": vm.host, "disks": vm.disks, "nbd_socket": socket,
+            }))
         }
         Command::Ask { vm, what } => {
-            let (name, host, _) = world.machine(&vm)?;
-            world.host(&host)?.ask_machine(&name, &what)
+            let vm = world.machine(&vm)?;
+            world.host(&vm.host)?.ask_machine(&vm.name, &what)
         }
         Command::Crash { vm } => {
-            let (name, host, _) = world.machine(&vm)?;
-            world.host(&host)?.power_off(&name, true);
+            let vm = world.machine(&vm)?;
+            world.host(&vm.host)?.power_off(&vm.name, true);
             Ok(json!({}))
         }
         Command::SetSnapshots { vm, on } => world.set_snapshots(&vm, on).map(|()| json!({})),

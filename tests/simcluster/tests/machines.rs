@@ -82,8 +82,8 @@ fn attach(site: &Site, vm: &Moid) -> FilterSource {
 
 /// Sidecars beside a machine's disks.
 fn sidecars(site: &Site, vm: &Moid) -> usize {
-    let (_, _, disks) = site.world.machine(vm.as_str()).unwrap();
-    let folder = disks[0].1.parent().unwrap();
+    let disks = site.world.machine(vm.as_str()).unwrap().disks;
+    let folder = disks["disk0"].parent().unwrap();
     let files = std::fs::read_dir(folder).unwrap().flatten();
     files
         .filter(|file| file.path().extension().is_some_and(|end| end == "vmfd"))
@@ -92,10 +92,10 @@ fn sidecars(site: &Site, vm: &Moid) -> usize {
 
 /// What the machine's process says of its disk.
 fn state(site: &Site, vm: &Moid) -> serde_json::Value {
-    let (name, host, _) = site.world.machine(vm.as_str()).unwrap();
-    let host = site.world.host(&host).unwrap();
+    let machine = site.world.machine(vm.as_str()).unwrap();
+    let host = site.world.host(&machine.host).unwrap();
     let status = host
-        .ask_machine(&name, &serde_json::json!({"cmd": "status"}))
+        .ask_machine(&machine.name, &serde_json::json!({"cmd": "status"}))
         .unwrap();
     assert_eq!(status["contract_violations"], 0, "{status}");
     status["disks"][0]["state"].clone()
@@ -167,8 +167,8 @@ fn a_guest_goes_on_while_its_disk_comes_under_the_filter_moves_and_leaves_it() {
             "something of the filter stays on {host}"
         );
     }
-    let (_, _, disks) = site.world.machine(vm.as_str()).unwrap();
-    let disk = std::fs::read(&disks[0].1).unwrap();
+    let disks = site.world.machine(vm.as_str()).unwrap().disks;
+    let disk = std::fs::read(&disks["disk0"]).unwrap();
     let at = (last % BLOCKS * u64::from(BLOCK_BYTES)) as usize;
     assert_eq!(
         disk[at], last as u8,
@@ -313,7 +313,10 @@ fn a_filter_is_put_on_disks_by_a_policy_and_not_where_it_cannot_be() {
         .client
         .create_policy("Gold", "jetdr", &properties)
         .unwrap();
-    assert_eq!(site.client.policies().unwrap(), [policy.clone()]);
+    assert_eq!(
+        site.client.policies().unwrap(),
+        std::slice::from_ref(&policy)
+    );
     assert_eq!(
         refused(site.client.create_policy("Gold", "jetdr", &[])),
         "AlreadyExists"

@@ -48,7 +48,7 @@ impl Filter {
 }
 
 /// The filter and its properties that a storage policy puts on disks.
-pub(super) fn of_policy(spec: &Value) -> Option<(String, Vec<(String, String)>)> {
+pub(super) fn of_policy(spec: &Value) -> Option<super::DiskFilter> {
     let rules = spec.get("constraints")?.get("subProfiles")?.as_array()?;
     let capability = rules.first()?.get("capability")?.as_array()?.first()?;
     let filter = capability.get("id")?.get("namespace")?.as_str()?;

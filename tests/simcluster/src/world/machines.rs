@@ -326,7 +326,7 @@ impl World {
 /// What a machine's disks are to have.
 #[derive(Debug)]
 struct Change {
-    filter: Option<(String, Vec<(String, String)>)>,
+    filter: Option<super::DiskFilter>,
     policy: Option<String>,
 }
 

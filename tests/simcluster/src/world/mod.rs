@@ -17,7 +17,7 @@ mod machines;
 mod setup;
 mod tasks;
 
-pub use setup::{DiskSpec, HostSpec, MachineSpec, Options};
+pub use setup::{DiskSpec, HostSpec, MachineInfo, MachineSpec, Options};
 
 use crate::host::{Host, Tools};
 use crate::refusal::Refusal;
@@ -28,6 +28,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::Arc;
 use tasks::{Event, Task};
+
+/// A filter on disks: its name, and its properties.
+type DiskFilter = (String, Vec<(String, String)>);
 
 /// A cluster.
 #[derive(Debug)]
@@ -69,7 +72,7 @@ struct Vm {
     disks: Vec<Disk>,
     has_snapshots: bool,
     /// The filter on its disks, and the filter's properties.
-    filter: Option<(String, Vec<(String, String)>)>,
+    filter: Option<DiskFilter>,
     /// The storage policy that brought the filter.
     policy: Option<String>,
 }
@@ -80,7 +83,7 @@ struct PolicyEntry {
     name: String,
     /// As it was made.
     spec: Value,
-    filter: Option<(String, Vec<(String, String)>)>,
+    filter: Option<DiskFilter>,
 }
 
 #[derive(Debug, Default)]

@@ -7,6 +7,7 @@ use anyhow::{Context, bail};
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
+use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -94,6 +95,17 @@ pub struct MachineSpec {
     /// It has snapshots.
     #[serde(default)]
     pub snapshots: bool,
+}
+
+/// A machine, as whoever simulates it sees it.
+#[derive(Clone, Debug)]
+pub struct MachineInfo {
+    /// Its name.
+    pub name: String,
+    /// The host on which it is.
+    pub host: String,
+    /// The files of its disks, by label.
+    pub disks: BTreeMap<String, PathBuf>,
 }
 
 fn check_name(name: &str) -> anyhow::Result<()> {
@@ -342,15 +354,18 @@ impl World {
         Ok(())
     }
 
-    /// A machine's name, the host that it is on, and its disks' files by label.
-    pub fn machine(&self, vm: &str) -> anyhow::Result<(String, String, Vec<(String, PathBuf)>)> {
+    /// A machine.
+    pub fn machine(&self, vm: &str) -> anyhow::Result<MachineInfo> {
         let state = self.state.lock();
         let vm = state.vm(vm).map_err(|error| of(&error))?;
-        let disks = vm
-            .disks
-            .iter()
-            .map(|disk| (disk.label.clone(), disk.path.clone()));
-        Ok((vm.name.clone(), vm.host.clone(), disks.collect()))
+        let disks = vm.disks.iter();
+        Ok(MachineInfo {
+            name: vm.name.clone(),
+            host: vm.host.clone(),
+            disks: disks
+                .map(|disk| (disk.label.clone(), disk.path.clone()))
+                .collect(),
+        })
     }
 
     /// Whether a task has come to its end; what it failed with.

@@ -295,7 +295,7 @@ impl Site {
 
     /// The host that a machine is on.
     pub fn host_of(&self, vm: &Moid) -> String {
-        self.world.machine(vm.as_str()).unwrap().1
+        self.world.machine(vm.as_str()).unwrap().host
     }
 }
 
