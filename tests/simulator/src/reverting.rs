@@ -47,6 +47,7 @@ impl World {
         let step = Step::Pause;
         this.reverting = Some(Reverting { step, until_ns });
         self.count("revert: begun");
+        self.say(|| format!("disk {disk} is to be reverted"));
         self.after(0, Event::Revert(disk, self.run_of(disk)));
     }
 
@@ -92,9 +93,10 @@ impl World {
     fn revert_goes_on(&mut self, disk: usize, step: Step, after_ns: u64) {
         let until_ns = self.now + LIMIT_NS;
         let vm = self.disks.get(disk).map_or(usize::MAX, |disk| disk.vm);
-        if let Some(this) = self.vms.get_mut(vm) {
-            this.reverting = Some(Reverting { step, until_ns });
-        }
+        // Gone with its VM's process, if that has died of it.
+        let under_way = self.vms.get_mut(vm).and_then(|vm| vm.reverting.as_mut());
+        let Some(reverting) = under_way else { return };
+        *reverting = Reverting { step, until_ns };
         self.after(after_ns, Event::Revert(disk, self.run_of(disk)));
     }
 
@@ -114,6 +116,7 @@ impl World {
         let content = this.storage.content();
         self.oracle.settle(disk, 0..content.len(), content, now);
         self.count("revert: happened");
+        self.say(|| format!("disk {disk} is another"));
     }
 
     /// Right after the content has changed something dies.
@@ -129,6 +132,7 @@ impl World {
         if !has_happened {
             self.count("revert: refused");
         }
+        self.say(|| format!("disk {disk}: the revert is over"));
         let vm = self.disks.get(disk).map_or(usize::MAX, |disk| disk.vm);
         if let Some(this) = self.vms.get_mut(vm) {
             (this.reverting, this.paused) = (None, false);
