@@ -6,8 +6,8 @@ use crate::server::Server;
 use crate::world::{Options, World};
 use anyhow::{Context, bail};
 use serde_json::{Value, json};
-use std::io::{BufRead, BufReader, Write};
-use std::net::{SocketAddr, TcpStream};
+use std::io::{BufRead, BufReader, ErrorKind, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -30,6 +30,9 @@ pub enum Command {
     /// Dial an address, as a process of a host.
     #[command(hide = true)]
     Probe(ProbeArgs),
+    /// Listen on a port, as a process of a host: greets whoever comes, and ends.
+    #[command(hide = true)]
+    Greet(GreetArgs),
 }
 
 /// Run a site.
@@ -78,6 +81,13 @@ pub struct ProbeArgs {
     pub to: SocketAddr,
 }
 
+/// Listen on a port.
+#[derive(clap::Args, Clone, Debug)]
+pub struct GreetArgs {
+    /// The port; 0 takes a free one.
+    pub port: u16,
+}
+
 /// The arguments with which this program was called before `run`: hosts call it with the same.
 fn prefix() -> Vec<String> {
     let before = std::env::args().skip(1).take_while(|a| a != "run");
@@ -96,6 +106,20 @@ pub fn run(command: &Command) -> anyhow::Result<()> {
             let stream = stream.with_context(|| format!("cannot reach {}", args.to))?;
             println!("{}", stream.local_addr()?);
             Ok(())
+        }
+        Command::Greet(args) => greet(args.port),
+    }
+}
+
+fn greet(port: u16) -> anyhow::Result<()> {
+    let listener = TcpListener::bind(("0.0.0.0", port))?;
+    println!("{}", listener.local_addr()?);
+    loop {
+        match listener.accept() {
+            Ok((mut stream, _)) => return Ok(stream.write_all(b"hello\n")?),
+            // Whom the firewall keeps out.
+            Err(error) if error.kind() == ErrorKind::ConnectionAborted => {}
+            Err(error) => return Err(error.into()),
         }
     }
 }

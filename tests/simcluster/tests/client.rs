@@ -206,6 +206,23 @@ fn who_may_not_is_told_and_a_session_that_ended_is_begun_again() {
     site.client.clusters().unwrap();
     site.world.end_sessions();
     assert_eq!(site.client.clusters().unwrap().len(), 1);
+    // Without a session nothing but what is needed to get one.
+    let trust = Trust::authorities_of(site.server.certificate.as_bytes()).unwrap();
+    let web = reqwest::blocking::Client::builder()
+        .tls_backend_preconfigured(trust.client_config().unwrap())
+        .build()
+        .unwrap();
+    let get = |path: &str| {
+        let url = format!("https://{}/sdk/vim25/8.0.1.0/{path}", site.server.address);
+        let answer = web.get(url).send().unwrap();
+        (answer.status().as_u16(), answer.text().unwrap())
+    };
+    assert_eq!(get("ServiceInstance/ServiceInstance/content").0, 200);
+    let (status, text) = get("Folder/group-d1/childEntity");
+    assert!(
+        status == 500 && text.contains("NotAuthenticated"),
+        "{status} {text}"
+    );
     // Another server's certificate, or none of an authority that is trusted.
     let other = support::web::Web::start();
     let trusts = [

@@ -4,7 +4,8 @@
 
 mod support;
 
-use std::net::{IpAddr, TcpListener};
+use std::io::{BufRead, BufReader, Read};
+use std::net::{IpAddr, TcpListener, TcpStream};
 use std::os::unix::fs::PermissionsExt;
 use support::{FILTER, Site, refused};
 use vcenter::{Fault, FilterOperation, TaskState, Vcenter, VibTrust};
@@ -431,7 +432,61 @@ fn tasks_are_queued_run_and_are_cancelled() {
     assert!(words.contains("cancelled"), "{words}");
     site.fails(&resolve);
     assert!(site.has_daemon(&site.hosts[0]) && !site.has_daemon(&site.hosts[1]));
+    let issues = site.issues(FILTER);
+    assert_eq!(
+        (issues.len(), &issues[0].0),
+        (1, &site.hosts[1]),
+        "{issues:?}"
+    );
     assert_eq!(refused(site.client.cancel_task(&install)), "InvalidState");
     site.world.forget_tasks();
     assert_eq!(refused(site.client.task(&install)), "NotFound");
+}
+
+#[test]
+fn who_dials_a_host_gets_in_only_where_a_ruleset_opens() {
+    let site = Site::new(1);
+    let host = site.world.host(&site.hosts[0]).unwrap();
+    let mut command = host.own_command(&["greet", "0"]);
+    let mut greeter = command
+        .stdout(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut lines = BufReader::new(greeter.stdout.take().unwrap()).lines();
+    let at: std::net::SocketAddr = lines.next().unwrap().unwrap().parse().unwrap();
+    assert_eq!(
+        at.ip(),
+        IpAddr::V4(host.address),
+        "it listens for others too"
+    );
+    let dial = || {
+        let mut said = String::new();
+        let read = TcpStream::connect(at).and_then(|mut s| s.read_to_string(&mut said));
+        read.map(|_| said)
+    };
+    let kept_out = dial();
+    assert!(kept_out.is_err(), "{kept_out:?}");
+    let ruleset = vib_packaging::Ruleset {
+        id: "greeter".into(),
+        rules: vec![vib_packaging::FirewallRule {
+            direction: vib_packaging::Direction::Inbound,
+            udp: false,
+            source_ports: false,
+            ports: (at.port(), at.port()),
+        }],
+        enabled: true,
+        required: false,
+    };
+    let path = host.root().join("etc/vmware/firewall/greeter.xml");
+    let disabled = vib_packaging::Ruleset {
+        enabled: false,
+        ..ruleset.clone()
+    };
+    std::fs::write(&path, disabled.document()).unwrap();
+    host.refresh_firewall().unwrap();
+    assert!(dial().is_err(), "a ruleset that is not in force opens");
+    std::fs::write(&path, ruleset.document()).unwrap();
+    host.refresh_firewall().unwrap();
+    assert_eq!(dial().unwrap(), "hello\n");
+    assert!(greeter.wait().unwrap().success());
 }

@@ -217,13 +217,33 @@ fn an_upgrade_rolls_over_the_hosts_while_the_guest_goes_on() {
             (1, "0.2.0-1")
         );
     }
-    assert_eq!(std::fs::read_to_string(config).unwrap(), "name = kept\n");
+    assert_eq!(std::fs::read_to_string(&config).unwrap(), "name = kept\n");
+    // A new daemon that does not start is told of the host, and started when the reason is gone.
+    site.web.put("/new.vib", site.packager.package("0.3.0-1"));
+    std::fs::write(&config, "nonsense\n").unwrap();
+    let task = upgrade("JetDR_jetdr_0.2.0-1").unwrap();
+    site.fails(&task);
+    let issues = site.issues("JetDR_jetdr_0.3.0-1");
+    assert_eq!(
+        (issues.len(), &issues[0].0),
+        (1, &site.hosts[0]),
+        "{issues:?}"
+    );
+    assert!(issues[0].1.contains("write NAME = VALUE"), "{issues:?}");
+    assert!(!site.has_daemon(&site.hosts[0]) && site.has_daemon(&site.hosts[1]));
+    std::fs::write(&config, "name = kept\n").unwrap();
+    let task = site
+        .client
+        .resolve_on_cluster(&site.cluster, "JetDR_jetdr_0.3.0-1")
+        .unwrap();
+    site.succeeds(&task);
+    assert!(site.has_daemon(&site.hosts[0]));
     // Another filter's package is none of this one.
     let other = site
         .packager
         .package_as("0.1.0-1", |d| d.name = "other".into());
     site.web.put("/new.vib", other);
-    assert_eq!(refused(upgrade("JetDR_jetdr_0.2.0-1")), "InvalidArgument");
+    assert_eq!(refused(upgrade("JetDR_jetdr_0.3.0-1")), "InvalidArgument");
 }
 
 #[test]

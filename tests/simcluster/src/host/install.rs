@@ -90,6 +90,8 @@ pub struct Package {
     pub goes_live: bool,
     /// What it waits for.
     pub waits: Waits,
+    /// All of it is there, and its daemon was started.
+    is_whole: bool,
     /// Folders and files that were made for it, in order.
     made: Vec<String>,
 }
@@ -112,6 +114,7 @@ impl Package {
             removal_needs_maintenance: about.system_requires.maintenance_mode.1,
             goes_live: about.live_remove_allowed,
             waits,
+            is_whole: false,
             made: Vec::new(),
         }
     }
@@ -198,7 +201,8 @@ impl Host {
         let old = self.package(&about.name);
         if let Some(old) = old.as_ref().filter(|old| old.vib_id == about.id()) {
             match old.waits {
-                Waits::Not => return Ok(old.clone()),
+                Waits::Not if old.is_whole => return Ok(old.clone()),
+                Waits::Not => {}
                 Waits::ToInstall => return Err(reboot("install", old)),
                 Waits::ToRemove => {}
             }
@@ -300,7 +304,7 @@ impl Host {
     fn put(&self, vib: &Vib, mut package: Package) -> Result<Package, HostError> {
         let done = self
             .lay(vib, &mut package, &[])
-            .and_then(|()| self.start_package(&package, &["start", "install"]));
+            .and_then(|()| self.start_package(&mut package, &["start", "install"]));
         if let Err(error) = done {
             let _ = self.run_script(&package, &["stop", "remove"]);
             self.take_out(&package)?;
@@ -330,7 +334,7 @@ impl Host {
         package.made.retain(|path| self.root().join(path).exists());
         let kept = package.made.clone();
         self.lay(vib, &mut package, &kept)?;
-        self.start_package(&package, &["start", "upgrade"])?;
+        self.start_package(&mut package, &["start", "upgrade"])?;
         Ok(package)
     }
 
@@ -386,10 +390,12 @@ impl Host {
         Ok(())
     }
 
-    fn start_package(&self, package: &Package, verb: &[&str]) -> Result<(), HostError> {
+    fn start_package(&self, package: &mut Package, verb: &[&str]) -> Result<(), HostError> {
         self.refresh_firewall()?;
         self.mark_boot(package)?;
-        self.run_script(package, verb)
+        self.run_script(package, verb)?;
+        package.is_whole = true;
+        Ok(self.write_record(package)?)
     }
 
     /// The framework's word to filters which boot this is; in the run folder, so a removal takes it along.
@@ -494,6 +500,8 @@ impl Host {
                     let vib = self.open_vib(&package.vib_id, fs::read(&staged)?)?;
                     package.waits = Waits::Not;
                     self.lay(&vib, &mut package, &[])?;
+                    package.is_whole = true; // the boot starts what the root holds
+                    self.write_record(&package)?;
                     fs::remove_file(staged)?;
                 }
             }

@@ -410,6 +410,7 @@ impl World {
         for (done, host) in hosts.iter().enumerate() {
             work.progress(done, hosts.len());
             if work.is_cancelled() {
+                self.leave_out(cluster, filter, hosts.iter().skip(done));
                 return Err(cancelled());
             }
             self.work_on(cluster, host, filter, step);
@@ -440,6 +441,21 @@ impl World {
             return Ok(Value::Null);
         }
         Ok(info)
+    }
+
+    /// Hosts whose turn did not come: they can be resolved later.
+    fn leave_out<'h>(
+        &self,
+        cluster: &str,
+        filter: &str,
+        hosts: impl Iterator<Item = &'h Arc<Host>>,
+    ) {
+        let mut state = self.state.lock();
+        if let Some(entry) = state.filter_named(cluster, filter) {
+            let words = "the task was cancelled before the host's turn";
+            let issues = hosts.map(|host| (host.id.clone(), words.to_owned()));
+            entry.issues.extend(issues);
+        }
     }
 
     /// Does one step on one host, with maintenance mode around it if the host asks for that.

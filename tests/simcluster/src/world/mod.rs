@@ -98,6 +98,7 @@ struct State {
     events: Vec<Event>,
     sessions: BTreeSet<String>,
     last_id: u64,
+    last_host: u8,
 }
 
 impl State {

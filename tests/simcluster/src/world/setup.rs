@@ -199,7 +199,7 @@ impl World {
         check_name(&spec.name)?;
         let level = AcceptanceLevel::parse(&spec.level);
         let level = level.with_context(|| format!("`{}` is no level", spec.level))?;
-        let (id, count) = {
+        let (id, number) = {
             let mut state = self.state.lock();
             if state
                 .hosts
@@ -208,10 +208,14 @@ impl World {
             {
                 bail!("a host `{}` is there", spec.name);
             }
-            (format!("host-{}", state.next()), state.last_id)
+            // Hosts are never taken away, so no address is given twice.
+            state.last_host = state
+                .last_host
+                .checked_add(1)
+                .context("a site has 254 hosts")?;
+            (format!("host-{}", state.next()), state.last_host)
         };
-        let number = u8::try_from(count % 250)?;
-        let address = Ipv4Addr::new(127, self.network.0, self.network.1, number + 2);
+        let address = Ipv4Addr::new(127, self.network.0, self.network.1, number);
         let settings = Settings {
             version: spec.version.clone(),
             build: spec.build,
