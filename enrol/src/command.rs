@@ -51,6 +51,8 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     }
     .with_context(what)?;
     let enrolled = steps::enrol(&folder, &args.msa, &token)?;
+    // A part that is started without the server's address finds it here.
+    folder.write(&folder.msa(), args.msa.to_string().as_bytes())?;
     println!(
         "enrolled as {} in {}",
         enrolled.identity,

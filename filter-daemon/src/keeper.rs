@@ -39,7 +39,7 @@ pub struct SecurityArgs {
     pub msa_poll_s: u64,
     /// Send everything in plain text, to whoever answers: for one machine, or for tests.
     #[arg(long, action = clap::ArgAction::Set, num_args = 0..=1, require_equals = true,
-        default_value_t = false, default_missing_value = "true", conflicts_with = "tls_dir")]
+        default_value_t = false, default_missing_value = "true", conflicts_with_all = ["tls_dir", "drva_id", "msa"])]
     pub insecure_plain_text: bool,
 }
 

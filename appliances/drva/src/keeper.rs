@@ -50,7 +50,7 @@ pub struct SecurityArgs {
     pub assign: Option<Assign>,
     /// Take everything in plain text, from whoever connects: for one machine, or for tests.
     #[arg(long, action = clap::ArgAction::Set, num_args = 0..=1, require_equals = true,
-        default_value_t = false, default_missing_value = "true", conflicts_with = "tls_dir")]
+        default_value_t = false, default_missing_value = "true", conflicts_with_all = ["tls_dir", "msa", "assignments", "assign"])]
     pub insecure_plain_text: bool,
 }
 
