@@ -5,7 +5,9 @@
 mod site;
 mod support;
 
-use filter_core::wire::{Hello, Message, PROTOCOL_NEWEST, PROTOCOL_OLDEST, PeerRole};
+use filter_core::wire::{
+    Hello, Message, OpenLane, PROTOCOL_NEWEST, PROTOCOL_OLDEST, PeerRole, PortRole,
+};
 use rustls::{ClientConnection, ServerConnection, StreamOwned};
 use serde_json::{Value, json};
 use site::{Site, in_days, issue, said, wait, wait_said};
@@ -99,35 +101,39 @@ fn a_host_speaks_for_the_machines_of_its_cluster_and_no_others() {
     wait_said(&drva, "it is no host of its cluster", 0);
     wait_said(&other.log("filterd"), "may not speak for VM", 0);
     other.vm.take().unwrap().kill();
-    // It gets hold of the machine's disk, and calls it one of its own machine.
-    stack.vm.take().unwrap().stop();
-    for entry in std::fs::read_dir(stack.dir.path()).unwrap().flatten() {
-        if entry.file_name().to_string_lossy().starts_with("d0") {
-            let to = other.dir.path().join(entry.file_name());
-            std::fs::copy(entry.path(), to).unwrap();
-        }
-    }
-    let before = said(&drva, &format!("may not speak for VM {vm}"));
-    let disk = stack.domain();
-    let at = other.vm_more.iter().position(|word| *word == vm).unwrap();
-    other.vm_more[at].clone_from(&other_vm);
-    other.start_vm();
-    wait_said(&drva, &format!("may not speak for VM {vm}"), before);
+    other.daemon.take().unwrap().kill();
+    // It knows the machine's disk, and calls it one of its own machine, with an epoch above all others.
     let shown = |domain: &Value| {
         let disk = &domain["disks"][0];
-        (disk["received_seq"].clone(), disk["attach_epoch"].clone())
+        let figure = |name: &str| disk[name].clone();
+        ["uuid", "vm", "received_seq", "attach_epoch"].map(figure)
     };
-    assert_eq!(shown(&stack.domain()), shown(&disk), "nothing has changed");
-    assert_eq!(stack.domain()["disks"].as_array().unwrap().len(), 1);
-    other.vm.take().unwrap().kill();
-    // Its own machine's own disk is taken.
-    let mut own = site.stack(&folder, &other_vm);
-    own.run = other.run;
-    own.daemon = other.daemon.take();
-    own.start_vm();
-    own.settle();
+    let before = shown(&stack.domain());
+    let disk: Uuid = before[0].as_str().unwrap().parse().unwrap();
+    let own = folder.files().own().unwrap();
+    let trust = Trust::new(&tls::files::certificates(&site.ca()).unwrap(), None).unwrap();
+    let knock = |disk: Uuid, vm: &str| {
+        let vm: Uuid = vm.parse().unwrap();
+        let role = PortRole::of_disk(disk.as_bytes());
+        let visit = Visit {
+            port: site.port_base,
+            role,
+            to: Identity::new(Role::Drva, site.drva.parse().unwrap()),
+            host: site.hosts[1].parse().unwrap(),
+            more: vec![opening(disk, vm)],
+        };
+        visit.knock(Some(&own), &trust).unwrap()
+    };
+    let answer = knock(disk, &other_vm);
+    let refusal = format!("may not speak for VM {vm}");
+    assert!(answer.contains(&refusal), "{answer:?}");
+    assert!(knock(disk, &vm).contains(&refusal));
+    assert_eq!(shown(&stack.domain()), before, "nothing has changed");
+    // A disk of its own machine it may open.
+    let answer = knock(Uuid::new_v4(), &other_vm);
+    assert!(!answer.contains("may not"), "{answer:?}");
+    assert_eq!(stack.domain()["disks"].as_array().unwrap().len(), 2);
     // What is not assigned any more is closed while it is open, and comes back when it is again.
-    stack.start_vm();
     stack.settle();
     let before = said(&drva, "is closed: VM");
     site.assign(&vm_id, Value::Null);
@@ -138,37 +144,71 @@ fn a_host_speaks_for_the_machines_of_its_cluster_and_no_others() {
     stack.assert_contract();
 }
 
-/// How the appliance's control port takes somebody: what it says after the handshake.
-fn knock(
+/// A lane of a disk, as a daemon presents it.
+fn opening(disk: Uuid, vm: Uuid) -> Message {
+    Message::OpenLane(OpenLane {
+        disk_id: disk.into_bytes(),
+        vm_id: vm.into_bytes(),
+        attach_epoch: 1000,
+        again: false,
+        attach_id: 7,
+        map_generation: 1000,
+        lineage: Box::default(),
+        durable_seq: 0,
+        capacity_bytes: 16 << 20,
+        base: Some(0),
+        domain: support::DOMAIN.into(),
+        vm_name: "mine".into(),
+        disk_label: "d0".into(),
+    })
+}
+
+/// Somebody who comes to a port of the appliance.
+struct Visit {
     port: u64,
-    own: Option<&Own>,
-    trust: &Trust,
+    role: PortRole,
+    /// The appliance.
     to: Identity,
-    hello: Uuid,
-) -> Result<String, String> {
-    let provider = tls::provider::ring();
-    let config = tls::client_config(&provider, own, trust, &[Role::Drva]).unwrap();
-    let name = to.server_name().unwrap();
-    let connection = ClientConnection::new(Arc::new(config), name).unwrap();
-    let socket = TcpStream::connect(("127.0.0.1", port as u16)).unwrap();
-    socket.set_read_timeout(Some(support::LIMIT)).unwrap();
-    let mut stream = StreamOwned::new(connection, socket);
-    let hello = Hello {
-        oldest: PROTOCOL_OLDEST,
-        newest: PROTOCOL_NEWEST,
-        role: PeerRole::Daemon,
-        port_offset: 0,
-        peer_id: hello.into_bytes(),
-        incarnation: 1,
-        name: "knocking".into(),
-    };
-    let sent = stream.write_all(&Message::Hello(hello).encode(0));
-    let mut came = Vec::new();
-    let read = stream.read_to_end(&mut came);
-    match (read, sent) {
-        _ if !came.is_empty() => Ok(String::from_utf8_lossy(&came).into_owned()),
-        (Err(error), _) | (Ok(_), Err(error)) => Err(error.to_string()),
-        (Ok(_), Ok(())) => Err("nothing came".into()),
+    /// As whom it comes, in its hello.
+    host: Uuid,
+    /// What it says then.
+    more: Vec<Message>,
+}
+
+impl Visit {
+    /// What the appliance says after the handshake, up to the end.
+    fn knock(&self, own: Option<&Own>, trust: &Trust) -> Result<String, String> {
+        let provider = tls::provider::ring();
+        let config = tls::client_config(&provider, own, trust, &[Role::Drva]).unwrap();
+        let name = self.to.server_name().unwrap();
+        let connection = ClientConnection::new(Arc::new(config), name).unwrap();
+        let port = self.port as u16 + self.role.offset();
+        let socket = TcpStream::connect(("127.0.0.1", port)).unwrap();
+        socket.set_read_timeout(Some(support::LIMIT)).unwrap();
+        let mut stream = StreamOwned::new(connection, socket);
+        let hello = Hello {
+            oldest: PROTOCOL_OLDEST,
+            newest: PROTOCOL_NEWEST,
+            role: PeerRole::Daemon,
+            port_offset: self.role.offset() as u8,
+            peer_id: self.host.into_bytes(),
+            incarnation: 1,
+            name: "knocking".into(),
+        };
+        let mut bytes = Message::Hello(hello).encode(0);
+        for message in &self.more {
+            bytes.extend(message.encode(1));
+        }
+        let sent = stream.write_all(&bytes);
+        stream.conn.send_close_notify();
+        let sent = sent.and_then(|()| stream.flush());
+        let mut came = Vec::new();
+        let read = stream.read_to_end(&mut came);
+        match (read, sent) {
+            _ if !came.is_empty() => Ok(String::from_utf8_lossy(&came).into_owned()),
+            (Err(error), _) | (Ok(_), Err(error)) => Err(error.to_string()),
+            (Ok(_), Ok(())) => Err("nothing came".into()),
+        }
     }
 }
 
@@ -183,6 +223,13 @@ fn who_is_not_a_host_of_this_site_is_refused_told_why_and_changes_nothing() {
     let appliance = Identity::new(Role::Drva, site.drva.parse().unwrap());
     let host: Uuid = site.hosts[0].parse().unwrap();
     let host_identity = Identity::new(Role::Host, host);
+    let visit = |host| Visit {
+        port: site.port_base,
+        role: PortRole::Control,
+        to: appliance,
+        host,
+        more: Vec::new(),
+    };
     let elsewhere = tempfile::tempdir().unwrap();
     let stranger = msa::authority::Authority::make(elsewhere.path(), in_days(0)).unwrap();
     let cases: [(&str, Option<Own>, &str); 6] = [
@@ -215,14 +262,14 @@ fn who_is_not_a_host_of_this_site_is_refused_told_why_and_changes_nothing() {
     ];
     for (what, own, why) in &cases {
         let before = said(&drva, why);
-        let refused = knock(site.port_base, own.as_ref(), &trust, appliance, host);
+        let refused = visit(host).knock(own.as_ref(), &trust);
         assert!(refused.is_err(), "{what}: {refused:?}");
         wait_said(&drva, why, before);
     }
     // A host that calls itself another.
     let own = issue(&authority, host_identity, in_days(0)).0;
     let other: Uuid = site.hosts[1].parse().unwrap();
-    let answer = knock(site.port_base, Some(&own), &trust, appliance, other).unwrap();
+    let answer = visit(other).knock(Some(&own), &trust).unwrap();
     assert!(answer.contains("the hello names host"), "{answer:?}");
     // Who waits and says nothing, and who talks nonsense.
     let mut nonsense = TcpStream::connect(("127.0.0.1", site.port_base as u16 + 1)).unwrap();
