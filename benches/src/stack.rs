@@ -45,8 +45,8 @@ pub struct Stack {
     pub protected: Vm,
     /// The same without it.
     pub bare: Vm,
-    _daemon: Running,
-    _appliance: Running,
+    daemon: Running,
+    appliance: Running,
     status_socket: PathBuf,
     control_socket: PathBuf,
     _memory: TempDir,
@@ -195,8 +195,8 @@ impl Stack {
         let stack = Self {
             protected,
             bare,
-            _daemon: daemon,
-            _appliance: appliance,
+            daemon,
+            appliance,
             status_socket,
             control_socket: control_socket(memory.path(), "protected"),
             _memory: memory,
@@ -264,6 +264,13 @@ impl Stack {
             let stored = |p: &Progress| p.is_durable() && p.uploaded == p.published;
             Ok(progress.filter(stored).map(drop))
         })
+    }
+
+    /// Leaves the first core to guests and their VMs: an appliance is another machine.
+    pub fn stand_apart(&self) -> anyhow::Result<()> {
+        let core = Placement::Apart.server();
+        pin(self.daemon.pid(), core)?;
+        pin(self.appliance.pid(), core)
     }
 
     /// Puts both VMs where the placement wants them. The daemon and the appliance stay free: they
