@@ -118,6 +118,12 @@ pub enum Guard {
     ChangePausesSync,
     /// A revert waits until the sidecar names the whole disk.
     ChangeIntended,
+    /// A disk that was rolled back goes on above every seq of the openings that were forgotten.
+    FloorRisen,
+    /// A cut is void if a disk's stream began anew before it had come to its position.
+    CutOfOneStream,
+    /// A record of a newer opening is never taken for one that the appliance has.
+    DuplicateOfItsEpoch,
 }
 
 /// All guards, each with what it does.
@@ -332,6 +338,18 @@ pub const ALL: &[(Guard, &str)] = &[
     (
         Guard::ChangeIntended,
         "A revert waits until the sidecar names the whole disk.",
+    ),
+    (
+        Guard::FloorRisen,
+        "A disk that was rolled back goes on above every seq of the openings that were forgotten.",
+    ),
+    (
+        Guard::CutOfOneStream,
+        "A cut is void if a disk's stream began anew before it had come to its position.",
+    ),
+    (
+        Guard::DuplicateOfItsEpoch,
+        "A record of a newer opening is never taken for one that the appliance has.",
     ),
 ];
 

@@ -119,6 +119,20 @@ pub enum Refusal {
         /// Epoch of the opening.
         found: u32,
     },
+    /// A record of a newer opening has a seq that another record has already.
+    #[error(
+        "record {seq} of attach epoch {found} has the number of one that is held: those up to {last}, of epoch {current}"
+    )]
+    SeqTwice {
+        /// Its seq.
+        seq: u64,
+        /// Last seq received.
+        last: u64,
+        /// Newest epoch of a record.
+        current: u32,
+        /// Epoch of the record.
+        found: u32,
+    },
     /// The stream begins anew and relies on records that are not held here.
     #[error(
         "the stream that begins anew at record {seq} relies on record {relies_on}; held are those up to {last}, after a full sync that began at {full_base}"
@@ -148,7 +162,7 @@ impl Refusal {
         match *self {
             Self::Fenced { current, .. } => Some(current),
             Self::RolledBack { current, found } => Some(current.max(found)),
-            Self::Gap { .. } | Self::Base { .. } => None,
+            Self::Gap { .. } | Self::Base { .. } | Self::SeqTwice { .. } => None,
         }
     }
 }
@@ -274,6 +288,15 @@ impl Receiver {
     /// Decides about one record and, if it is to be appended, takes it in.
     pub fn admit(&mut self, header: &RecordHeader) -> Result<Admit, Refusal> {
         if header.seq <= self.received.0 && holds(Guard::DuplicateDrop) {
+            // One of a newer opening cannot have come before: its number was given twice.
+            if header.attach_epoch > self.attach_epoch && holds(Guard::DuplicateOfItsEpoch) {
+                return Err(Refusal::SeqTwice {
+                    seq: header.seq,
+                    last: self.received.0,
+                    current: self.attach_epoch,
+                    found: header.attach_epoch,
+                });
+            }
             return Ok(Admit::Duplicate);
         }
         if header.attach_epoch < self.attach_epoch && holds(Guard::FenceAtAdmit) {

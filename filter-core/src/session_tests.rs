@@ -96,6 +96,16 @@ fn an_older_epoch_is_fenced() {
     ));
     // What is there already is dropped, whatever its epoch: the lane sends it again after a reconnect.
     assert_eq!(receiver.admit(&record(5, 3, 0)), Ok(Admit::Duplicate));
+    // Not so if it is of an opening that nothing has come of yet: then two records have one number.
+    let (last, current) = (receiver.received().0, receiver.attach_epoch());
+    let twice = Refusal::SeqTwice {
+        seq: 5,
+        last,
+        current,
+        found: current + 1,
+    };
+    assert_eq!(receiver.admit(&record(5, current + 1, 0)), Err(twice));
+    assert!(twice.to_string().contains("record 5 of attach epoch"));
 }
 
 fn base(seq: u64, relies_on: u64) -> RecordHeader {

@@ -185,9 +185,10 @@ impl Replicated {
         });
         match risen {
             Ok(true) => {
-                let epoch = beside.header().attach_epoch;
+                let header = beside.header();
+                let (epoch, above_seq) = (header.attach_epoch, header.above_forgotten());
                 drop(beside);
-                self.core.lock().disk.rise(epoch);
+                self.core.lock().disk.rise(epoch, above_seq);
                 let text = "disk and sidecar were rolled back: the disk is synced in full";
                 self.host.event(self.handle, Level::Warn, 6, text);
                 self.drive_intent();

@@ -7,6 +7,7 @@
 //! hosts, all of them hold completions from before their epoch moves until every epoch has moved.
 
 use crate::appliance::Appliance;
+use crate::disk::beginnings;
 use crate::domain::{Asked, CloseError, ClosedCut, Domain, now_ns};
 use crate::presence::{HostId, Reports, Standing, assemble};
 use crossbeam::channel::Receiver;
@@ -122,12 +123,15 @@ struct Begun {
     name: Option<String>,
     /// How many waited for that name.
     waiters: usize,
+    /// How often each disk's stream had begun anew.
+    beginnings: BTreeMap<[u8; 16], u64>,
 }
 
 /// Decides on the epoch of a new cut, and on its name. From here on the upload feeds only what is
 /// stamped below it, and a disk that another host presents makes it void.
 fn begin(appliance: &Appliance, domain: &Domain) -> Result<Begun, String> {
     let (hosts, hold) = whom_to_ask(appliance, domain)?;
+    let beginnings = beginnings(&domain.disks.read());
     let begun = {
         let mut cuts = domain.cuts.lock();
         let epoch = cuts.last_epoch.checked_add(1);
@@ -149,6 +153,7 @@ fn begin(appliance: &Appliance, domain: &Domain) -> Result<Begun, String> {
             hold,
             name,
             waiters,
+            beginnings,
         }
     };
     // Looked at again: who attached before there was a cut to make void is seen here.
@@ -179,7 +184,7 @@ fn take(appliance: &Appliance, domain: &Arc<Domain>) -> Result<BTreeMap<[u8; 16]
     if positions.is_empty() {
         return Err("no disk is in it".into());
     }
-    wait_and_check(domain, &positions)?;
+    wait_and_check(domain, &positions, &begun.beginnings)?;
     let uuids = |id: &[u8; 16]| Uuid::from_bytes(*id);
     let cut = ClosedCut {
         epoch: begun.epoch,
@@ -296,7 +301,11 @@ fn collect(
 }
 
 /// Waits until the log holds everything up to the positions, and looks whether a cut may end there.
-fn wait_and_check(domain: &Domain, positions: &BTreeMap<[u8; 16], u64>) -> Result<(), String> {
+fn wait_and_check(
+    domain: &Domain,
+    positions: &BTreeMap<[u8; 16], u64>,
+    beginnings: &BTreeMap<[u8; 16], u64>,
+) -> Result<(), String> {
     if !domain.wait_durable(positions, LIMIT) {
         let moved = domain
             .cuts
@@ -313,6 +322,12 @@ fn wait_and_check(domain: &Domain, positions: &BTreeMap<[u8; 16], u64>) -> Resul
     }
     for (id, seq) in positions {
         let disk = domain.disk(id).ok_or("a position of an unknown disk")?;
+        if !disk.is_of(beginnings.get(id).copied().unwrap_or(0), *seq) {
+            return Err(format!(
+                "disk {} began its stream anew before it had come to its position",
+                disk.label()
+            ));
+        }
         if !disk.consistent_at(*seq) {
             return Err(format!("disk {} was syncing at its position", disk.label()));
         }

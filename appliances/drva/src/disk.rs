@@ -13,12 +13,13 @@ use filter_core::lane::layout::DIRTY_BLOCK_BYTES;
 use filter_core::lineage::Lineage;
 use filter_core::mutant::{Guard, holds};
 use filter_core::position::Received;
-use filter_core::record::{FLAG_SYNC_BEGIN, FLAG_SYNC_END, RecordIter};
+use filter_core::record::{FLAG_STREAM_BASE, FLAG_SYNC_BEGIN, FLAG_SYNC_END, RecordIter};
 use filter_core::session::{Admit, Attach, Receiver, Refusal};
 use filter_core::wire::{ErrorCode, Message};
 use parking_lot::{Mutex, RwLock};
 use recovery_store::DiskInfo;
 use ringbuf::HeapRb;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -96,6 +97,9 @@ impl Brackets {
 struct DiskStream {
     receiver: Receiver,
     brackets: Brackets,
+    /// How often it began anew since the appliance was started, and what it had come to before.
+    beginnings: u64,
+    before: u64,
     touched: Touched,
 }
 
@@ -119,6 +123,12 @@ pub struct Counted {
     pub bytes: u64,
     /// Records that were there already.
     pub duplicates: u64,
+}
+
+/// How often each disk's stream has begun anew.
+pub fn beginnings(disks: &BTreeMap<[u8; 16], Arc<Disk>>) -> BTreeMap<[u8; 16], u64> {
+    let all = disks.iter();
+    all.map(|(id, disk)| (*id, disk.beginnings())).collect()
 }
 
 /// A disk of a domain.
@@ -179,6 +189,8 @@ impl Disk {
                 touched: Touched::above(receiver.received().0),
                 receiver,
                 brackets: Brackets::default(),
+                beginnings: 0,
+                before: 0,
             }),
             generation: AtomicU64::new(0),
             durable: AtomicU64::new(durable),
@@ -233,6 +245,22 @@ impl Disk {
     /// Whether a cut may end at this seq.
     pub fn consistent_at(&self, seq: u64) -> bool {
         !self.stream.lock().brackets.open_at(seq) || !holds(Guard::ConsistentAt)
+    }
+
+    /// How often its stream has begun anew.
+    pub fn beginnings(&self) -> u64 {
+        self.stream.lock().beginnings
+    }
+
+    /// Whether this seq is of the stream that was there when it had begun so often: what a stream that
+    /// begins anew has not come to never comes, whatever its own numbers are.
+    pub fn is_of(&self, beginnings: u64, seq: u64) -> bool {
+        let stream = self.stream.lock();
+        match stream.beginnings.saturating_sub(beginnings) {
+            0 => true,
+            1 => seq <= stream.before || !holds(Guard::CutOfOneStream),
+            _ => !holds(Guard::CutOfOneStream),
+        }
     }
 
     /// A cut that ends here is in the store.
@@ -504,7 +532,9 @@ impl DiskStream {
                 Ok(Admit::Append) => {}
                 Err(error) => {
                     let (code, word) = match error {
-                        Refusal::Gap { .. } | Refusal::Base { .. } => (ErrorCode::Gap, header.seq),
+                        Refusal::Gap { .. } | Refusal::Base { .. } | Refusal::SeqTwice { .. } => {
+                            (ErrorCode::Gap, header.seq)
+                        }
                         Refusal::Fenced { current, .. } | Refusal::RolledBack { current, .. } => {
                             (ErrorCode::Fenced, current.into())
                         }
@@ -514,6 +544,9 @@ impl DiskStream {
             }
             self.touched.note(&header);
             self.brackets.jump(last, header.seq);
+            if header.flags & FLAG_STREAM_BASE != 0 {
+                (self.beginnings, self.before) = (self.beginnings + 1, last);
+            }
             if header.flags & FLAG_SYNC_BEGIN != 0 {
                 self.brackets.begin(header.seq);
             }

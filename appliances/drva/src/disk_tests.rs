@@ -110,6 +110,24 @@ fn no_cut_ends_in_a_sync_or_where_records_were_lost() {
 
 /// A stream that goes on in a new lane, with nothing lost between, costs the cuts of its sync and no
 /// others: neither the one before, nor any after.
+/// A position that was reported before the stream began anew is of the stream before, whatever numbers the
+/// new one has.
+#[test]
+fn no_cut_waits_for_what_a_stream_before_was_to_bring() {
+    let disk = disk();
+    admit(&disk, &[(1, BASE), (2, FLAG_SYNC_END), (3, 0)]);
+    let asked = disk.beginnings();
+    assert!((1..=9).all(|seq| disk.is_of(asked, seq)));
+    // Records 4 and 5 of the stream before never came; these are others.
+    admit(&disk, &[(4, BASE), (5, FLAG_SYNC_END), (6, 0)]);
+    assert!(disk.consistent_at(6));
+    let reached: Vec<u64> = (1..=6).filter(|seq| disk.is_of(asked, *seq)).collect();
+    assert_eq!(reached, [1, 2, 3]);
+    assert!(disk.is_of(disk.beginnings(), 6));
+    admit(&disk, &[(7, BASE)]);
+    assert!(!disk.is_of(asked, 3), "not known any more");
+}
+
 #[test]
 fn a_base_that_relies_on_all_that_came_costs_only_its_own_sync() {
     let disk = disk();

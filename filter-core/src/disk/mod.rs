@@ -515,8 +515,10 @@ impl Disk {
     }
 
     /// The epoch was raised in the sidecar, since disk and sidecar had been rolled back: everything is
-    /// synced, once the consumer has asked for the restart that the new epoch makes it ask for.
-    pub fn rise(&mut self, attach_epoch: u32) {
+    /// synced, once the consumer has asked for the restart that the new epoch makes it ask for. The stream
+    /// then begins above `above_seq`, so that no number stands for two records: what was published by an
+    /// opening that is forgotten may still be under way, acknowledged, or awaited by a cut.
+    pub fn rise(&mut self, attach_epoch: u32, above_seq: u64) {
         self.mark_all();
         let memory = self.memory();
         let (before, _) = opening::told(memory);
@@ -525,7 +527,7 @@ impl Disk {
             ..before
         };
         opening::tell(memory, &attach, &Lineage::anew(attach_epoch));
-        self.producer.set_attach_epoch(attach_epoch);
+        self.producer.rise(attach_epoch, above_seq);
         self.tell_generation();
     }
 

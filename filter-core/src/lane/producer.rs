@@ -110,6 +110,8 @@ pub struct PublishedGroup {
 pub struct Producer {
     memory: LaneMemory,
     attach_epoch: u32,
+    /// A stream that begins anew has larger seqs than this.
+    restart_above: u64,
     tail: u64,
     head_seen: u64,
     next_seq: u64,
@@ -134,6 +136,7 @@ impl Producer {
         Self {
             memory,
             attach_epoch,
+            restart_above: 0,
             tail,
             head_seen,
             next_seq,
@@ -168,8 +171,10 @@ impl Producer {
     }
 
     /// The epoch was raised while the disk is open, and was told of; a restart of the stream follows.
-    pub fn set_attach_epoch(&mut self, attach_epoch: u32) {
+    /// Then it begins above `above_seq`.
+    pub fn rise(&mut self, attach_epoch: u32, above_seq: u64) {
         self.attach_epoch = attach_epoch;
+        self.restart_above = above_seq;
         self.memory
             .producer()
             .attach_epoch
@@ -331,6 +336,7 @@ impl Producer {
         if above < MAX_SEQ / 2 && holds(Guard::BaseAboveAll) {
             self.next_seq = self.next_seq.max(above + 1);
         }
+        self.next_seq = self.next_seq.max(self.restart_above + 1);
         words.restart_at.store(self.tail, Relaxed); // published by the Release below
         words.restart_seq.store(self.next_seq - 1, Relaxed); // published by the Release below
         words.last_seq.store(self.next_seq - 1, Relaxed); // published by the Release below

@@ -195,12 +195,28 @@ impl Sidecar {
             .max(self.attach_epoch)
             .checked_add(1)
             .ok_or(SidecarError::Exhausted)?;
+        // Each opening that was forgotten may have had a lane of its own, and this one is above them all.
+        let openings = match holds(Guard::FloorRisen) {
+            true => u64::from(attach_epoch - self.attach_epoch),
+            false => 0,
+        };
+        let seq_floor = openings
+            .checked_mul(SEQ_STRIDE)
+            .and_then(|seqs| self.seq_floor.checked_add(seqs))
+            .filter(|floor| *floor <= crate::position::MAX_SEQ / 4)
+            .ok_or(SidecarError::Exhausted)?;
         Ok(Self {
             attach_epoch,
+            seq_floor,
             lineage: Lineage::anew(attach_epoch),
             generation: self.generation + 1,
             ..*self
         })
+    }
+
+    /// After [`Sidecar::risen`]: no stream of an opening that was forgotten has come to this seq.
+    pub const fn above_forgotten(&self) -> u64 {
+        self.seq_floor.saturating_sub(SEQ_STRIDE)
     }
 
     /// What to write when the sidecar may hold an older state.
@@ -473,6 +489,12 @@ mod tests {
         let anew = sidecar.attached(&anew).unwrap();
         assert_eq!(anew.lineage, Lineage::anew(4));
         assert_eq!(sidecar.risen(7).unwrap().lineage, Lineage::anew(8));
+        // Openings that were forgotten had lanes of their own: no number of theirs comes again.
+        let forgotten = (0..3).fold(sidecar, |sidecar, _| opened(&sidecar, 2, true));
+        let risen = sidecar.risen(forgotten.attach_epoch).unwrap();
+        assert_eq!(risen.above_forgotten(), forgotten.seq_floor);
+        assert_eq!(risen.seq_floor, opened(&forgotten, 2, true).seq_floor);
+        assert_eq!(sidecar.risen(u32::MAX - 1), Err(SidecarError::Exhausted));
     }
 
     #[test]

@@ -6,6 +6,7 @@
 use crate::host::DOMAIN;
 use crate::server::Cut;
 use crate::world::{Event, SECOND, World};
+use drva::disk::beginnings;
 use drva::domain::{Asked, ClosedCut};
 use drva::presence::{HostId, Missing, Reports, assemble, hosts_of};
 use filter_core::mutant::{Guard, holds};
@@ -74,6 +75,7 @@ impl World {
             hosts: hosts.clone(),
             void: false,
         });
+        let beginnings = beginnings(&shared.domain.disks);
         drop(shared);
         if !attached.is_subset(&hosts) {
             return Err("a host's control connection is down".into());
@@ -102,6 +104,7 @@ impl World {
                 reports: Reports::new(),
                 hold,
                 time_ns,
+                beginnings,
             };
         }
         // An appliance that lost its log asks for an epoch once more, and the store may hold the cut of the
@@ -219,6 +222,7 @@ impl World {
             reports,
             time_ns,
             hold,
+            beginnings,
             ..
         } = &mut server.cut
         else {
@@ -232,6 +236,7 @@ impl World {
             return;
         }
         let (epoch, time_ns, reports, hold) = (*epoch, *time_ns, reports.clone(), *hold);
+        let beginnings = beginnings.clone();
         let assembled = assemble(&server.shared.borrow().domain.disks, &reports);
         let positions = match assembled {
             Ok(assembled) => assembled.positions,
@@ -254,6 +259,7 @@ impl World {
             epoch,
             time_ns,
             positions,
+            beginnings,
         };
         self.note_blind(epoch, &reports);
         self.try_close();
@@ -268,6 +274,7 @@ impl World {
             epoch,
             time_ns,
             positions,
+            beginnings,
         } = &server.cut
         else {
             return;
@@ -282,9 +289,11 @@ impl World {
         if !reached {
             return;
         }
-        let consistent = positions
-            .iter()
-            .all(|(id, seq)| disks.get(id).is_some_and(|disk| disk.consistent_at(*seq)));
+        let consistent = positions.iter().all(|(id, seq)| {
+            let since = beginnings.get(id).copied().unwrap_or(0);
+            let disk = disks.get(id);
+            disk.is_some_and(|disk| disk.is_of(since, *seq) && disk.consistent_at(*seq))
+        });
         if !consistent {
             drop(shared);
             return self.void("a disk was syncing at its position");

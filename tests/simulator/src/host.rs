@@ -470,6 +470,9 @@ impl World {
                 continue;
             }
             let ran = self.vms.get(vm).is_some_and(|vm| vm.runs);
+            for disk in self.vms.get(vm).map_or(Vec::new(), |vm| vm.disks.clone()) {
+                self.look_for_lost_sight(disk);
+            }
             self.vm_gone(vm, true);
             for disk in self.vms.get(vm).map_or(Vec::new(), |vm| vm.disks.clone()) {
                 if ran && let Some(this) = self.disks.get_mut(disk) {
@@ -490,6 +493,27 @@ impl World {
         }
         let down = self.numbers.spread(5 * SECOND, 1200 * SECOND);
         self.after(down, Event::HostUp(host));
+    }
+
+    /// A write that could not wait for the sidecar any longer, and of which neither sidecar nor appliance knows
+    /// when the host loses its power: the one case in which a crash loses sight of something. What follows in
+    /// this run is not judged.
+    fn look_for_lost_sight(&mut self, disk: usize) {
+        let Some(this) = self.disks.get(disk) else {
+            return;
+        };
+        let intent = this.open.as_ref().and_then(|open| open.core.intent());
+        let (told, durable) = intent.map_or((0, 0), Intent::generations);
+        let known = self.server.as_ref().and_then(|server| {
+            let shared = server.shared.borrow();
+            let disk = shared.domain.disks.get(&this.id)?;
+            Some(disk.described.lock().presented.generation)
+        });
+        if told > durable && known.is_none_or(|known| known < told) {
+            self.count("crash: sight of a write was lost");
+            self.say(|| format!("disk {disk}: a write had passed that nobody knows of"));
+            self.lost_sight = true;
+        }
     }
 
     /// A host is up again; its daemon starts by itself.

@@ -52,7 +52,9 @@ fn main() -> ExitCode {
         return ExitCode::from(2);
     }
     // A panic in the product is a violation of its seed: the thread that meets it says which.
-    std::panic::set_hook(Box::new(|_| {}));
+    if !args.trace {
+        std::panic::set_hook(Box::new(|_| {}));
+    }
     let seeds = args.first_seed..args.first_seed.saturating_add(args.seeds);
     let total = run(seeds, args.jobs, args.trace, |total| {
         if args.every > 0 && total.seeds.is_multiple_of(args.every) {

@@ -205,7 +205,9 @@ impl World {
             return;
         };
         self.save_header(disk, &next);
-        self.core(disk, |open, _| open.core.rise(next.attach_epoch));
+        self.core(disk, |open, _| {
+            open.core.rise(next.attach_epoch, next.above_forgotten());
+        });
         self.count("rolled back: epoch raised");
         self.say(|| {
             format!(

@@ -35,11 +35,13 @@ pub(crate) enum Cut {
         /// It is one of several hosts.
         hold: bool,
         time_ns: u64,
+        beginnings: BTreeMap<[u8; 16], u64>,
     },
     Waiting {
         epoch: u32,
         time_ns: u64,
         positions: BTreeMap<[u8; 16], u64>,
+        beginnings: BTreeMap<[u8; 16], u64>,
     },
 }
 
