@@ -45,6 +45,11 @@ enum Command {
         #[command(subcommand)]
         command: simhost::cli::Command,
     },
+    /// The simulated cluster: a vCenter and its hosts.
+    Simcluster {
+        #[command(subcommand)]
+        command: simcluster::cli::Command,
+    },
 }
 
 fn main() -> ExitCode {
@@ -70,6 +75,7 @@ fn main() -> ExitCode {
         Command::Rocva(args) => return recovery(args),
         Command::Vib { command } => return coded(vib::run(command)),
         Command::Simhost { command } => simhost::cli::run(&command),
+        Command::Simcluster { command } => simcluster::cli::run(&command),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,

@@ -3,8 +3,8 @@
 //!
 //! The path of a request: [`rest::server`] accepts it, [`rest::gate`] looks who calls and whether they
 //! may, a handler of [`rest`] reads it into the types of [`text`], and [`store`] changes the state and
-//! writes the audit in one transaction. What takes longer is an execution ([`executions`]). [`vcenter`]
-//! is what the server needs of a vCenter.
+//! writes the audit in one transaction. What takes longer is an execution ([`executions`]). The
+//! crate [`vcenter`] is what the server needs of a vCenter.
 //!
 //! Invariant: it handles no replication data, and replication goes on without it.
 
@@ -23,6 +23,6 @@ pub mod service;
 pub mod store;
 pub mod text;
 pub mod users;
-pub mod vcenter;
 
 pub use cli::{Command, run};
+pub use vcenter;

@@ -353,6 +353,26 @@ macro_rules! words {
 }
 pub(crate) use words;
 
+impl From<&vcenter::Moid> for Moid {
+    fn from(id: &vcenter::Moid) -> Self {
+        Self(id.as_str().to_owned()) // the same rule, checked there
+    }
+}
+
+impl From<&vcenter::VersionText> for VersionText {
+    fn from(version: &vcenter::VersionText) -> Self {
+        Self(version.as_str().to_owned()) // the same rule, checked there
+    }
+}
+
+impl TryFrom<&Moid> for vcenter::Moid {
+    type Error = vcenter::BadText;
+
+    fn try_from(id: &Moid) -> Result<Self, vcenter::BadText> {
+        id.as_str().parse()
+    }
+}
+
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]

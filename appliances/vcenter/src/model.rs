@@ -1,12 +1,7 @@
-//! What the server needs of a vCenter: its inventory, its tasks, and the methods of its IoFilterManager.
-//!
-//! Behind a trait, so that what uses it can be shown to work without one. There is no implementation
-//! for a real vCenter yet.
-//!
-//! Invariant: each method declares the faults that vCenter's documentation declares for it, and no
-//! other outcome is mistaken for them: everything else is [`Fault::Other`].
+//! What is told of a vCenter and of what is in it.
 
 use crate::text::{Moid, VersionText};
+use std::fmt;
 
 /// What vCenter refuses a call with.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -100,8 +95,68 @@ pub struct HostInfo {
     pub version: VersionText,
     /// Its build.
     pub build: u64,
-    /// Its time, in ms since 1970.
-    pub now_ms: i64,
+    /// Its time, in ms since 1970. Nothing: vCenter does not reach it.
+    pub now_ms: Option<i64>,
+    /// The addresses of its name servers; none if it has none.
+    pub dns_servers: Vec<String>,
+    /// Its services, as far as vCenter tells of them.
+    pub services: Vec<HostService>,
+    /// The rulesets of its firewall.
+    pub rulesets: Vec<HostRuleset>,
+    /// The I/O filters on it.
+    pub filters: Vec<HostFilter>,
+}
+
+impl HostInfo {
+    /// Whether its CIM service runs.
+    pub fn is_cim_running(&self) -> bool {
+        let is_cim = |service: &&HostService| service.key == "sfcbd-watchdog";
+        self.services
+            .iter()
+            .any(|one| is_cim(&one) && one.is_running)
+    }
+}
+
+/// A service of a host.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HostService {
+    /// Its key, like `sfcbd-watchdog` or `iofilterd-jetdr`.
+    pub key: String,
+    /// Whether it runs.
+    pub is_running: bool,
+}
+
+/// A ruleset of a host's firewall.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HostRuleset {
+    /// Its key.
+    pub key: String,
+    /// Whether it is in force.
+    pub is_enabled: bool,
+    /// What it opens.
+    pub rules: Vec<HostRule>,
+}
+
+/// Ports that a ruleset opens.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HostRule {
+    /// To the host instead of from it.
+    pub is_inbound: bool,
+    /// First and last port.
+    pub ports: (u16, u16),
+}
+
+/// An I/O filter on a host.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HostFilter {
+    /// Its id: `<VENDOR>_<name>_<version>`.
+    pub id: String,
+    /// Its name.
+    pub name: String,
+    /// Its version.
+    pub version: String,
+    /// Whether it can be used.
+    pub is_available: bool,
 }
 
 /// A virtual disk of a machine, as far as protection asks.
@@ -119,6 +174,8 @@ pub struct DiskInfo {
     pub is_physical_rdm: bool,
     /// Filters on it, by name.
     pub filters: Vec<String>,
+    /// Where its content lies: `[datastore] folder/file.vmdk`.
+    pub path: String,
 }
 
 /// A virtual machine.
@@ -143,6 +200,12 @@ pub struct VmInfo {
 /// A task that vCenter works on.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TaskId(pub Moid);
+
+impl fmt::Display for TaskId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
 
 /// Where a task stands.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -185,6 +248,68 @@ pub struct ClusterFilter {
     pub vib_url: Option<String>,
 }
 
+/// Whom a host believes to be the server of a VIB.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum VibTrust {
+    /// Whom the host's own trusted authorities vouch for.
+    HostAuthorities,
+    /// Who has just this certificate (PEM).
+    Pinned(String),
+    /// Anybody.
+    Anybody,
+}
+
+/// By what a filter is put on a disk.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum FilterSource {
+    /// A storage policy, by its id.
+    Policy(String),
+    /// The filter itself.
+    Filter {
+        /// Its name.
+        name: String,
+        /// Its properties.
+        properties: Vec<(String, String)>,
+    },
+}
+
+/// A storage policy.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Policy {
+    /// Its id.
+    pub id: String,
+    /// Its name.
+    pub name: String,
+}
+
+/// Something that happened.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Event {
+    /// Its number: later ones have higher ones.
+    pub key: i64,
+    /// vCenter's name for its kind.
+    pub kind: String,
+    /// When, in ms since 1970.
+    pub at_ms: i64,
+    /// What, in words.
+    pub message: String,
+}
+
+/// A plug-in's entry.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Extension {
+    /// Its key, like `com.example.jetdr`.
+    pub key: String,
+    /// What people see.
+    pub label: String,
+    /// Who made it.
+    pub company: String,
+    /// Its version.
+    pub version: VersionText,
+    /// Where its server is.
+    pub url: Option<String>,
+}
+
 /// What is wrong with a filter on a host.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HostIssue {
@@ -201,53 +326,4 @@ pub struct FilterIssues {
     pub operation: FilterOperation,
     /// Host by host.
     pub hosts: Vec<HostIssue>,
-}
-
-/// A vCenter. Calls block; one that starts a task answers when the task is made, not when it is done.
-pub trait Vcenter: Send + Sync {
-    /// What it is.
-    fn about(&self) -> Result<About, Fault>;
-
-    /// Its clusters. A host outside a cluster is in none.
-    fn clusters(&self) -> Result<Vec<ClusterInfo>, Fault>;
-
-    /// The hosts of a cluster. [`Fault::NotFound`]: no such cluster.
-    fn hosts(&self, cluster: &Moid) -> Result<Vec<HostInfo>, Fault>;
-
-    /// The virtual machines of a cluster. [`Fault::NotFound`]: no such cluster.
-    fn vms(&self, cluster: &Moid) -> Result<Vec<VmInfo>, Fault>;
-
-    /// Where a task stands. [`Fault::NotFound`]: vCenter has forgotten it; look for what it did.
-    fn task(&self, task: &TaskId) -> Result<TaskState, Fault>;
-
-    /// Asks for the end of a task. One that cannot be ended goes on.
-    fn cancel_task(&self, task: &TaskId) -> Result<(), Fault>;
-
-    /// Installs a filter on all hosts of a cluster; each host fetches `vib_url` itself.
-    /// [`Fault::InvalidArgument`]: not a cluster; [`Fault::AlreadyExists`].
-    fn install_filter(&self, cluster: &Moid, vib_url: &str) -> Result<TaskId, Fault>;
-
-    /// Removes a filter from a cluster. [`Fault::InvalidArgument`], [`Fault::NotFound`],
-    /// [`Fault::FilterInUse`], [`Fault::InvalidState`] (DRS is off).
-    fn uninstall_filter(&self, cluster: &Moid, filter: &str) -> Result<TaskId, Fault>;
-
-    /// Replaces a filter on a cluster. [`Fault::InvalidArgument`], [`Fault::NotFound`],
-    /// [`Fault::InvalidState`].
-    fn upgrade_filter(&self, cluster: &Moid, filter: &str, vib_url: &str) -> Result<TaskId, Fault>;
-
-    /// The filters on a cluster. vCenter may answer nothing instead of an empty list: that is none.
-    fn filters(&self, cluster: &Moid) -> Result<Vec<ClusterFilter>, Fault>;
-
-    /// What is wrong with a filter, host by host; to be asked after a task failed.
-    /// [`Fault::NotFound`].
-    fn filter_issues(&self, cluster: &Moid, filter: &str) -> Result<FilterIssues, Fault>;
-
-    /// The disks that use a filter. [`Fault::NotFound`].
-    fn disks_using(&self, cluster: &Moid, filter: &str) -> Result<Vec<FilterDisk>, Fault>;
-
-    /// Tries again what failed, on all hosts of a cluster. [`Fault::NotFound`].
-    fn resolve_on_cluster(&self, cluster: &Moid, filter: &str) -> Result<TaskId, Fault>;
-
-    /// Tries again what failed, on one host. [`Fault::NotFound`].
-    fn resolve_on_host(&self, host: &Moid, filter: &str) -> Result<TaskId, Fault>;
 }

@@ -1,0 +1,119 @@
+//! The trait through which a vCenter is used.
+
+use crate::model::{
+    About, ClusterFilter, ClusterInfo, Event, Extension, Fault, FilterDisk, FilterIssues,
+    FilterSource, HostInfo, Policy, TaskId, TaskState, VibTrust, VmInfo,
+};
+use crate::text::Moid;
+
+/// A vCenter. Calls block; one that starts a task answers when the task is made, not when it is done.
+/// Every call may also fail with [`Fault::NotAuthenticated`], [`Fault::NoPermission`], [`Fault::Other`].
+pub trait Vcenter: Send + Sync {
+    /// What it is.
+    fn about(&self) -> Result<About, Fault>;
+
+    /// Its clusters. A host outside a cluster is in none.
+    fn clusters(&self) -> Result<Vec<ClusterInfo>, Fault>;
+
+    /// The hosts of a cluster. [`Fault::NotFound`]: no such cluster.
+    fn hosts(&self, cluster: &Moid) -> Result<Vec<HostInfo>, Fault>;
+
+    /// The virtual machines of a cluster. [`Fault::NotFound`]: no such cluster.
+    fn vms(&self, cluster: &Moid) -> Result<Vec<VmInfo>, Fault>;
+
+    /// Virtual machines with this name, in whatever folder of whatever datacenter.
+    fn vms_named(&self, name: &str) -> Result<Vec<Moid>, Fault>;
+
+    /// Where a task stands. [`Fault::NotFound`]: vCenter has forgotten it; look for what it did.
+    fn task(&self, task: &TaskId) -> Result<TaskState, Fault>;
+
+    /// Asks for the end of a task. One that cannot be ended goes on ([`Fault::InvalidState`] if it has
+    /// ended already). [`Fault::NotFound`].
+    fn cancel_task(&self, task: &TaskId) -> Result<(), Fault>;
+
+    /// What happened lately, oldest first; at most 1000.
+    fn events(&self) -> Result<Vec<Event>, Fault>;
+
+    /// Installs a filter on all hosts of a cluster; each host fetches `vib_url` itself.
+    /// [`Fault::InvalidArgument`]: not a cluster; [`Fault::AlreadyExists`].
+    fn install_filter(
+        &self,
+        cluster: &Moid,
+        vib_url: &str,
+        trust: &VibTrust,
+    ) -> Result<TaskId, Fault>;
+
+    /// Removes a filter from a cluster. [`Fault::InvalidArgument`], [`Fault::NotFound`],
+    /// [`Fault::FilterInUse`], [`Fault::InvalidState`] (DRS is off).
+    fn uninstall_filter(&self, cluster: &Moid, filter: &str) -> Result<TaskId, Fault>;
+
+    /// Replaces a filter on a cluster. [`Fault::InvalidArgument`], [`Fault::NotFound`],
+    /// [`Fault::InvalidState`].
+    fn upgrade_filter(
+        &self,
+        cluster: &Moid,
+        filter: &str,
+        vib_url: &str,
+        trust: &VibTrust,
+    ) -> Result<TaskId, Fault>;
+
+    /// The filters on a cluster. vCenter may answer nothing instead of an empty list: that is none.
+    fn filters(&self, cluster: &Moid) -> Result<Vec<ClusterFilter>, Fault>;
+
+    /// What is wrong with a filter, host by host; to be asked after a task failed.
+    /// [`Fault::NotFound`].
+    fn filter_issues(&self, cluster: &Moid, filter: &str) -> Result<FilterIssues, Fault>;
+
+    /// The disks that use a filter. [`Fault::NotFound`].
+    fn disks_using(&self, cluster: &Moid, filter: &str) -> Result<Vec<FilterDisk>, Fault>;
+
+    /// Tries again what failed, on all hosts of a cluster. [`Fault::NotFound`].
+    fn resolve_on_cluster(&self, cluster: &Moid, filter: &str) -> Result<TaskId, Fault>;
+
+    /// Tries again what failed, on one host. [`Fault::NotFound`].
+    fn resolve_on_host(&self, host: &Moid, filter: &str) -> Result<TaskId, Fault>;
+
+    /// Puts a filter on disks of a virtual machine. [`Fault::NotFound`]: no such machine;
+    /// [`Fault::InvalidArgument`]: no such disk, policy or filter. The task fails with
+    /// [`Fault::InvalidState`] while the machine has snapshots or moves.
+    fn attach_filter(
+        &self,
+        vm: &Moid,
+        disk_keys: &[i32],
+        filter: &FilterSource,
+    ) -> Result<TaskId, Fault>;
+
+    /// Takes all filters off disks of a virtual machine; faults as for [`Vcenter::attach_filter`].
+    fn detach_filters(&self, vm: &Moid, disk_keys: &[i32]) -> Result<TaskId, Fault>;
+
+    /// The storage policies for virtual disks.
+    fn policies(&self) -> Result<Vec<Policy>, Fault>;
+
+    /// Makes a storage policy that puts a filter on disks. `properties` are the filter's.
+    /// [`Fault::AlreadyExists`]: one has the name.
+    fn create_policy(
+        &self,
+        name: &str,
+        filter: &str,
+        properties: &[(String, String)],
+    ) -> Result<Policy, Fault>;
+
+    /// Deletes a storage policy. [`Fault::NotFound`]; [`Fault::InvalidState`]: disks have it.
+    fn delete_policy(&self, id: &str) -> Result<(), Fault>;
+
+    /// Puts a host into maintenance mode: its running machines are moved away first, if DRS may.
+    /// [`Fault::NotFound`]; the task fails with [`Fault::InvalidState`] if they cannot be moved.
+    fn enter_maintenance(&self, host: &Moid) -> Result<TaskId, Fault>;
+
+    /// Takes a host out of maintenance mode. [`Fault::NotFound`].
+    fn exit_maintenance(&self, host: &Moid) -> Result<TaskId, Fault>;
+
+    /// The extension with a key.
+    fn extension(&self, key: &str) -> Result<Option<Extension>, Fault>;
+
+    /// Registers an extension. [`Fault::InvalidArgument`]: one with the key is there.
+    fn register_extension(&self, extension: &Extension) -> Result<(), Fault>;
+
+    /// Takes an extension out. [`Fault::NotFound`].
+    fn unregister_extension(&self, key: &str) -> Result<(), Fault>;
+}

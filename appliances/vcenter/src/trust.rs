@@ -1,0 +1,132 @@
+//! Which server is believed to be the one that was meant.
+//!
+//! Invariant: a configuration that is handed out checks the server's certificate and that the server
+//! holds its key; there is no setting that checks nothing.
+
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::crypto::{CryptoProvider, verify_tls12_signature, verify_tls13_signature};
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
+use rustls::{
+    CertificateError, ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme,
+};
+use std::sync::Arc;
+
+/// Whom to believe.
+#[derive(Clone, Debug)]
+pub enum Trust {
+    /// Who has a certificate of one of these authorities, for the name that is dialled.
+    Authorities(Vec<CertificateDer<'static>>),
+    /// Who has just this certificate, whatever names and dates stand in it.
+    Pinned(CertificateDer<'static>),
+}
+
+/// Why there is no configuration.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum TrustError {
+    /// The text is no certificate.
+    #[error("no PEM certificate: {0}")]
+    Pem(String),
+    /// A certificate cannot be trusted.
+    #[error("cannot trust the certificate: {0}")]
+    Certificate(String),
+}
+
+impl Trust {
+    /// Trusts the authorities in a PEM text; at least one.
+    pub fn authorities_of(pem: &[u8]) -> Result<Self, TrustError> {
+        let all: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(pem).collect();
+        let all = all.map_err(|error| TrustError::Pem(error.to_string()))?;
+        if all.is_empty() {
+            return Err(TrustError::Pem("the text holds none".into()));
+        }
+        Ok(Self::Authorities(all))
+    }
+
+    /// Trusts just the certificate in a PEM text.
+    pub fn pinned_to(pem: &[u8]) -> Result<Self, TrustError> {
+        let one = CertificateDer::from_pem_slice(pem);
+        Ok(Self::Pinned(
+            one.map_err(|error| TrustError::Pem(error.to_string()))?,
+        ))
+    }
+
+    /// A configuration for connections, TLS 1.2 and 1.3.
+    pub fn client_config(&self) -> Result<ClientConfig, TrustError> {
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let of = |error: rustls::Error| TrustError::Certificate(error.to_string());
+        let builder = ClientConfig::builder_with_provider(provider.clone())
+            .with_safe_default_protocol_versions()
+            .map_err(of)?;
+        match self {
+            Self::Authorities(authorities) => {
+                let mut roots = RootCertStore::empty();
+                for one in authorities {
+                    roots.add(one.clone()).map_err(of)?;
+                }
+                Ok(builder.with_root_certificates(roots).with_no_client_auth())
+            }
+            Self::Pinned(certificate) => {
+                let verifier = Pinned {
+                    certificate: certificate.clone(),
+                    provider,
+                };
+                Ok(builder
+                    .dangerous() // the verifier takes one certificate and no other
+                    .with_custom_certificate_verifier(Arc::new(verifier))
+                    .with_no_client_auth())
+            }
+        }
+    }
+}
+
+/// Takes one certificate.
+#[derive(Debug)]
+struct Pinned {
+    certificate: CertificateDer<'static>,
+    provider: Arc<CryptoProvider>,
+}
+
+impl ServerCertVerifier for Pinned {
+    fn verify_server_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        _intermediates: &[CertificateDer<'_>],
+        _server_name: &ServerName<'_>,
+        _ocsp_response: &[u8],
+        _now: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        if end_entity.as_ref() == self.certificate.as_ref() {
+            return Ok(ServerCertVerified::assertion());
+        }
+        Err(rustls::Error::InvalidCertificate(
+            CertificateError::ApplicationVerificationFailure,
+        ))
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        let known = &self.provider.signature_verification_algorithms;
+        verify_tls12_signature(message, certificate, signature, known)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        let known = &self.provider.signature_verification_algorithms;
+        verify_tls13_signature(message, certificate, signature, known)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.provider
+            .signature_verification_algorithms
+            .supported_schemes()
+    }
+}
