@@ -16,7 +16,7 @@ use std::net::{TcpListener, TcpStream};
 use std::path::Path;
 use std::sync::Arc;
 use support::{Part, Stack, client, ok};
-use tls::{Identity, Own, Role, Trust};
+use tls::{Folder, Identity, Own, Role, Trust};
 use uuid::Uuid;
 
 fn write(stack: &Stack, pattern: u8, at: &str) {
@@ -178,6 +178,16 @@ struct Visit {
 impl Visit {
     /// What the appliance says after the handshake, up to the end.
     fn knock(&self, own: Option<&Own>, trust: &Trust) -> Result<String, String> {
+        self.stay(own, trust, || {})
+    }
+
+    /// The same of a visitor who only leaves after something.
+    fn stay(
+        &self,
+        own: Option<&Own>,
+        trust: &Trust,
+        meanwhile: impl FnOnce(),
+    ) -> Result<String, String> {
         let provider = tls::provider::ring();
         let config = tls::client_config(&provider, own, trust, &[Role::Drva]).unwrap();
         let name = self.to.server_name().unwrap();
@@ -200,6 +210,7 @@ impl Visit {
             bytes.extend(message.encode(1));
         }
         let sent = stream.write_all(&bytes);
+        meanwhile();
         stream.conn.send_close_notify();
         let sent = sent.and_then(|()| stream.flush());
         let mut came = Vec::new();
@@ -271,6 +282,12 @@ fn who_is_not_a_host_of_this_site_is_refused_told_why_and_changes_nothing() {
     let other: Uuid = site.hosts[1].parse().unwrap();
     let answer = visit(other).knock(Some(&own), &trust).unwrap();
     assert!(answer.contains("the hello names host"), "{answer:?}");
+    // One whose time is over while it stands.
+    let soon_ms = in_days(-90) + 4000;
+    let own = issue(&authority, host_identity, soon_ms).0;
+    let over = format!("{host_identity} is ended: its certificate has expired");
+    let _ = visit(host).stay(Some(&own), &trust, || wait_said(&drva, &over, 0));
+    assert_eq!(said(&drva, &over), 1);
     // Who waits and says nothing, and who talks nonsense.
     let mut nonsense = TcpStream::connect(("127.0.0.1", site.port_base as u16 + 1)).unwrap();
     nonsense.write_all(&[0x16, 3, 1, 0xff, 0xff, 0]).unwrap();
@@ -455,6 +472,19 @@ fn assignments_of_a_file_are_followed() {
     put(&document(&[&site.hosts[0]]));
     write(&stack, 7, "0");
     stack.recover_and_compare("named");
+    // A host that has nothing to do with the domain is not asked, and learns nothing of it.
+    let trust = Trust::new(&tls::files::certificates(&site.ca()).unwrap(), None).unwrap();
+    let other = site.enrol("host", &site.hosts[1]).files().own().unwrap();
+    let visit = Visit {
+        port: site.port_base,
+        role: PortRole::Control,
+        to: Identity::new(Role::Drva, site.drva.parse().unwrap()),
+        host: site.hosts[1].parse().unwrap(),
+        more: Vec::new(),
+    };
+    let heard = visit.stay(Some(&other), &trust, || drop(stack.cut("unheard")));
+    let heard = heard.unwrap();
+    assert!(!heard.contains(support::DOMAIN), "{heard:?}");
     // What cannot be read changes nothing.
     std::fs::write(&file, "{").unwrap();
     wait_said(&drva, "assignments are not taken, the old ones stay", 0);
@@ -489,4 +519,50 @@ fn certificates_are_renewed_while_the_disks_stream() {
         "the appliance still has the host's control connection",
         || stack.domain()["hosts"][0]["connected"] == true,
     );
+    // An appliance that was revoked gets nothing more.
+    let drva = Folder::at(site.dir.path().join(format!("tls-drva-{}", site.drva)));
+    let drva = drva.files().own().unwrap();
+    let serial = tls::identity::serial_of(&drva.chain[0]).unwrap();
+    let path = format!("/certificates/{}/revoke", msa::secret::hex(&serial));
+    site.call("POST", &path, json!({"reason": "stolen"}));
+    let daemon = stack.log("filterd");
+    wait_said(&daemon, "the appliance's certificate was revoked", 0);
+    wait_said(
+        &daemon,
+        "the certificate of the appliance is refused: it was revoked",
+        0,
+    );
+}
+
+/// The management server names another appliance: the daemon leaves the one that it has.
+#[test]
+fn a_host_goes_to_the_appliance_that_it_is_told() {
+    let site = Site::start();
+    let (vm, _) = site.assigned_vm(0, "web");
+    let mut stack = site.stack_with_drva(&site.prepared(0), &vm);
+    stack.start_daemon();
+    stack.start_vm();
+    write(&stack, 7, "0");
+    stack.recover_and_compare("at-first");
+    let other = json!({"name": "dr2", "address": "127.0.0.1", "port_base": 1});
+    let other = site.call("POST", "/drvas", other)["id"].clone();
+    let path = format!("/hosts/{}/appliance", site.hosts[0]);
+    site.call("PUT", &path, json!({"drva_id": other}));
+    wait_said(
+        &stack.log("filterd"),
+        "this host was assigned to another appliance",
+        0,
+    );
+    wait_said(
+        &stack.log("filterd"),
+        "connection to the appliance at 127.0.0.1:1:",
+        0,
+    );
+    stack.wait("no lane is attached", |stack| {
+        stack.domain()["disks"][0]["connected"] == false
+    });
+    // The guest notices nothing of that, and what it wrote follows it back.
+    write(&stack, 8, "1M");
+    site.call("PUT", &path, json!({"drva_id": site.drva}));
+    stack.recover_and_compare("back");
 }

@@ -8,6 +8,7 @@
 //! | [`producer`] | one 4 KiB write into the lane, beside memcpy + CRC32C of the same bytes |
 //! | [`nbd_alone`] | the simulated host's NBD server without a filter, beside `nbdkit file` |
 //! | [`path`] | fio with and without the filter, throughput to the durable ack, memory |
+//! | [`secure`] | what TLS between daemon and appliance costs |
 //! | [`sync`] | a guest's latency while its disk is synced, and how fast the sync is |
 //! | [`ack`] | a guest's latency with and without write-through |
 //! | [`stack`] | all parts of a protected host, started as processes |
@@ -24,6 +25,7 @@ pub mod path;
 pub mod process;
 pub mod producer;
 pub mod report;
+pub mod secure;
 pub mod stack;
 pub mod sync;
 

@@ -1,7 +1,7 @@
 //! `bench`: runs the benchmarks, prints one table at the end, or JSON with `JSON=1`.
 
 use benches::report::{Measurement, Report};
-use benches::{Settings, ack, nbd_alone, path, producer, sync};
+use benches::{Settings, ack, nbd_alone, path, producer, secure, sync};
 use clap::Parser;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -34,13 +34,14 @@ struct Cli {
 }
 
 /// The last is a part of `sync`: only on request.
-const GROUPS: [&str; 7] = [
+const GROUPS: [&str; 8] = [
     "producer",
     "nbd",
     "filter",
     "throughput",
     "sync",
     "ack",
+    "tls",
     "yield",
 ];
 
@@ -80,6 +81,7 @@ fn measure(group: &str, settings: &Settings) -> anyhow::Result<Vec<Measurement>>
         "throughput" => path::measure_throughput(settings),
         "sync" => sync::measure(settings),
         "ack" => ack::measure(settings),
+        "tls" => secure::measure(settings),
         "yield" => sync::measure_yielding(settings),
         _ => anyhow::bail!("there is no group `{group}`"),
     }

@@ -8,7 +8,7 @@ use crate::Settings;
 use crate::fio::{self, Job, Reached};
 use crate::process::{Placement, Running, is_installed, resident_bytes, wait_for};
 use crate::report::{Goal, Measurement};
-use crate::stack::Stack;
+use crate::stack::{Speak, Stack};
 use anyhow::Context;
 use std::net::{TcpListener, TcpStream};
 use std::process::{Command, Stdio};
@@ -167,13 +167,25 @@ fn iperf3(seconds: u32) -> anyhow::Result<f64> {
     Ok(bits.with_context(|| format!("iperf3: {}", json["error"]))? / 8e6)
 }
 
-/// One pass over the disk: from the first byte that the guest sends to the last one's durable ack.
-fn fill(settings: &Settings) -> anyhow::Result<f64> {
-    let stack = Stack::start(settings, FILL_BYTES)?;
+/// What a pass over the disk came to.
+pub(crate) struct Filled {
+    /// From the first byte that the guest sends to the last one's durable ack.
+    pub(crate) mb_per_second: f64,
+    /// Processor time of daemon and appliance meanwhile.
+    pub(crate) cpu_s: f64,
+}
+
+/// One pass over the disk.
+pub(crate) fn fill(settings: &Settings, speak: &Speak) -> anyhow::Result<Filled> {
+    let stack = Stack::speaking(settings, FILL_BYTES, speak)?;
+    let before_s = stack.processor_s()?;
     let started = Instant::now();
     fio::fill(&stack.protected.uri, FILL_BYTES)?;
     stack.wait_durable()?;
-    Ok(FILL_BYTES as f64 / 1e6 / started.elapsed().as_secs_f64())
+    Ok(Filled {
+        mb_per_second: FILL_BYTES as f64 / 1e6 / started.elapsed().as_secs_f64(),
+        cpu_s: stack.processor_s()? - before_s,
+    })
 }
 
 /// From the guest to the durable ack, beside iperf3.
@@ -182,7 +194,7 @@ pub fn measure_throughput(settings: &Settings) -> anyhow::Result<Vec<Measurement
     let (mut ours, mut theirs) = (Vec::new(), Vec::new());
     for _ in 0..settings.runs {
         theirs.push(iperf3(settings.seconds)?);
-        ours.push(fill(settings)?);
+        ours.push(fill(settings, &Speak::plain())?.mb_per_second);
     }
     let name = "1 GiB in a row, guest to durable ack";
     let beside = "iperf3 loopback";

@@ -126,6 +126,9 @@ pub struct Running {
     name: String,
 }
 
+/// What `/proc` counts processor time in, on every Linux.
+const TICKS_PER_S: f64 = 100.0;
+
 impl Running {
     /// Starts a process that says nothing when it is ready.
     pub fn start(name: &str, mut command: Command) -> anyhow::Result<Self> {
@@ -215,6 +218,22 @@ pub fn resident_bytes(pid: u32) -> anyhow::Result<u64> {
     parse_resident(&text).with_context(|| format!("{path} has no line `Rss`"))
 }
 
+/// Seconds of processor time that a process has used.
+pub fn processor_s(pid: u32) -> anyhow::Result<f64> {
+    let path = format!("/proc/{pid}/stat");
+    let text = std::fs::read_to_string(&path).with_context(|| format!("read {path}"))?;
+    let ticks = parse_ticks(&text).with_context(|| format!("{path} has no times"))?;
+    Ok(ticks as f64 / TICKS_PER_S)
+}
+
+/// Ticks in user and in system mode. The name before them may hold anything, also blanks and brackets.
+fn parse_ticks(text: &str) -> Option<u64> {
+    let (_, fields) = text.rsplit_once(')')?;
+    let mut fields = fields.split_whitespace().skip(11);
+    let (user, system): (u64, u64) = (fields.next()?.parse().ok()?, fields.next()?.parse().ok()?);
+    user.checked_add(system)
+}
+
 fn parse_resident(text: &str) -> Option<u64> {
     let line = text.lines().find_map(|line| line.strip_prefix("Rss:"))?;
     let kilobytes: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
@@ -224,6 +243,14 @@ fn parse_resident(text: &str) -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn processor_time_is_read() {
+        let line = "7 (a) b) S 1 7 7 0 -1 0 1 2 3 4 50 25 0 0 20 0 1 0";
+        assert_eq!(parse_ticks(line), Some(75));
+        assert_eq!(parse_ticks("7 (a) S 1"), None);
+        assert!(processor_s(std::process::id()).is_ok());
+    }
 
     #[test]
     fn resident_memory_is_read() {

@@ -5,7 +5,7 @@
 
 use crate::Settings;
 use crate::nbd_alone::make_disk;
-use crate::process::{Placement, Running, memory_folder, pin, wait_for};
+use crate::process::{Placement, Running, memory_folder, pin, processor_s, wait_for};
 use anyhow::Context;
 use serde_json::Value;
 use std::io::{BufRead, BufReader, Write};
@@ -35,6 +35,26 @@ impl Vm {
     pub fn disk_status(&self) -> anyhow::Result<Value> {
         let mut status = ask(&self.control_socket, Some(r#"{"cmd":"status"}"#))?;
         Ok(status["disks"][0].take())
+    }
+}
+
+/// How daemon and appliance speak to each other: flags of theirs.
+#[derive(Clone, Debug)]
+pub struct Speak {
+    /// The appliance's.
+    pub drva: Vec<String>,
+    /// The daemon's.
+    pub daemon: Vec<String>,
+}
+
+impl Speak {
+    /// Without TLS: both are on one machine's loopback.
+    pub fn plain() -> Self {
+        let plain = vec!["--insecure-plain-text".to_string()];
+        Self {
+            drva: plain.clone(),
+            daemon: plain,
+        }
     }
 }
 
@@ -154,6 +174,11 @@ fn fill_with_noise(path: &Path, disk_bytes: u64) -> anyhow::Result<()> {
 impl Stack {
     /// Starts everything; returns when the protected disk's first sync is over.
     pub fn start(settings: &Settings, disk_bytes: u64) -> anyhow::Result<Self> {
+        Self::speaking(settings, disk_bytes, &Speak::plain())
+    }
+
+    /// The same, with daemon and appliance speaking like this.
+    pub fn speaking(settings: &Settings, disk_bytes: u64, speak: &Speak) -> anyhow::Result<Self> {
         let temporary = |folder| {
             tempfile::Builder::new()
                 .prefix("jetdr-bench-")
@@ -170,7 +195,7 @@ impl Stack {
             .arg("--data-dir")
             .arg(disk.path().join("log"));
         command.arg("--store").arg(disk.path().join("store"));
-        command.args(["--port-base", "0", "--insecure-plain-text"]);
+        command.args(["--port-base", "0"]).args(&speak.drva);
         let (appliance, ready) = Running::start_ready("jetdr drva", command)?;
         let port_base = ready["port_base"]
             .as_u64()
@@ -183,7 +208,7 @@ impl Stack {
             .arg("--run-dir")
             .arg(memory.path().join("run"));
         command.args(["--drva", "127.0.0.1", "--port-base", &port_base.to_string()]);
-        command.arg("--insecure-plain-text");
+        command.args(&speak.daemon);
         command.arg("--status-socket").arg(&status_socket);
         let (daemon, _) = Running::start_ready("jetdr filterd", command)?;
 
@@ -238,6 +263,11 @@ impl Stack {
         })
     }
 
+    /// Seconds of processor time that daemon and appliance have used together.
+    pub fn processor_s(&self) -> anyhow::Result<f64> {
+        Ok(processor_s(self.daemon.pid())? + processor_s(self.appliance.pid())?)
+    }
+
     /// Where the stream stands now; `None` while the daemon has no lane.
     pub fn progress(&self) -> anyhow::Result<Option<Progress>> {
         Ok(Progress::parse(&ask(&self.status_socket, None)?))
@@ -286,7 +316,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn progress_is_read_from_the_daemons_status() {
+    fn progress_is_read_from_thedaemons_status() {
         let lane = |state: &str, dirty: u64, durable: u64| {
             let text = format!(
                 r#"{{"lanes":[{{"state":"{state}","dirty_bytes":{dirty},"published_seq":9,

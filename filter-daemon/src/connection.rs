@@ -199,7 +199,6 @@ impl Connection {
         let Connected {
             mut transport,
             host_id,
-            appliance_id,
         } = connector.connect(role, CONNECT_LIMIT)?;
         let hello = Hello {
             oldest: PROTOCOL_OLDEST,
@@ -242,11 +241,6 @@ impl Connection {
                     && u16::from(theirs.port_offset) == role.offset();
                 if !right {
                     return Err(LinkError::Protocol("another service answers on this port"));
-                }
-                if appliance_id.is_some_and(|id| id != theirs.peer_id) {
-                    return Err(LinkError::Protocol(
-                        "its hello names another appliance than its certificate",
-                    ));
                 }
                 version
             }

@@ -94,7 +94,6 @@ impl Connector for Fast {
         Ok(Connected {
             transport,
             host_id: None,
-            appliance_id: None,
         })
     }
 

@@ -118,7 +118,6 @@ impl Connector for TlsConnector {
         transport.shake(end)?;
         Ok(Connected {
             host_id: Some(own.id.into_bytes()),
-            appliance_id: Some(transport.target.identity.id.into_bytes()),
             transport: Box::new(transport),
         })
     }

@@ -35,14 +35,12 @@ pub trait Transport: Read + Write + Send {
     }
 }
 
-/// A connection, and what is known of its two ends for certain.
+/// A connection, and who this end is there.
 pub struct Connected {
     /// What carries the bytes.
     pub transport: Box<dyn Transport>,
     /// This host's id, as the other end knows it.
     pub host_id: Option<[u8; 16]>,
-    /// The appliance's id.
-    pub appliance_id: Option<[u8; 16]>,
 }
 
 /// Makes connections.
@@ -91,7 +89,6 @@ impl Connector for TcpConnector {
         Ok(Connected {
             transport: Box::new(Tcp(self.dial(role, limit)?)),
             host_id: None,
-            appliance_id: None,
         })
     }
 

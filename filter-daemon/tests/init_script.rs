@@ -405,3 +405,29 @@ fn a_shutdown_of_the_host_stops_it() {
         .expect("it starts");
     assert!(done.success() && !lives(&daemon));
 }
+
+/// A host speaks by certificates unless its configuration says otherwise; their folder goes with a removal.
+#[test]
+fn the_daemon_is_given_its_folder_of_certificates() {
+    for shell in shells() {
+        let root = Root::new(&shell);
+        let folder = root.path("etc/config/jetdr/tls");
+        let flags = || {
+            let pid = root.daemon().expect("it runs");
+            let line = fs::read(format!("/proc/{pid}/cmdline")).expect("its flags");
+            let words = line.split(|byte| *byte == 0).map(String::from_utf8_lossy);
+            let words: Vec<String> = words.map(|word| word.into_owned()).collect();
+            words.contains(&format!("--tls-dir={}", folder.display()))
+        };
+        root.expect(0, &["start"]);
+        assert!(!flags(), "{shell:?}: the configuration asks for plain text");
+        root.configure("# as it was installed\n");
+        root.expect(0, &["restart"]);
+        assert!(flags(), "{shell:?}");
+        let mode = folder.metadata().expect("there").permissions().mode();
+        assert_eq!(mode & 0o7777, 0o1700);
+        fs::write(folder.join("token"), "jde_1").expect("written");
+        root.expect(0, &["remove"]);
+        assert!(!folder.exists(), "{shell:?}: keys are left behind");
+    }
+}

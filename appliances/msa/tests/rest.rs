@@ -32,17 +32,23 @@ fn every_route_is_open_to_whom_the_table_says() {
     let machine = server
         .client()
         .with_certificate(&admin.enrol("host", &host));
+    let drva = json!({"name": "dr", "address": "10.0.0.1", "port_base": 32873});
+    let drva = admin.make("/drvas", &drva);
+    let appliance = server
+        .client()
+        .with_certificate(&admin.enrol("drva", &drva));
     let callers = [
         ("anonymous", server.client()),
-        ("machine", machine),
+        ("host", machine),
+        ("drva", appliance),
         ("viewer", server.user("vera", "viewer")),
         ("operator", server.user("olga", "operator")),
         ("admin", server.admin()),
     ];
     let rank = |role: UserRole| match role {
-        UserRole::Viewer => 2,
-        UserRole::Operator => 3,
-        UserRole::Admin => 4,
+        UserRole::Viewer => 3,
+        UserRole::Operator => 4,
+        UserRole::Admin => 5,
     };
     for (method, path, access) in TABLE {
         let concrete = path.replace("{id}", NO_ID).replace("{serial}", "abcd");
@@ -54,7 +60,8 @@ fn every_route_is_open_to_whom_the_table_says() {
             let (status, answer) = client.call(method, &concrete, &body_for(method, path));
             let may = match access {
                 Access::Anyone => true,
-                Access::Machine | Access::Certificate => *name == "machine",
+                Access::Machine | Access::Certificate => matches!(*name, "host" | "drva"),
+                Access::MachineOf(role) => *name == role.name(),
                 Access::User(role) => at >= rank(*role),
             };
             let refused = status == 401 || status == 403;

@@ -35,6 +35,8 @@ pub enum Access {
     Anyone,
     /// A host or an appliance, by its certificate.
     Machine,
+    /// A machine of this role.
+    MachineOf(Role),
     /// Whoever has a certificate: those, and users.
     Certificate,
     /// A user of at least this role.
@@ -47,6 +49,7 @@ impl Access {
         match self {
             Access::Anyone => "anyone",
             Access::Machine => "machine",
+            Access::MachineOf(role) => role.name(),
             Access::Certificate => "certificate",
             Access::User(role) => role.word(),
         }
@@ -67,8 +70,8 @@ pub const TABLE: &[(&str, &str, Access)] = &[
     ("POST", "/enrol", Access::Anyone),
     ("POST", "/renew", Access::Certificate),
     ("GET", "/machine", Access::Machine),
-    ("GET", "/machine/appliance", Access::Machine),
-    ("GET", "/machine/assignments", Access::Machine),
+    ("GET", "/machine/appliance", Access::MachineOf(Role::Host)),
+    ("GET", "/machine/assignments", Access::MachineOf(Role::Drva)),
     ("PUT", "/hosts/{id}/appliance", OPERATOR),
     ("PUT", "/vms/{id}/domain", OPERATOR),
     ("POST", "/logout", VIEWER),
@@ -300,10 +303,15 @@ fn allow(caller: &Caller, access: Access) -> Result<(), Problem> {
             "this takes a user: log in and send the token as `Authorization: Bearer`",
         )),
         (Access::Machine, Who::Machine(_)) => Ok(()),
+        (Access::MachineOf(role), Who::Machine(identity)) if identity.role == role => Ok(()),
+        (Access::MachineOf(role), Who::Machine(identity)) => Err(Problem::forbidden(format!(
+            "this takes the certificate of a {role}, and that of a {} was shown",
+            identity.role
+        ))),
         (Access::Certificate, Who::Machine(_) | Who::User(_, None)) => Ok(()),
-        (Access::Machine | Access::Certificate, _) => Err(Problem::unauthorized(
-            "this takes the client certificate of a machine: enrol first",
-        )),
+        (Access::Machine | Access::MachineOf(_) | Access::Certificate, _) => Err(
+            Problem::unauthorized("this takes the client certificate of a machine: enrol first"),
+        ),
     }
 }
 
