@@ -170,7 +170,7 @@ impl Stack {
             .arg("--data-dir")
             .arg(disk.path().join("log"));
         command.arg("--store").arg(disk.path().join("store"));
-        command.args(["--port-base", "0"]);
+        command.args(["--port-base", "0", "--insecure-plain-text"]);
         let (appliance, ready) = Running::start_ready("jetdr drva", command)?;
         let port_base = ready["port_base"]
             .as_u64()
@@ -183,6 +183,7 @@ impl Stack {
             .arg("--run-dir")
             .arg(memory.path().join("run"));
         command.args(["--drva", "127.0.0.1", "--port-base", &port_base.to_string()]);
+        command.arg("--insecure-plain-text");
         command.arg("--status-socket").arg(&status_socket);
         let (daemon, _) = Running::start_ready("jetdr filterd", command)?;
 
