@@ -260,3 +260,58 @@ fn who_may_not_is_told_and_a_session_that_ended_is_begun_again() {
     }
     assert!(Trust::authorities_of(b"").is_err() && Trust::pinned_to(b"x").is_err());
 }
+
+/// What the client has no methods for yet is asked as it would ask.
+#[test]
+fn options_networks_and_recent_tasks_are_there() {
+    let site = Site::new(1);
+    let host = site.world.host(&site.hosts[0]).unwrap();
+    let before = site.listing(&site.hosts[0]);
+    let document = site.world.document("HostSystem", &site.hosts[0]).unwrap();
+    let manager = &document["configManager"]["advancedOption"]["value"];
+    let manager = manager.as_str().unwrap();
+    let set = |value: &str| {
+        let value = serde_json::json!({"_typeName": "string", "_value": value});
+        let change = serde_json::json!([{"key": "UserVars.Token", "value": value}]);
+        site.world.update_options(manager, &change)
+    };
+    let shown = || {
+        let mut list = std::process::Command::new(site.root(&site.hosts[0]).join("bin/esxcli"));
+        let words = [
+            "system",
+            "settings",
+            "advanced",
+            "list",
+            "-o",
+            "/UserVars/Token",
+        ];
+        let output = list.args(words).output().unwrap();
+        String::from_utf8(output.stdout).unwrap()
+    };
+    assert_eq!(shown(), "");
+    set("first word's").unwrap();
+    assert!(
+        shown().ends_with("String Value: first word's\n"),
+        "{}",
+        shown()
+    );
+    assert!(site.world.options(manager, Some("UserVars.Other")).is_err());
+    assert!(set("two\nlines").is_err());
+    set("").unwrap();
+    assert!(shown().is_empty() && before == site.listing(&site.hosts[0]));
+    host.set(|settings| settings.is_reachable = false);
+    assert!(set("nobody hears").is_err());
+    host.set(|settings| settings.is_reachable = true);
+    site.install();
+    let cluster = || {
+        let id = site.cluster.as_str();
+        site.world.document("ClusterComputeResource", id).unwrap()
+    };
+    assert_eq!(cluster()["recentTask"].as_array().unwrap().len(), 1);
+    let network = &cluster()["network"][0];
+    let (kind, id) = (
+        network["type"].as_str().unwrap(),
+        network["value"].as_str().unwrap(),
+    );
+    assert_eq!(site.world.document(kind, id).unwrap()["name"], "VM Network");
+}

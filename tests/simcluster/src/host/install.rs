@@ -249,16 +249,8 @@ impl Host {
                 settings.level
             )));
         }
-        if vib.signer().is_none() && level < vib_packaging::AcceptanceLevel::Community {
-            if settings.is_forced {
-                return Ok(vib);
-            }
-            return Err(invalid("nobody signed it".into()));
-        }
-        if !settings.is_forced
-            && self.tools.signers.is_none()
-            && level < vib_packaging::AcceptanceLevel::Community
-        {
+        let is_signed = level < vib_packaging::AcceptanceLevel::Community;
+        if is_signed && self.tools.signers.is_none() && !settings.is_forced {
             return Err(invalid("the host trusts no signer of packages".into()));
         }
         Ok(vib)

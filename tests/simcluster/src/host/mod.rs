@@ -6,6 +6,7 @@
 //! | `firewall` | what the rulesets in the root open |
 //! | `install` | packages into the root, and out of it |
 //! | `machines` | the processes of virtual machines |
+//! | `options` | advanced options |
 //! | `root` | a fresh root |
 //!
 //! Invariant: what a host has is what lies in its root: its firewall, services and filters are read from
@@ -15,6 +16,7 @@ mod download;
 mod firewall;
 mod install;
 mod machines;
+mod options;
 mod root;
 
 pub use download::fetch;

@@ -41,6 +41,31 @@ const RULES: &str = r#"<ConfigRoot>
 </ConfigRoot>
 "#;
 
+/// The part of a host's own command that packages use.
+const ESXCLI: &str = r#"#!/bin/sh
+case "$*" in
+    'network firewall refresh')
+        exec @PROGRAM@ firewall-refresh @ROOT@ @RULES@
+        ;;
+    'system settings advanced list -o /'*)
+        name=$(printf '%s' "${6#/}" | tr / .)
+        if [ -f @ROOT@/etc/vmware/options.conf ]; then
+            while IFS= read -r line; do
+                case $line in "$name = "*)
+                    printf '   Path: %s\n   Type: string\n   String Value: %s\n' "$6" "${line#* = }"
+                    exit 0
+                    ;;
+                esac
+            done <@ROOT@/etc/vmware/options.conf
+        fi
+        echo "Unable to find option $6" >&2
+        exit 1
+        ;;
+esac
+echo "esxcli: unknown: $*" >&2
+exit 1
+"#;
+
 fn quoted(text: &str) -> String {
     format!("'{}'", text.replace('\'', "'\\''"))
 }
@@ -72,14 +97,10 @@ impl Host {
             .chain(&self.tools.prefix)
             .map(|word| quoted(word))
             .collect::<Vec<_>>();
-        let script = format!(
-            "#!/bin/sh\n# The part of a host's own command that packages use.\n\
-             case \"$*\" in\n'network firewall refresh') exec {} firewall-refresh {} {} ;;\n\
-             *) echo \"esxcli: unknown: $*\" >&2; exit 1 ;;\nesac\n",
-            words.join(" "),
-            quoted(&root.display().to_string()),
-            quoted(&self.rules_path().display().to_string()),
-        );
+        let script = ESXCLI
+            .replace("@PROGRAM@", &words.join(" "))
+            .replace("@ROOT@", &quoted(&root.display().to_string()))
+            .replace("@RULES@", &quoted(&self.rules_path().display().to_string()));
         let path = root.join("bin/esxcli");
         fs::write(&path, script)?;
         fs::set_permissions(&path, fs::Permissions::from_mode(0o555))?;

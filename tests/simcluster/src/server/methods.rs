@@ -87,6 +87,12 @@ fn call(site: &Site, request: &Request, arguments: &Value) -> Result<Value, Refu
         ("HostSystem", "EnterMaintenanceMode_Task") => world.enter_maintenance(id),
         ("HostSystem", "ExitMaintenanceMode_Task") => world.exit_maintenance(id),
         ("HostDateTimeSystem", "QueryDateTime") => world.time_of(id),
+        ("OptionManager", "UpdateOptions") => world
+            .update_options(id, needed(arguments, "changedValue")?)
+            .map(|()| Value::Null),
+        ("OptionManager", "QueryOptions") => {
+            world.options(id, arguments.get("name").and_then(Value::as_str))
+        }
         ("VirtualMachine", "PowerOnVM_Task") => world.power(id, true),
         ("VirtualMachine", "PowerOffVM_Task") => world.power(id, false),
         ("VirtualMachine", "MigrateVM_Task") => {

@@ -4,9 +4,14 @@
 //! reached only what vCenter itself knows is told.
 
 use super::{Cluster, Disk, HostEntry, State, Vm, World, tasks};
+use crate::host::Host;
 use crate::refusal::{Refusal, reference};
 use serde_json::{Value, json};
+use std::sync::Arc;
 use vib_packaging::{Direction, Ruleset};
+
+/// The network of all hosts.
+const NETWORK: &str = "network-6";
 
 fn references<'a>(kind: &str, ids: impl IntoIterator<Item = &'a String>) -> Value {
     let all = ids.into_iter().map(|id| reference(kind, id));
@@ -103,13 +108,17 @@ fn host(state: &State, id: &str, entry: &HostEntry) -> Value {
     {
         document.insert("config".into(), host_config(entry));
         let time = reference("HostDateTimeSystem", &format!("dateTimeSystem-{id}"));
-        document.insert("configManager".into(), json!({"dateTimeSystem": time}));
+        let options = reference("OptionManager", &format!("advancedOption-{id}"));
+        let managers = json!({"dateTimeSystem": time, "advancedOption": options});
+        document.insert("configManager".into(), managers);
     }
     document
 }
 
-fn cluster(state: &State, cluster: &Cluster) -> Value {
+fn cluster(state: &State, id: &str, cluster: &Cluster) -> Value {
     json!({
+        "network": [reference("Network", NETWORK)],
+        "recentTask": references("Task", state.recent_tasks(id)),
         "name": cluster.name, "host": references("HostSystem", &cluster.hosts),
         "datastore": references("Datastore", state.datastores.keys()),
         "parent": reference("Folder", "group-h4"),
@@ -206,7 +215,8 @@ impl World {
                     Value::Array(clusters.chain(alone).collect()),
                 ))
             }
-            ("ClusterComputeResource", id) => Ok(cluster(&state, state.cluster(id)?)),
+            ("ClusterComputeResource", id) => Ok(cluster(&state, id, state.cluster(id)?)),
+            ("Network", NETWORK) => Ok(json!({"name": "VM Network"})),
             ("ComputeResource", id) => {
                 let of = id.strip_prefix("alone-").ok_or_else(none)?;
                 let entry = state.hosts.get(of).ok_or_else(none)?;
@@ -231,16 +241,56 @@ impl World {
         }
     }
 
-    /// A host's own time: `QueryDateTime`.
-    pub fn time_of(&self, system: &str) -> Result<Value, Refusal> {
-        let id = system.strip_prefix("dateTimeSystem-").unwrap_or(system);
-        let settings = self.state.lock().host(id)?.host.settings();
-        if !settings.is_reachable {
-            return Err(Refusal::new(
+    /// `UpdateOptions` of a host's advanced options.
+    pub fn update_options(&self, manager: &str, changes: &Value) -> Result<(), Refusal> {
+        let host = self.host_of_manager("advancedOption-", manager)?;
+        let wrong = |words: &str| Refusal::argument("changedValue", words);
+        let changes = changes.as_array().ok_or_else(|| wrong("it is no list"))?;
+        for change in changes {
+            let key = change.get("key").and_then(Value::as_str);
+            let value = change.get("value").unwrap_or(&Value::Null);
+            let value = value.get("_value").unwrap_or(value).as_str();
+            let (Some(key), Some(value)) = (key, value) else {
+                return Err(wrong("an option has a key and a text"));
+            };
+            host.set_option(key, value)
+                .map_err(|error| wrong(&format!("{error:#}")))?;
+        }
+        Ok(())
+    }
+
+    /// `QueryOptions`.
+    pub fn options(&self, manager: &str, name: Option<&str>) -> Result<Value, Refusal> {
+        let host = self.host_of_manager("advancedOption-", manager)?;
+        let mut options = host.options();
+        options.retain(|key, _| name.is_none_or(|name| key == name));
+        if let (Some(name), true) = (name, options.is_empty()) {
+            return Err(Refusal::new("InvalidName", format!("no option {name}")));
+        }
+        let option = |(key, value): (String, String)| {
+            let value = json!({"_typeName": "string", "_value": value});
+            json!({"_typeName": "OptionValue", "key": key, "value": value})
+        };
+        Ok(options.into_iter().map(option).collect())
+    }
+
+    /// The host of one of its managers, which must be reached.
+    fn host_of_manager(&self, prefix: &str, manager: &str) -> Result<Arc<Host>, Refusal> {
+        let id = manager.strip_prefix(prefix).unwrap_or(manager);
+        let state = self.state.lock();
+        let entry = state.host(id)?;
+        match entry.host.settings().is_reachable && !entry.is_disconnected {
+            true => Ok(entry.host.clone()),
+            false => Err(Refusal::new(
                 "HostNotReachable",
                 "the host does not respond",
-            ));
+            )),
         }
+    }
+
+    /// A host's own time: `QueryDateTime`.
+    pub fn time_of(&self, system: &str) -> Result<Value, Refusal> {
+        let settings = self.host_of_manager("dateTimeSystem-", system)?.settings();
         let now = jiff::Timestamp::now().as_millisecond() + settings.clock_ahead_ms;
         let now = jiff::Timestamp::from_millisecond(now);
         let now = now.map_err(|error| Refusal::new("SystemError", error.to_string()))?;

@@ -11,6 +11,8 @@ use std::sync::Arc;
 
 /// Events that are kept.
 const MAX_EVENTS: usize = 1000;
+/// An object's tasks that it still names.
+const MAX_RECENT: usize = 10;
 
 #[derive(Clone, Debug)]
 enum Standing {
@@ -23,6 +25,7 @@ enum Standing {
 /// A task.
 #[derive(Clone, Debug)]
 pub(super) struct Task {
+    number: u64,
     name: String,
     entity: Value,
     is_cancelled: bool,
@@ -51,6 +54,20 @@ fn now() -> String {
 }
 
 impl State {
+    /// The last tasks about an object.
+    pub(super) fn recent_tasks(&self, entity: &str) -> Vec<&String> {
+        let about = |task: &Task| task.entity.get("value").and_then(Value::as_str) == Some(entity);
+        let mut found: Vec<(&String, u64)> = self
+            .tasks
+            .iter()
+            .filter(|(_, task)| about(task))
+            .map(|(id, task)| (id, task.number))
+            .collect();
+        found.sort_by_key(|(_, number)| *number);
+        let old = found.len().saturating_sub(MAX_RECENT);
+        found.into_iter().skip(old).map(|(id, _)| id).collect()
+    }
+
     pub(super) fn happened(&mut self, kind: &'static str, message: String) {
         tracing::info!("{kind}: {message}");
         let event = Event {
@@ -101,8 +118,10 @@ impl World {
     ) -> Value {
         let id = {
             let mut state = self.state.lock();
-            let id = format!("task-{}", state.next());
+            let number = state.next();
+            let id = format!("task-{number}");
             let task = Task {
+                number,
                 name: name.to_owned(),
                 entity,
                 is_cancelled: false,

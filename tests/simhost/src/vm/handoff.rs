@@ -103,40 +103,13 @@ pub fn go(vm: &Vm, to: &Path, cancel_at: Option<&str>) -> anyhow::Result<Value> 
         cancel(vm);
     }
     let from = Instant::now();
-    if let Err(error) = pause(vm) {
-        cancel(vm);
-        return Err(error);
-    }
-    let mut stunned = 0;
-    let moving = if leaves { &[] } else { vm.disks.as_slice() };
-    let closing = moving
-        .iter()
-        .try_for_each(|disk| disk.stun().map(|()| stunned += 1))
-        .and_then(|()| {
-            moving.iter().for_each(|disk| disk.pass(Point::OutStunned));
-            stop_at("stunned")?;
-            let mut all = moving.iter();
-            all.try_for_each(|disk| {
-                let code = tell(disk, abi::JIO_MIGRATE_HANDOFF);
-                agreed(&disk.setup.label, "migrate(HANDOFF)", code, false)
-            })?;
-            moving.iter().for_each(|disk| disk.pass(Point::OutHandoff));
-            stop_at("handoff")
-        });
-    if let Err(error) = closing {
-        cancel(vm);
-        vm.disks.iter().take(stunned).for_each(|disk| disk.unstun());
-        vm.resume();
-        return Err(error);
-    }
-    for disk in &vm.disks {
-        disk.close(if leaves {
-            abi::JIO_CLOSE_CLEAN
-        } else {
-            abi::JIO_CLOSE_HANDOFF
-        });
-        disk.pass(Point::OutClosed);
-    }
+    let paused = pause(vm).inspect_err(|_| {
+        if !leaves {
+            cancel(vm);
+        }
+    });
+    paused?;
+    close_here(vm, leaves, &stop_at)?;
     let closed = vm.plain.iter().try_for_each(|engine| engine.0.closed());
     let given = closed
         .map_err(anyhow::Error::from)
@@ -171,6 +144,48 @@ pub fn go(vm: &Vm, to: &Path, cancel_at: Option<&str>) -> anyhow::Result<Value> 
             Err(error.context("the VM goes on here"))
         }
     }
+}
+
+/// Source, clients paused: the disks under the filter are stunned and handed over, or closed for good if
+/// the filter `leaves` them. After an error the VM goes on here.
+fn close_here(
+    vm: &Vm,
+    leaves: bool,
+    stop_at: &dyn Fn(&str) -> anyhow::Result<()>,
+) -> anyhow::Result<()> {
+    let mut stunned = 0;
+    let moving = if leaves { &[] } else { vm.disks.as_slice() };
+    let closing = moving
+        .iter()
+        .try_for_each(|disk| disk.stun().map(|()| stunned += 1))
+        .and_then(|()| {
+            moving.iter().for_each(|disk| disk.pass(Point::OutStunned));
+            stop_at("stunned")?;
+            let mut all = moving.iter();
+            all.try_for_each(|disk| {
+                let code = tell(disk, abi::JIO_MIGRATE_HANDOFF);
+                agreed(&disk.setup.label, "migrate(HANDOFF)", code, false)
+            })?;
+            moving.iter().for_each(|disk| disk.pass(Point::OutHandoff));
+            stop_at("handoff")
+        });
+    if let Err(error) = closing {
+        if !leaves {
+            cancel(vm);
+        }
+        vm.disks.iter().take(stunned).for_each(|disk| disk.unstun());
+        vm.resume();
+        return Err(error);
+    }
+    for disk in &vm.disks {
+        disk.close(if leaves {
+            abi::JIO_CLOSE_CLEAN
+        } else {
+            abi::JIO_CLOSE_HANDOFF
+        });
+        disk.pass(Point::OutClosed);
+    }
+    Ok(())
 }
 
 /// The link, and whether the other side has the filter.
