@@ -4,7 +4,7 @@
 
 use super::gate::{Access, TABLE};
 use super::problem::Problem;
-use super::{executions, inventory, notices, people, pki};
+use super::{executions, inventory, logins, notices, packages, people, pki};
 use axum::response::IntoResponse;
 use serde::Serialize;
 use utoipa::openapi::path::Operation;
@@ -57,6 +57,8 @@ pub async fn document() -> impl IntoResponse {
         pki::machine, pki::certificates, pki::revoke,
         executions::kinds, executions::list, executions::submit, executions::get,
         executions::output, executions::cancel, executions::retry, executions::abandon,
+        logins::set, packages::list, packages::get, packages::upload, packages::delete,
+        packages::file,
         notices::alarms, notices::acknowledge, notices::events, notices::audit,
         inventory::vcenters::list, inventory::vcenters::get, inventory::vcenters::create,
         inventory::vcenters::delete,

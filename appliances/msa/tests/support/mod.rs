@@ -13,6 +13,9 @@ use std::sync::Arc;
 use std::time::Duration;
 use tls::{Own, Role, Trust};
 
+pub mod fake;
+pub mod site;
+
 pub const LIMIT: Duration = Duration::from_secs(60);
 pub const PASSWORD: &str = "correct horse battery";
 /// Other users of tests get this one.
