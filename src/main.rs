@@ -31,6 +31,8 @@ enum Command {
         #[command(subcommand)]
         command: msa::Command,
     },
+    /// Get the certificate of a host, an appliance or a user by an enrolment token.
+    Enrol(enrol::command::Args),
     /// The recovery appliance: list, verify, recover.
     Rocva(rocva::Args),
     /// The host's package: build, bundle, inspect, verify, sign.
@@ -42,6 +44,11 @@ enum Command {
     Simhost {
         #[command(subcommand)]
         command: simhost::cli::Command,
+    },
+    /// The simulated cluster: a vCenter and its hosts.
+    Simcluster {
+        #[command(subcommand)]
+        command: simcluster::cli::Command,
     },
 }
 
@@ -64,9 +71,11 @@ fn main() -> ExitCode {
         Command::Drva(args) => drva::run(&args),
         Command::Filterd(args) => filter_daemon::run(&args),
         Command::Msa { command } => msa::run(&command),
+        Command::Enrol(args) => enrol::command::run(&args),
         Command::Rocva(args) => return recovery(args),
         Command::Vib { command } => return coded(vib::run(command)),
         Command::Simhost { command } => simhost::cli::run(&command),
+        Command::Simcluster { command } => simcluster::cli::run(&command),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,

@@ -208,6 +208,8 @@ impl Stack {
             store.into(),
             "--port-base".into(),
             "0".into(),
+            // All of it is one machine's, on its loopback.
+            "--insecure-plain-text".into(),
         ]);
         drva.extend(path_flag("--status-socket", &drva_socket));
         for option in store_options {
@@ -223,6 +225,7 @@ impl Stack {
             "filterd".to_string(),
             "--port-base".into(),
             base.to_string(),
+            "--insecure-plain-text".into(),
         ];
         daemon.extend(path_flag("--run-dir", run));
         let daemon = Part::start("filterd", state, &daemon)?;

@@ -406,7 +406,10 @@ fn an_installed_package_protects_a_disk() {
         let config = root.join("etc/config/jetdr/iofilterd.conf");
         fs::write(
             &config,
-            format!("drva = 127.0.0.1\nport-base = {}\n", stack.port_base),
+            format!(
+                "drva = 127.0.0.1\nport-base = {}\ninsecure-plain-text = true\n",
+                stack.port_base
+            ),
         )
         .unwrap();
         let script = |verb: &str| {

@@ -45,8 +45,8 @@ pub struct Stack {
     pub protected: Vm,
     /// The same without it.
     pub bare: Vm,
-    _daemon: Running,
-    _appliance: Running,
+    daemon: Running,
+    appliance: Running,
     status_socket: PathBuf,
     control_socket: PathBuf,
     _memory: TempDir,
@@ -170,7 +170,7 @@ impl Stack {
             .arg("--data-dir")
             .arg(disk.path().join("log"));
         command.arg("--store").arg(disk.path().join("store"));
-        command.args(["--port-base", "0"]);
+        command.args(["--port-base", "0", "--insecure-plain-text"]);
         let (appliance, ready) = Running::start_ready("jetdr drva", command)?;
         let port_base = ready["port_base"]
             .as_u64()
@@ -183,6 +183,7 @@ impl Stack {
             .arg("--run-dir")
             .arg(memory.path().join("run"));
         command.args(["--drva", "127.0.0.1", "--port-base", &port_base.to_string()]);
+        command.arg("--insecure-plain-text");
         command.arg("--status-socket").arg(&status_socket);
         let (daemon, _) = Running::start_ready("jetdr filterd", command)?;
 
@@ -194,8 +195,8 @@ impl Stack {
         let stack = Self {
             protected,
             bare,
-            _daemon: daemon,
-            _appliance: appliance,
+            daemon,
+            appliance,
             status_socket,
             control_socket: control_socket(memory.path(), "protected"),
             _memory: memory,
@@ -263,6 +264,13 @@ impl Stack {
             let stored = |p: &Progress| p.is_durable() && p.uploaded == p.published;
             Ok(progress.filter(stored).map(drop))
         })
+    }
+
+    /// Leaves the first core to guests and their VMs: an appliance is another machine.
+    pub fn stand_apart(&self) -> anyhow::Result<()> {
+        let core = Placement::Apart.server();
+        pin(self.daemon.pid(), core)?;
+        pin(self.appliance.pid(), core)
     }
 
     /// Puts both VMs where the placement wants them. The daemon and the appliance stay free: they

@@ -1,12 +1,14 @@
 //! What a guest notices of a sync of its disk, and how fast the sync is.
 //!
 //! Invariant: the same guest is measured during the sync and after it, on the same disk, when
-//! everything of the sync is stored; a run whose sync ended before the guest did is an error.
+//! everything of the sync is stored; a run whose sync ended before the guest did is an error. Guest
+//! and VM have a core, with all that the filter does in the VM's process; daemon and appliance have
+//! another one.
 
 use crate::Settings;
 use crate::fio::{self, Job, Reached};
 use crate::path::check_tools;
-use crate::process::wait_for;
+use crate::process::{Placement, pin, wait_for};
 use crate::report::{Goal, Measurement};
 use crate::stack::{Stack, Vm};
 use anyhow::Context;
@@ -44,7 +46,10 @@ fn busy(settings: &Settings, job: Job, properties: &[&str]) -> anyhow::Result<Ru
     for _ in 0..settings.runs {
         let stack = Stack::start(settings, OTHER_BYTES)?;
         let vm = stack.add_vm(settings, "synced", DISK_BYTES, true, properties)?;
-        let go = || fio::run(job, &vm.uri, DISK_BYTES, settings.seconds, None);
+        stack.stand_apart()?;
+        pin(vm.pid, Placement::Apart.client())?;
+        let core = Placement::Apart.client();
+        let go = || fio::run(job, &vm.uri, DISK_BYTES, settings.seconds, core);
         let (from, before) = (Instant::now(), dirty_bytes(&vm)?);
         runs.during.push(go()?);
         let left = dirty_bytes(&vm)?;

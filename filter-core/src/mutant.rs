@@ -114,6 +114,10 @@ pub enum Guard {
     RollBackNoticed,
     /// The generation in which a bit was set is told before the records that rely on it.
     GenerationFirst,
+    /// No mark is taken between a revert's announcement and its end.
+    ChangePausesSync,
+    /// A revert waits until the sidecar names the whole disk.
+    ChangeIntended,
 }
 
 /// All guards, each with what it does.
@@ -320,6 +324,14 @@ pub const ALL: &[(Guard, &str)] = &[
     (
         Guard::GenerationFirst,
         "The generation in which a bit was set is told before the records that rely on it.",
+    ),
+    (
+        Guard::ChangePausesSync,
+        "No mark is taken between a revert's announcement and its end.",
+    ),
+    (
+        Guard::ChangeIntended,
+        "A revert waits until the sidecar names the whole disk.",
     ),
 ];
 

@@ -4,7 +4,7 @@
 //! is sent from stays mapped until then; small frames that were queued go before one that is not begun.
 //! No more is kept of what the appliance sends than one frame of the length that its kind may have.
 
-use crate::transport::{Connector, Transport};
+use crate::transport::{Connected, Connector, Transport};
 use filter_core::lane::consumer::Run;
 use filter_core::lane::layout::{HASH_BYTES, MAX_HASHES};
 use filter_core::mapping::MappedLane;
@@ -50,6 +50,11 @@ pub enum LinkError {
     /// The appliance refused.
     #[error("the appliance refused: {0}")]
     Refused(String),
+    /// It speaks TLS, and this end does not.
+    #[error(
+        "the appliance speaks TLS, and this daemon does not: give it its certificate (--tls-dir), or start the appliance with --insecure-plain-text"
+    )]
+    SpeaksTls,
     /// It said nothing for too long.
     #[error("the appliance has been silent for {} s", SILENCE_LIMIT.as_secs())]
     Silent,
@@ -153,6 +158,11 @@ fn answer_limit(header: &FrameHeader) -> Result<u32, LinkError> {
     }
 }
 
+/// Whether this is how TLS begins, or says no: a handshake or an alert.
+fn is_tls(first: &[u8]) -> bool {
+    matches!(first, [0x15 | 0x16, 0x03, ..])
+}
+
 /// Reads exactly so many bytes before `end`.
 fn read_before(
     transport: &mut dyn Transport,
@@ -186,21 +196,33 @@ impl Connection {
         identity: &Identity,
     ) -> Result<Self, LinkError> {
         let end = Instant::now() + CONNECT_LIMIT;
-        let mut transport = connector.connect(role, CONNECT_LIMIT)?;
+        let Connected {
+            mut transport,
+            host_id,
+            appliance_id,
+        } = connector.connect(role, CONNECT_LIMIT)?;
         let hello = Hello {
             oldest: PROTOCOL_OLDEST,
             newest: PROTOCOL_NEWEST,
             role: PeerRole::Daemon,
             port_offset: role.offset() as u8,
-            peer_id: identity.host_id,
+            peer_id: host_id.unwrap_or(identity.host_id),
             incarnation: identity.incarnation,
             name: identity.name.clone(),
         };
         transport.set_limit(Some(CONNECT_LIMIT))?;
-        transport.write_all(&Message::Hello(hello).encode(0))?;
-        transport.flush()?;
+        // Should it fail, what the appliance said before it left says more than that.
+        let sent = transport.write_all(&Message::Hello(hello).encode(0));
+        let sent = sent.and_then(|()| transport.flush());
         let mut raw = [0u8; FRAME_HEADER_BYTES];
-        read_before(transport.as_mut(), &mut raw, end)?;
+        let read = read_before(transport.as_mut(), &mut raw, end);
+        if is_tls(&raw) {
+            return Err(LinkError::SpeaksTls);
+        }
+        match (read, sent) {
+            (Err(LinkError::Closed), Err(error)) => return Err(error.into()),
+            (read, _) => read?,
+        }
         let header = FrameHeader::decode(&raw)?;
         // A hello may grow by fields that this program does not know.
         let limit = match header.kind {
@@ -220,6 +242,11 @@ impl Connection {
                     && u16::from(theirs.port_offset) == role.offset();
                 if !right {
                     return Err(LinkError::Protocol("another service answers on this port"));
+                }
+                if appliance_id.is_some_and(|id| id != theirs.peer_id) {
+                    return Err(LinkError::Protocol(
+                        "its hello names another appliance than its certificate",
+                    ));
                 }
                 version
             }
@@ -258,7 +285,7 @@ impl Connection {
 
     /// Whether something waits to be sent.
     pub fn wants_write(&self) -> bool {
-        self.frame.is_some() || !self.small.is_empty()
+        self.frame.is_some() || !self.small.is_empty() || self.transport.wants_write()
     }
 
     /// The frame that is being sent, of which the appliance cannot have the last byte.
@@ -301,7 +328,15 @@ impl Connection {
         if !self.frame.as_ref().is_some_and(begun) && !self.flush_small()? {
             return Ok(false);
         }
-        Ok(self.flush_frame()? && self.flush_small()?)
+        Ok(self.flush_frame()? && self.flush_small()? && self.flush_transport()?)
+    }
+
+    /// What the transport took and the socket did not.
+    fn flush_transport(&mut self) -> Result<bool, LinkError> {
+        match self.transport.flush() {
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => Ok(false),
+            flushed => Ok(flushed.map(|()| true)?),
+        }
     }
 
     fn flush_frame(&mut self) -> Result<bool, LinkError> {
@@ -352,7 +387,10 @@ impl Connection {
         take: &mut dyn FnMut(u32, Message) -> Result<(), LinkError>,
     ) -> Result<bool, LinkError> {
         let mut any = false;
-        for _ in 0..CHUNKS {
+        let mut chunks = 0;
+        // What the transport holds already must not wait for a poll, which does not know of it.
+        while chunks < CHUNKS || self.transport.is_buffering() {
+            chunks += 1;
             let n = match self.transport.read(&mut self.chunk) {
                 Ok(0) => return Err(LinkError::Closed),
                 Ok(n) => n,

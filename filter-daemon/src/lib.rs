@@ -2,8 +2,8 @@
 //!
 //! The path of a record through it: [`pump`] takes it from its lane ([`lane`]) and hands it to the
 //! kernel straight from the ring ([`transport`], [`raw`]); the appliance's acknowledgement comes back
-//! through [`connection`] and frees the ring. [`dial`] makes connections, [`control`] finds lanes,
-//! [`cut`] takes cuts, [`hashes`] passes on what a sync asks, [`status_socket`] tells how it all stands.
+//! through [`connection`] and frees the ring. [`dial`] makes connections, [`secure`] puts TLS over them,
+//! [`keeper`] looks after certificates. [`control`] finds lanes, [`cut`] takes cuts, [`hashes`] passes on what a sync asks, [`status_socket`] tells how it all stands.
 //!
 //! Invariant: space in a ring is freed only when the appliance holds the records durably; whatever
 //! happens to connections, everything else is sent again.
@@ -13,9 +13,11 @@ pub mod control;
 pub mod cut;
 pub mod dial;
 pub mod hashes;
+pub mod keeper;
 pub mod lane;
 pub mod pump;
 pub mod raw;
+pub mod secure;
 pub mod status;
 pub mod status_socket;
 pub mod transport;
@@ -30,7 +32,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
-use transport::{Connector, TcpConnector};
+use transport::TcpConnector;
 
 /// The host daemon.
 #[derive(clap::Args, Clone, Debug)]
@@ -44,10 +46,14 @@ pub struct Args {
     /// The first of the appliance's six ports.
     #[arg(long, default_value_t = DEFAULT_PORT_BASE)]
     pub port_base: u16,
+    /// Who this host is to the appliance.
+    #[command(flatten)]
+    pub security: keeper::SecurityArgs,
     /// This host's name, for people.
     #[arg(long, default_value = "host")]
     pub name: String,
-    /// This host's lasting identity, 32 hex digits, instead of the one kept in a file.
+    /// This host's lasting identity, 32 hex digits, instead of the one kept in a file. With a certificate
+    /// neither counts: the host is who its certificate says.
     #[arg(long, value_parser = parse_host_id)]
     pub host_id: Option<HostId>,
     /// File that keeps this host's lasting identity, made if it is missing; by default `host-id` in the run
@@ -162,10 +168,12 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         incarnation: now.as_nanos() as u64,
         name: args.name.clone(),
     };
-    let connector: Arc<dyn Connector> = Arc::new(TcpConnector {
+    let tcp = TcpConnector {
         host: args.drva.clone(),
         port_base: args.port_base,
-    });
+    };
+    let mut security = keeper::Security::new(&args.security, tcp)?;
+    let connector = security.connector.clone();
     let mut pipes = Vec::new();
     for role in PortRole::ALL {
         pipes.push(run.wake_reader(u32::from(role.offset()))?);
@@ -182,6 +190,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         Some(path) => Some(status_socket::StatusSocket::serve(path, shared.clone())?),
         None => None,
     };
+    security.start()?;
     let mut threads = Vec::new();
     for (role, (_, orders)) in PortRole::ALL.into_iter().zip(channels) {
         if role == PortRole::Control {

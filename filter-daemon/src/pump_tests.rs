@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::connection::Identity;
-use crate::transport::{Connector, Transport};
+use crate::transport::{Connected, Connector, Transport};
 use filter_core::lane::consumer::Run;
 use filter_core::lane::layout::{Geometry, Identity as LaneIdentity, LaneState};
 use filter_core::lane::producer::{Draft, Producer, Source, Stamps};
@@ -84,13 +84,18 @@ impl Transport for Swallow {
 struct Fast(Arc<AtomicU64>);
 
 impl Connector for Fast {
-    fn connect(&self, role: PortRole, _: Duration) -> io::Result<Box<dyn Transport>> {
-        Ok(Box::new(Swallow {
+    fn connect(&self, role: PortRole, _: Duration) -> io::Result<Connected> {
+        let transport = Box::new(Swallow {
             role,
             answers: Vec::new(),
             writes: 0,
             frames: self.0.clone(),
-        }))
+        });
+        Ok(Connected {
+            transport,
+            host_id: None,
+            appliance_id: None,
+        })
     }
 
     fn describe(&self, _: PortRole) -> String {

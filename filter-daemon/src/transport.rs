@@ -1,4 +1,4 @@
-//! What carries the bytes to the appliance: the seam at which another transport (TLS) comes in.
+//! What carries the bytes to the appliance: plain TCP here, TLS over it in [`crate::secure`].
 //!
 //! Invariant: the layers above know a descriptor to poll and bytes that go in order; nothing in them
 //! knows that it is TCP.
@@ -23,19 +23,39 @@ pub trait Transport: Read + Write + Send {
     /// process can write, so they may be read by raw copy or by the kernel only. `sent` is how much of
     /// both together has gone; returns how much went now. What was reported as gone is not read again.
     fn send_frame(&mut self, header: &[u8], run: &Run, sent: usize) -> io::Result<usize>;
+
+    /// Whether something that was reported as gone waits for the socket here: [`Write::flush`] sends it.
+    fn wants_write(&self) -> bool {
+        false
+    }
+
+    /// Whether bytes have come of which no poll will tell.
+    fn is_buffering(&mut self) -> bool {
+        false
+    }
+}
+
+/// A connection, and what is known of its two ends for certain.
+pub struct Connected {
+    /// What carries the bytes.
+    pub transport: Box<dyn Transport>,
+    /// This host's id, as the other end knows it.
+    pub host_id: Option<[u8; 16]>,
+    /// The appliance's id.
+    pub appliance_id: Option<[u8; 16]>,
 }
 
 /// Makes connections.
 pub trait Connector: Send + Sync {
     /// Connects to the port of this role, within about this time.
-    fn connect(&self, role: PortRole, limit: Duration) -> io::Result<Box<dyn Transport>>;
+    fn connect(&self, role: PortRole, limit: Duration) -> io::Result<Connected>;
 
     /// The address, for messages.
     fn describe(&self, role: PortRole) -> String;
 }
 
 /// Plain TCP.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TcpConnector {
     /// The appliance.
     pub host: String,
@@ -43,8 +63,9 @@ pub struct TcpConnector {
     pub port_base: u16,
 }
 
-impl Connector for TcpConnector {
-    fn connect(&self, role: PortRole, limit: Duration) -> io::Result<Box<dyn Transport>> {
+impl TcpConnector {
+    /// Connects to the port of this role.
+    pub fn dial(&self, role: PortRole, limit: Duration) -> io::Result<TcpStream> {
         let end = Instant::now() + limit;
         let port = self.port_base.saturating_add(role.offset());
         let mut last = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
@@ -56,12 +77,22 @@ impl Connector for TcpConnector {
             match TcpStream::connect_timeout(&address, left) {
                 Ok(stream) => {
                     stream.set_nodelay(true)?;
-                    return Ok(Box::new(Tcp(stream)));
+                    return Ok(stream);
                 }
                 Err(error) => last = error,
             }
         }
         Err(last)
+    }
+}
+
+impl Connector for TcpConnector {
+    fn connect(&self, role: PortRole, limit: Duration) -> io::Result<Connected> {
+        Ok(Connected {
+            transport: Box::new(Tcp(self.dial(role, limit)?)),
+            host_id: None,
+            appliance_id: None,
+        })
     }
 
     fn describe(&self, role: PortRole) -> String {

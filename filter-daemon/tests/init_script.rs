@@ -65,7 +65,7 @@ impl Root {
         )
         .expect("a link");
         // Ports that nobody serves.
-        root.configure("# A comment\n\ndrva = 127.0.0.1\nport-base = 1\nname = a host");
+        root.configure("# A comment\n\ndrva = 127.0.0.1\nport-base = 1\nname = a host\ninsecure-plain-text = true");
         root
     }
 

@@ -17,6 +17,8 @@ use std::time::{Duration, Instant};
 /// Every wait in these tests ends here.
 pub const LIMIT: Duration = Duration::from_secs(60);
 pub const DOMAIN: &str = "e2e";
+/// One machine, one loopback: most tests are about something else than who speaks.
+pub const PLAIN: &str = "--insecure-plain-text";
 
 /// The test's numbers: the seed is printed, and can be given by JETDR_SEED.
 pub fn seed() -> u64 {
@@ -171,6 +173,9 @@ pub struct Stack {
     pub cut_interval_ms: u64,
     /// Where the daemon finds the appliance, if that is not the appliance's own ports.
     pub daemon_port_base: Option<u64>,
+    /// How the appliance, and how the daemon is to speak.
+    pub drva_security: Vec<String>,
+    pub daemon_security: Vec<String>,
 }
 
 pub fn flag(key: &str, path: &Path) -> [String; 2] {
@@ -212,6 +217,8 @@ impl Stack {
             vm_more: Vec::new(),
             cut_interval_ms: 200,
             daemon_port_base: None,
+            drva_security: vec![PLAIN.into()],
+            daemon_security: vec![PLAIN.into()],
         };
         stack.vm_more.extend(["--domain".into(), DOMAIN.into()]);
         stack
@@ -243,6 +250,7 @@ impl Stack {
         for option in &self.store_options {
             arguments.extend(["--store-opt".into(), option.clone()]);
         }
+        arguments.extend(self.drva_security.iter().cloned());
         arguments
     }
 
@@ -264,6 +272,7 @@ impl Stack {
             &self.run.path().join("filterd.sock"),
         ));
         arguments.extend(["--host-id".into(), self.host_id.clone()]);
+        arguments.extend(self.daemon_security.iter().cloned());
         self.daemon = Some(Part::start(&self.log("filterd"), &arguments));
     }
 

@@ -4,7 +4,7 @@
 //! Invariant: the VM's disks are those of the stack, and the guest's socket stays where the VM was started,
 //! whatever host it runs on.
 
-use super::{DOMAIN, LIMIT, Part, Stack, flag, new_host_id};
+use super::{DOMAIN, LIMIT, PLAIN, Part, Stack, flag, new_host_id};
 use serde_json::{Value, json};
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::UnixStream;
@@ -68,7 +68,7 @@ impl Host {
         arguments.push(self.port_base.to_string());
         arguments.extend(flag("--run-dir", &self.path("run")));
         arguments.extend(flag("--status-socket", &self.path("filterd.sock")));
-        arguments.extend(["--host-id".into(), self.id.clone()]);
+        arguments.extend(["--host-id".into(), self.id.clone(), PLAIN.into()]);
         self.daemon = Some(Part::start(&self.log, &arguments));
     }
 

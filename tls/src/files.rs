@@ -80,9 +80,14 @@ pub fn revocation_list(path: &Path) -> Result<CertificateRevocationListDer<'stat
     let what = "certificate revocation list in DER";
     let bytes = read(path, what, MAX_CRL_BYTES)?;
     // Parsed here so that a damaged file is told with its name.
-    webpki::BorrowedCertRevocationList::from_der(&bytes)
-        .map_err(|error| content(path, what, error))?;
+    check_revocation_list(&bytes).map_err(|error| content(path, what, error))?;
     Ok(bytes.into())
+}
+
+/// Whether these bytes are a revocation list, and if not, why.
+pub fn check_revocation_list(der: &[u8]) -> Result<(), String> {
+    let parsed = webpki::BorrowedCertRevocationList::from_der(der);
+    parsed.map(drop).map_err(|error| error.to_string())
 }
 
 #[cfg(test)]

@@ -2,20 +2,29 @@
 //!
 //! Every part has a certificate of the management server's authority. What a certificate says of its
 //! holder is its [`Identity`]; [`config`] makes the two ends of a connection from certificate, key and
-//! what is trusted; [`files`] reads those; [`reload`] follows them as they are renewed and revoked.
+//! what is trusted; [`files`] reads those, [`folder`] says where they lie; [`reload`] follows them as they
+//! are renewed and revoked. [`explain`](mod@explain) says why a connection was refused, [`validity`] until
+//! when a certificate is valid; [`pem`] writes it.
 //!
 //! Invariant: a connection stands only between two parts whose certificates were issued by the same
 //! authority, are valid now, are not on its revocation list and bear a role that this end asked for.
 //! No session is ever resumed: each connection is judged anew.
 
 pub mod config;
+pub mod explain;
 pub mod files;
+pub mod folder;
 pub mod identity;
+pub mod pem;
 pub mod reload;
+pub mod validity;
 
 pub use config::{Own, Peer, Peers, Trust, client_config, peer_of, server_config};
+pub use explain::explain;
+pub use folder::Folder;
 pub use identity::{Identity, IdentityError, Role};
-pub use reload::{Files, ServerTls};
+pub use reload::{ClientTls, Files, ServerTls};
+pub use validity::validity_s;
 
 use std::path::PathBuf;
 
@@ -43,6 +52,14 @@ pub enum TlsError {
     /// A file cannot be read.
     #[error("cannot read {}: {source}", path.display())]
     Read {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// A file cannot be written.
+    #[error("cannot write {}: {source}", path.display())]
+    Write {
         /// The file.
         path: PathBuf,
         /// Why.
@@ -84,6 +101,14 @@ pub enum TlsError {
     /// Certificate and key of this end cannot be used.
     #[error("this end's certificate and key cannot be used together: {0}")]
     Own(rustls::Error),
+    /// The certificate is another kind of part's.
+    #[error("the certificate is {own}'s, and this is a {wanted}: enrol this one")]
+    WrongRole {
+        /// Whose it is.
+        own: Identity,
+        /// What this part is.
+        wanted: Role,
+    },
     /// A certificate does not say who its holder is.
     #[error(transparent)]
     Identity(#[from] IdentityError),

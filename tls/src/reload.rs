@@ -1,17 +1,19 @@
-//! The accepting end's certificate, key, authority and revocation list as files that change while it runs.
+//! An end's certificate, key, authority and revocation list as files that change while it runs.
 //!
 //! Invariant: what is in force is always one whole, consistent set; a set that cannot be read or used
 //! changes nothing, and says so. Connections that stand are not touched here: their owner asks
-//! [`ServerTls::is_revoked`] after each change and ends those whose peer was revoked.
+//! `is_revoked` after each change and ends those whose peer was revoked.
 
-use crate::config::{Own, Peers, Trust, server_config};
+use crate::config::{Own, Peers, Trust, client_config, server_config};
+use crate::identity::{Identity, Role};
 use crate::{TlsError, files};
 use parking_lot::RwLock;
-use rustls::ServerConfig;
 use rustls::crypto::CryptoProvider;
 use rustls::pki_types::CertificateRevocationListDer;
+use rustls::{ClientConfig, ServerConfig};
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use webpki::BorrowedCertRevocationList;
 
 /// Where the material lies.
@@ -43,51 +45,16 @@ impl Files {
     }
 }
 
-struct InForce {
-    config: Arc<ServerConfig>,
+/// What is in force, with the end's configuration.
+struct InForce<C> {
+    config: Arc<C>,
+    own: Identity,
     revoked: Option<CertificateRevocationListDer<'static>>,
 }
 
-/// What an accepting end takes its configuration from, connection by connection.
-pub struct ServerTls {
-    provider: Arc<CryptoProvider>,
-    files: Files,
-    peers: Peers,
-    in_force: RwLock<InForce>,
-}
-
-impl ServerTls {
-    /// Reads the files.
-    pub fn load(
-        provider: Arc<CryptoProvider>,
-        files: Files,
-        peers: Peers,
-    ) -> Result<Self, TlsError> {
-        let in_force = RwLock::new(read(&provider, &files, peers)?);
-        Ok(Self {
-            provider,
-            files,
-            peers,
-            in_force,
-        })
-    }
-
-    /// Reads them again. After an error the old set is still in force.
-    pub fn reload(&self) -> Result<(), TlsError> {
-        let fresh = read(&self.provider, &self.files, self.peers)?;
-        *self.in_force.write() = fresh;
-        Ok(())
-    }
-
-    /// For the next connection.
-    pub fn config(&self) -> Arc<ServerConfig> {
-        self.in_force.read().config.clone()
-    }
-
-    /// Whether the list in force names this serial number, as [`crate::Peer::serial`] gives it.
-    pub fn is_revoked(&self, serial: &[u8]) -> bool {
-        let in_force = self.in_force.read();
-        let Some(list) = &in_force.revoked else {
+impl<C> InForce<C> {
+    fn is_revoked(&self, serial: &[u8]) -> bool {
+        let Some(list) = &self.revoked else {
             return false;
         };
         // It was parsed when it was read; a list that no longer parses trusts nobody.
@@ -98,11 +65,130 @@ impl ServerTls {
     }
 }
 
-fn read(provider: &Arc<CryptoProvider>, files: &Files, peers: Peers) -> Result<InForce, TlsError> {
+fn read<C>(
+    files: &Files,
+    make: impl FnOnce(&Own, &Trust) -> Result<C, TlsError>,
+) -> Result<InForce<C>, TlsError> {
     // Read once: what is asked of the list must be what handshakes are judged by.
     let list = files.revocation_list.as_deref();
     let revoked = list.map(files::revocation_list).transpose()?;
     let trust = Trust::new(&files::certificates(&files.authority)?, revoked.clone())?;
-    let config = Arc::new(server_config(provider, &files.own()?, &trust, peers)?);
-    Ok(InForce { config, revoked })
+    let own = files.own()?;
+    let config = Arc::new(make(&own, &trust)?);
+    let own = own
+        .chain
+        .first()
+        .ok_or(crate::IdentityError::Missing)
+        .and_then(Identity::of_certificate)?;
+    Ok(InForce {
+        config,
+        own,
+        revoked,
+    })
+}
+
+/// What an accepting end takes its configuration from, connection by connection.
+pub struct ServerTls {
+    provider: Arc<CryptoProvider>,
+    files: Files,
+    peers: Peers,
+    in_force: RwLock<InForce<ServerConfig>>,
+}
+
+impl ServerTls {
+    /// Reads the files.
+    pub fn load(
+        provider: Arc<CryptoProvider>,
+        files: Files,
+        peers: Peers,
+    ) -> Result<Self, TlsError> {
+        let read = read(&files, |own, trust| {
+            server_config(&provider, own, trust, peers)
+        })?;
+        Ok(Self {
+            provider,
+            files,
+            peers,
+            in_force: RwLock::new(read),
+        })
+    }
+
+    /// Reads them again. After an error the old set is still in force.
+    pub fn reload(&self) -> Result<(), TlsError> {
+        let fresh = read(&self.files, |own, trust| {
+            server_config(&self.provider, own, trust, self.peers)
+        })?;
+        *self.in_force.write() = fresh;
+        Ok(())
+    }
+
+    /// For the next connection.
+    pub fn config(&self) -> Arc<ServerConfig> {
+        self.in_force.read().config.clone()
+    }
+
+    /// Who this end is.
+    pub fn own(&self) -> Identity {
+        self.in_force.read().own
+    }
+
+    /// Whether the list in force names this serial number, as [`crate::Peer::serial`] gives it.
+    pub fn is_revoked(&self, serial: &[u8]) -> bool {
+        self.in_force.read().is_revoked(serial)
+    }
+}
+
+/// What a dialling end takes its configuration from, connection by connection.
+pub struct ClientTls {
+    provider: Arc<CryptoProvider>,
+    files: Files,
+    servers: &'static [Role],
+    in_force: RwLock<InForce<ClientConfig>>,
+    version: AtomicU64,
+}
+
+impl ClientTls {
+    /// Reads the files; who is dialled has one of these roles.
+    pub fn load(
+        provider: Arc<CryptoProvider>,
+        files: Files,
+        servers: &'static [Role],
+    ) -> Result<Self, TlsError> {
+        let read = read(&files, |own, trust| {
+            client_config(&provider, Some(own), trust, servers)
+        })?;
+        Ok(Self {
+            provider,
+            files,
+            servers,
+            in_force: RwLock::new(read),
+            version: AtomicU64::new(0),
+        })
+    }
+
+    /// Reads them again. After an error the old set is still in force.
+    pub fn reload(&self) -> Result<(), TlsError> {
+        let fresh = read(&self.files, |own, trust| {
+            client_config(&self.provider, Some(own), trust, self.servers)
+        })?;
+        *self.in_force.write() = fresh;
+        self.version.fetch_add(1, Ordering::Release); // pairs with the load in `version`
+        Ok(())
+    }
+
+    /// For the next connection: who this end is, and how it dials.
+    pub fn config(&self) -> (Identity, Arc<ClientConfig>) {
+        let in_force = self.in_force.read();
+        (in_force.own, in_force.config.clone())
+    }
+
+    /// How often the files were read again: when it changes, ask [`Self::is_revoked`] again.
+    pub fn version(&self) -> u64 {
+        self.version.load(Ordering::Acquire) // pairs with the add in `reload`
+    }
+
+    /// Whether the list in force names this serial number, as [`crate::Peer::serial`] gives it.
+    pub fn is_revoked(&self, serial: &[u8]) -> bool {
+        self.in_force.read().is_revoked(serial)
+    }
 }

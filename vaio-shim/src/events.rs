@@ -25,25 +25,43 @@ pub unsafe extern "C" fn snapshot(instance: *mut c_void, info: *const abi::jio_s
     let Some(info) = (unsafe { info.as_ref() }) else {
         return abi::JIO_E_INVALID;
     };
-    let reverts = info.event == abi::JIO_SNAPSHOT_REVERT && info.phase != abi::JIO_PHASE_CANCEL;
-    let body = |disk: &Arc<Replicated>| {
-        if !reverts {
-            return OK;
+    if info.event != abi::JIO_SNAPSHOT_REVERT {
+        return OK;
+    }
+    let body = |disk: &Arc<Replicated>| match info.phase {
+        // Before the content changes the sidecar must say that all of it may differ.
+        abi::JIO_PHASE_PRE => {
+            disk.core.lock().disk.change_begins();
+            if disk.settle_intent() {
+                return OK;
+            }
+            end_change(disk, false);
+            abi::JIO_E_IO
         }
-        // Before the content changes the sidecar must say that all of it may differ; afterwards what
-        // was read meanwhile does not count, and the sidecar may be the snapshot's.
-        disk.core.lock().disk.mark_all();
-        if info.phase == abi::JIO_PHASE_POST {
-            disk.sidecar_replaced();
+        // What was read meanwhile does not count, and the sidecar may be the snapshot's.
+        abi::JIO_PHASE_POST => {
+            end_change(disk, true);
+            match disk.settle_intent() {
+                true => OK,
+                false => abi::JIO_E_IO,
+            }
         }
-        disk.drive_sync();
-        if !disk.settle_intent() {
-            return abi::JIO_E_IO;
+        _ => {
+            end_change(disk, false);
+            OK
         }
-        OK
     };
     // SAFETY: the contract.
     unsafe { with_disk(instance, body) }
+}
+
+/// The content has changed, or will not: the sync goes on.
+fn end_change(disk: &Arc<Replicated>, has_changed: bool) {
+    disk.core.lock().disk.change_ends(has_changed);
+    if has_changed {
+        disk.sidecar_replaced();
+    }
+    disk.drive_sync();
 }
 
 /// See the contract. The copy is told from the disk by its id: a host that gives it none could open it

@@ -27,7 +27,9 @@ mod guard;
 mod hold;
 mod host;
 mod instance;
+mod looked;
 mod open;
+mod properties;
 mod regions;
 mod vm;
 
@@ -186,15 +188,15 @@ unsafe extern "C" fn requirements(
         }
         // SAFETY: the contract: NULL or a struct.
         let info = unsafe { DiskInfo::read(info) };
-        let config = match info.as_ref().map(open::config).transpose() {
+        let config = match info.as_ref().map(properties::config).transpose() {
             Ok(config) => config.unwrap_or_default(),
             Err(error) => return error.code(),
         };
-        let ack = match info.as_ref().map(open::ack_config).transpose() {
+        let ack = match info.as_ref().map(properties::ack_config).transpose() {
             Ok(ack) => ack.unwrap_or_default(),
             Err(error) => return error.code(),
         };
-        let cut_hold_ns = match info.as_ref().map(open::cut_hold_ns).transpose() {
+        let cut_hold_ns = match info.as_ref().map(properties::cut_hold_ns).transpose() {
             Ok(cut_hold_ns) => cut_hold_ns.unwrap_or(CUT_HOLD_NS),
             Err(error) => return error.code(),
         };
@@ -212,7 +214,7 @@ unsafe extern "C" fn requirements(
         // With the smallest regions; the map of a usual disk takes a few blocks.
         let blocks = beside::region_blocks(capacity, *REGION_SHIFTS.start());
         all.sidecar_bytes = filter_core::sidecar::total_bytes(blocks);
-        // What `open::config` took off for late timers is the host's to count on.
+        // What `properties::config` took off for late timers is the host's to count on.
         all.defer_ns_max = config.defer_budget_ns + 2 * instance::RETRY_NS;
         all.defer_ns_max += cut_hold_ns + 2 * hold::CUT_POLL_NS;
         if ack.log {
@@ -294,7 +296,7 @@ fn open_instance(host: Host, handle: DiskHandle, info: &DiskInfo) -> Result<Inst
         Err(error @ (OpenError::Mapping(_) | OpenError::Lane(_))) => {
             // The guest must run although nothing can be replicated; the loss is written down
             // first, so that the next open that can replicate syncs the disk in full.
-            open::give_up(host, handle)?;
+            open::give_up(host, handle, info)?;
             let text = format!("{}: not replicated: {error}", info.label);
             host.event(handle, Level::Error, 4, &text);
             Ok(Instance::Passing)

@@ -6,56 +6,24 @@
 
 use crate::beside::{self, Beside, Found as FoundBeside, region_blocks};
 use crate::host::{DiskHandle, DiskInfo, Host, Level};
+use crate::looked::{disown_lane, look, remove_lane};
+use crate::properties::{self, Asked};
 use crate::{abi, vm};
 use filter_core::disk::ack::AckConfig;
-use filter_core::disk::cut_hold::CUT_HOLD_NS;
 use filter_core::disk::intent::Intent;
-use filter_core::disk::{Config, Disk, Start};
-use filter_core::lane::attach::Sidecar as SidecarFound;
-use filter_core::lane::attach::{self, Action, Found, LaneFile, OldProducer, WasDoing};
-use filter_core::lane::layout::{DEFAULT_RING_BYTES, Geometry, Identity, LaneState};
-use filter_core::lane::opening::{self, knows_later};
+use filter_core::disk::{Disk, Start};
+use filter_core::lane::attach::{self, Action};
+use filter_core::lane::layout::{Geometry, Identity};
+use filter_core::lane::opening::{self};
 use filter_core::lane::producer::{Producer, Stamps};
-use filter_core::lane::sync::Ordering;
-use filter_core::lane::walk::{Scan, scan};
+use filter_core::lane::walk::Scan;
 use filter_core::lineage::Attach;
 use filter_core::mapping::{CutPage, Lock, MappedLane, MappingError, RunFolder};
-use filter_core::sidecar::regions::{DEFAULT_REGION_SHIFT, REGION_SHIFTS, map_generation};
+use filter_core::sidecar::regions::map_generation;
 use filter_core::sidecar::{Opening, Sidecar, SidecarError};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
-
-/// Names of the properties that the filter understands.
-pub const PROPERTY_DOMAIN: &str = "jetdr.domain";
-/// Length of the lane's ring, in bytes.
-pub const PROPERTY_RING_BYTES: &str = "jetdr.ring-bytes";
-/// How long a write may be deferred, in microseconds.
-pub const PROPERTY_DEFER_US: &str = "jetdr.defer-budget-us";
-/// When a write is done: `host`, or `log`.
-pub const PROPERTY_ACK: &str = "jetdr.ack";
-/// How long a completion may wait for the appliance's log, in microseconds.
-pub const PROPERTY_ACK_US: &str = "jetdr.ack-budget-us";
-/// How long a completion may be held for a cut over several hosts, in microseconds.
-pub const PROPERTY_CUT_HOLD_US: &str = "jetdr.cut-hold-us";
-/// A sync's lowest rate, in bytes per second.
-pub const PROPERTY_SYNC_FLOOR: &str = "jetdr.sync-floor-bytes-s";
-/// A sync's highest rate, in bytes per second.
-pub const PROPERTY_SYNC_MAX: &str = "jetdr.sync-max-bytes-s";
-
-/// Length of a region of the region map, in bytes.
-pub const PROPERTY_REGION_BYTES: &str = "jetdr.region-bytes";
-/// How long a region must be left alone before its bit is cleared, at least, in ms.
-pub const PROPERTY_QUIET_MS: &str = "jetdr.region-quiet-ms";
-/// `budget` or `strict`: whether a change passes when the budget ends before the sidecar has its bit.
-pub const PROPERTY_INTENT: &str = "jetdr.region-intent";
-/// `on` or `off`: whether a sync after a crash asks what the replica holds already.
-pub const PROPERTY_SYNC_HASHES: &str = "jetdr.sync-hashes";
-/// How long a migration waits, the guest stunned, for the appliance to hold everything, in ms. What it
-/// does not hold by then goes along as marks.
-pub const PROPERTY_HANDOFF_MS: &str = "jetdr.handoff-drain-ms";
-const DEFAULT_QUIET_MS: u64 = 5_000;
-const DEFAULT_HANDOFF_MS: u64 = 500;
 
 /// Why a disk cannot be opened, or not be replicated.
 #[derive(Debug, thiserror::Error)]
@@ -134,7 +102,7 @@ pub fn protect(host: Host, handle: DiskHandle, info: &DiskInfo) -> Result<(), Op
         .disk_uuid
         .or_else(|| host.random_id())
         .ok_or(OpenError::Random)?;
-    let shift = region_shift(info)?;
+    let shift = properties::region_shift(info)?;
     let first = Sidecar::new(id, region_blocks(info.capacity_bytes, shift));
     beside::create(host, handle, &first)
 }
@@ -162,120 +130,14 @@ pub fn load(host: Host, handle: DiskHandle) -> Result<Sidecar, OpenError> {
 }
 
 /// Writes down that a disk is opened which cannot be replicated; durable on success.
-pub fn give_up(host: Host, handle: DiskHandle) -> Result<(), OpenError> {
+pub fn give_up(host: Host, handle: DiskHandle, info: &DiskInfo) -> Result<(), OpenError> {
     let found = FoundBeside::open(host, handle)?;
     // One that cannot be read is in doubt already.
     let Some(header) = found.header else {
         return Ok(());
     };
+    disown_lane(info, &header.disk_id);
     found.keep(header).save(header.failed())
-}
-
-fn number(info: &DiskInfo, key: &'static str) -> Result<Option<u64>, OpenError> {
-    let Some(value) = info.property(key) else {
-        return Ok(None);
-    };
-    let parsed = value
-        .parse()
-        .map_err(|_| OpenError::Property(key, format!("`{value}` is not a whole number")))?;
-    Ok(Some(parsed))
-}
-
-/// The configuration that the disk's properties ask for.
-pub fn config(info: &DiskInfo) -> Result<Config, OpenError> {
-    let mut config = Config::default();
-    if let Some(us) = number(info, PROPERTY_DEFER_US)? {
-        if us > 1_000_000 {
-            let why = format!("{us} is more than the largest budget, 1000000");
-            return Err(OpenError::Property(PROPERTY_DEFER_US, why));
-        }
-        config.defer_budget_ns = us * 1000;
-    }
-    for (key, place) in [
-        (PROPERTY_SYNC_FLOOR, &mut config.pace.floor_bytes_s),
-        (PROPERTY_SYNC_MAX, &mut config.pace.max_bytes_s),
-    ] {
-        if let Some(bytes_s) = number(info, key)? {
-            if bytes_s == 0 {
-                return Err(OpenError::Property(key, "0 would never end".into()));
-            }
-            *place = bytes_s;
-        }
-    }
-    config.sync_hashes = match info.property(PROPERTY_SYNC_HASHES) {
-        None | Some("on") => true,
-        Some("off") => false,
-        Some(other) => {
-            let why = format!("`{other}` is neither `on` nor `off`");
-            return Err(OpenError::Property(PROPERTY_SYNC_HASHES, why));
-        }
-    };
-    config.intent_strict = match info.property(PROPERTY_INTENT) {
-        None | Some("budget") => false,
-        Some("strict") => true,
-        Some(other) => {
-            let why = format!("`{other}` is neither `budget` nor `strict`");
-            return Err(OpenError::Property(PROPERTY_INTENT, why));
-        }
-    };
-    // A held I/O is looked at every RETRY_NS: it must go on at the last look before the budget ends.
-    let margin_ns = 2 * crate::instance::RETRY_NS;
-    config.defer_budget_ns = config.defer_budget_ns.saturating_sub(margin_ns);
-    Ok(config)
-}
-
-/// When completions go up, as the disk's properties ask for.
-pub fn ack_config(info: &DiskInfo) -> Result<AckConfig, OpenError> {
-    let log = match info.property(PROPERTY_ACK) {
-        None | Some("host") => false,
-        Some("log") => true,
-        Some(other) => {
-            let why = format!("`{other}` is neither `host` nor `log`");
-            return Err(OpenError::Property(PROPERTY_ACK, why));
-        }
-    };
-    let mut ack = AckConfig {
-        log,
-        ..AckConfig::default()
-    };
-    if let Some(us) = number(info, PROPERTY_ACK_US)? {
-        if !(1000..=10_000_000).contains(&us) {
-            let why = format!("{us} is not between 1000 and 10000000");
-            return Err(OpenError::Property(PROPERTY_ACK_US, why));
-        }
-        ack.budget_ns = us * 1000;
-    }
-    // As for held I/Os: the last look comes before the budget ends.
-    ack.budget_ns -= 2 * crate::hold::ACK_POLL_NS;
-    Ok(ack)
-}
-
-/// How long a completion is held for a cut at most, as the disk's properties ask for.
-pub fn cut_hold_ns(info: &DiskInfo) -> Result<u64, OpenError> {
-    let Some(us) = number(info, PROPERTY_CUT_HOLD_US)? else {
-        return Ok(CUT_HOLD_NS);
-    };
-    if us > 1_000_000 {
-        let why = format!("{us} is more than the largest budget, 1000000");
-        return Err(OpenError::Property(PROPERTY_CUT_HOLD_US, why));
-    }
-    Ok(us * 1000)
-}
-
-fn region_shift(info: &DiskInfo) -> Result<u32, OpenError> {
-    let Some(bytes) = number(info, PROPERTY_REGION_BYTES)? else {
-        return Ok(DEFAULT_REGION_SHIFT);
-    };
-    if !bytes.is_power_of_two() || !REGION_SHIFTS.contains(&bytes.trailing_zeros()) {
-        let why = format!("{bytes} is no power of two from 65536 to 68719476736");
-        return Err(OpenError::Property(PROPERTY_REGION_BYTES, why));
-    }
-    Ok(bytes.trailing_zeros())
-}
-
-fn quiet_ns(info: &DiskInfo) -> Result<u64, OpenError> {
-    let ms = number(info, PROPERTY_QUIET_MS)?.unwrap_or(DEFAULT_QUIET_MS);
-    Ok(ms.min(3_600_000) * 1_000_000)
 }
 
 /// Whose disk this is, and whether its sidecar can be relied on. A damaged one, or a copy of another
@@ -305,23 +167,13 @@ fn identity_of(
 
 /// Opens the lane of a disk by the decision table.
 pub fn attach(host: Host, handle: DiskHandle, info: &DiskInfo) -> Result<Attached, OpenError> {
-    let config = config(info)?;
-    let ack = ack_config(info)?;
-    let cut_hold_ns = cut_hold_ns(info)?;
-    let (shift, quiet_ns) = (region_shift(info)?, quiet_ns(info)?);
-    let handoff_ms = number(info, PROPERTY_HANDOFF_MS)?.unwrap_or(DEFAULT_HANDOFF_MS);
-    let domain = info.property(PROPERTY_DOMAIN).unwrap_or_default();
-    if !filter_core::mapping::domain_name_is_valid(domain) {
-        let why = format!("`{domain}` is not a domain's name");
-        return Err(OpenError::Property(PROPERTY_DOMAIN, why));
-    }
+    let asked = Asked::of(info)?;
     let found = FoundBeside::open(host, handle)?;
     let (header, trusted) = identity_of(host, handle, info, &found)?;
     let run = RunFolder::open(Path::new(&info.run_dir))?;
     let boot_id = run.boot_id()?;
-    let ring_bytes = number(info, PROPERTY_RING_BYTES)?.unwrap_or(DEFAULT_RING_BYTES);
-    let geometry = Geometry::for_disk(info.capacity_bytes, ring_bytes)?;
-    let cut = run.cut_page(domain)?;
+    let geometry = Geometry::for_disk(info.capacity_bytes, asked.ring_bytes)?;
+    let cut = run.cut_page(asked.domain)?;
 
     let Some(lock) = run.lock_disk(&header.disk_id)? else {
         return Err(OpenError::InUse);
@@ -334,17 +186,10 @@ pub fn attach(host: Host, handle: DiskHandle, info: &DiskInfo) -> Result<Attache
         (trusted && map.is_some()).then_some(found_generation),
         &boot_id,
         info,
-        domain,
+        asked.domain,
     );
     let row = attach::decide(&looked.found);
-    let (start, new_lane) = match row.action {
-        Action::Refuse => return Err(OpenError::InUse),
-        Action::Full => (Start::Full, true),
-        Action::Regions => (Start::Regions, true),
-        Action::Restart => (Start::Full, false),
-        Action::AdoptMarked => (Start::Marked, false),
-        Action::AdoptClean => (Start::Clean, false),
-    };
+    let (start, new_lane) = begin_as(row.action)?;
     let full = start == Start::Full;
     let (beside, intent) = open_map(
         host,
@@ -353,7 +198,7 @@ pub fn attach(host: Host, handle: DiskHandle, info: &DiskInfo) -> Result<Attache
         found,
         header,
         map,
-        (full, shift, quiet_ns),
+        (full, asked.region_shift, asked.quiet_ns),
     )?;
     let mut beside = beside;
     // An adopted lane may have told of bits that the sidecar was to get, and lacks.
@@ -375,7 +220,7 @@ pub fn attach(host: Host, handle: DiskHandle, info: &DiskInfo) -> Result<Attache
     let adopted = looked.lane.filter(|_| !new_lane);
     let (lane, scan) = match adopted {
         Some(adopted) => adopted,
-        None => make_lane(&run, info, &header, geometry, boot_id, domain)?,
+        None => make_lane(&run, info, &header, geometry, boot_id, asked.domain)?,
     };
     let stamps = vm::stamps(&info.vm_uuid, host.now_wall_ns().max(scan.last_stamp));
     let told = Attach {
@@ -388,7 +233,13 @@ pub fn attach(host: Host, handle: DiskHandle, info: &DiskInfo) -> Result<Attache
     if row.action == Action::Restart {
         producer.restart();
     }
-    let mut disk = Disk::new(producer, info.capacity_bytes, start, Some(intent), config);
+    let mut disk = Disk::new(
+        producer,
+        info.capacity_bytes,
+        start,
+        Some(intent),
+        asked.config,
+    );
     if new_lane {
         let stamps = Stamps {
             stamp: &stamps.0,
@@ -398,18 +249,11 @@ pub fn attach(host: Host, handle: DiskHandle, info: &DiskInfo) -> Result<Attache
         // A ring that was just made has room for it.
         let _ = disk.begin_base(&stamps);
     }
-    let left = beside::left(host, handle, &header, info.capacity_bytes);
-    if let Some(map) = left.filter(|_| start == Start::Regions) {
-        disk.only_handed_over(&map);
-    }
-    beside::forget_left(host, handle);
-    // Enlarged while it was closed: the new part was never seen.
-    let known = if new_lane {
-        header.capacity_bytes
-    } else {
-        header.capacity_bytes.min(looked.capacity_bytes)
+    let seen_bytes = match new_lane {
+        true => u64::MAX,
+        false => looked.capacity_bytes,
     };
-    disk.grown_since(known);
+    take_up(&mut disk, host, handle, info, &header, (start, seen_bytes));
     let story = row.when;
     Ok(Attached {
         disk,
@@ -418,24 +262,43 @@ pub fn attach(host: Host, handle: DiskHandle, info: &DiskInfo) -> Result<Attache
         cut,
         stamps,
         beside,
-        handoff_limit: Duration::from_millis(handoff_ms.min(60_000)),
+        handoff_limit: asked.handoff_limit,
         run,
-        ack,
-        cut_hold_ns,
+        ack: asked.ack,
+        cut_hold_ns: asked.cut_hold_ns,
         story,
     })
 }
 
-/// Takes the old lane away before the sidecar knows of the opening: a process that dies before it has made
-/// the new one must not leave a lane that seems to be of its opening, and knows nothing of why it is not.
-fn remove_lane(run: &RunFolder, disk_id: &[u8; 16]) -> Result<(), OpenError> {
-    let path = run.lane_path(disk_id);
-    match std::fs::remove_file(&path) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-            Err(OpenError::OldLane(path, error))
-        }
-        _ => Ok(()),
+/// How the disk begins, and whether with a lane of its own.
+const fn begin_as(action: Action) -> Result<(Start, bool), OpenError> {
+    Ok(match action {
+        Action::Refuse => return Err(OpenError::InUse),
+        Action::Full => (Start::Full, true),
+        Action::Regions => (Start::Regions, true),
+        Action::Restart => (Start::Full, false),
+        Action::AdoptMarked => (Start::Marked, false),
+        Action::AdoptClean => (Start::Clean, false),
+    })
+}
+
+/// What the opening before left beside the disk, and what became of the disk while it was closed.
+/// `seen_bytes`: what of it the adopted lane has seen.
+fn take_up(
+    disk: &mut Disk,
+    host: Host,
+    handle: DiskHandle,
+    info: &DiskInfo,
+    header: &Sidecar,
+    (start, seen_bytes): (Start, u64),
+) {
+    let left = beside::left(host, handle, header, info.capacity_bytes);
+    if let Some(map) = left.filter(|_| start == Start::Regions) {
+        disk.only_handed_over(&map);
     }
+    beside::forget_left(host, handle);
+    // Enlarged while it was closed: the new part was never seen.
+    disk.grown_since(header.capacity_bytes.min(seen_bytes));
 }
 
 /// The region map of a disk that is being opened, with the bits that it must have in the sidecar.
@@ -512,96 +375,4 @@ fn or_unknown(name: &str) -> String {
         name.pop();
     }
     name
-}
-
-struct Looked {
-    found: Found,
-    lane: Option<(MappedLane, Scan)>,
-    capacity_bytes: u64,
-    /// What the lane's last producer told of its region map's generation.
-    told_generation: Option<u64>,
-}
-
-impl Looked {
-    const fn nothing(found: Found) -> Self {
-        Self {
-            found,
-            lane: None,
-            capacity_bytes: 0,
-            told_generation: None,
-        }
-    }
-}
-
-/// What is found at attach, the lock already held. `found_generation`: of the region map, if the
-/// sidecar can be trusted.
-fn look(
-    run: &RunFolder,
-    sidecar: &Sidecar,
-    found_generation: Option<u64>,
-    boot_id: &[u8; 16],
-    info: &DiskInfo,
-    domain: &str,
-) -> Looked {
-    let trusted = found_generation.is_some();
-    let mut found = Found {
-        file: LaneFile::Absent,
-        producer: OldProducer::Gone,
-        sidecar: match trusted {
-            true => SidecarFound::OtherEpoch,
-            false => SidecarFound::Doubtful,
-        },
-        was: WasDoing::Nothing,
-        restart_asked: false,
-    };
-    let path = run.lane_path(&sidecar.disk_id);
-    if !path.exists() {
-        return Looked::nothing(found);
-    }
-    let Ok(lane) = MappedLane::open(&path) else {
-        found.file = LaneFile::Unusable;
-        return Looked::nothing(found);
-    };
-    let identity = lane.identity();
-    let memory = lane.memory();
-    let words = memory.producer();
-    let foreign = identity.boot_id != *boot_id
-        || identity.disk_id != sidecar.disk_id
-        || identity.vm_id != info.vm_uuid
-        || identity.domain != domain
-        || lane.memory().geometry().max_capacity_bytes() < info.capacity_bytes;
-    let scanned = scan(memory);
-    let state = LaneState::from_word(words.state.load(Ordering::Relaxed)); // the writer is gone
-    found.file = match (&scanned, foreign, state) {
-        (_, true, _) => LaneFile::Foreign,
-        (Err(_), ..) | (_, _, None) => LaneFile::Unusable,
-        _ => LaneFile::Good,
-    };
-    let lane_epoch = words.attach_epoch.load(Ordering::Relaxed); // as above
-    if trusted && sidecar.matches_lane(lane_epoch, boot_id) {
-        found.sidecar = SidecarFound::Matches;
-    }
-    // Closed in order here, and the sidecar does not know of it: it is from before.
-    if state == Some(LaneState::Closed) && lane_epoch == sidecar.attach_epoch && !sidecar.closed {
-        found.sidecar = SidecarFound::Doubtful;
-    }
-    let left = opening::left(memory, lane_epoch);
-    if found.sidecar == SidecarFound::Matches && knows_later(left, found_generation) {
-        found.sidecar = SidecarFound::Doubtful;
-    }
-    found.was = match state {
-        Some(LaneState::Closed) => WasDoing::Closed,
-        Some(LaneState::Streaming | LaneState::Syncing) => WasDoing::Publishing,
-        Some(LaneState::Tracking) => WasDoing::Tracking,
-        Some(LaneState::Fresh) | None => WasDoing::Nothing,
-    };
-    let asked = memory.consumer().restart_request.load(Ordering::Acquire); // pairs with the consumer's Release
-    found.restart_asked = asked != words.restart_done.load(Ordering::Relaxed); // the writer is gone
-    let capacity_bytes = words.capacity_bytes.load(Ordering::Relaxed); // as above
-    Looked {
-        found,
-        lane: scanned.ok().map(|scan| (lane, scan)),
-        capacity_bytes,
-        told_generation: left.map(|(told, _)| told),
-    }
 }

@@ -3,6 +3,7 @@
 //! Invariant: a domain is opened once, whoever asks first; every thread that it starts ends when it
 //! stops.
 
+use crate::assignments;
 use crate::cut::{self, Answer};
 use crate::domain::Domain;
 use crate::hashes::Hasher;
@@ -23,6 +24,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
+use tls::{Peer, ServerTls};
 
 /// Connections of an appliance, at most.
 const MAX_CONNECTIONS: usize = 1024;
@@ -30,7 +32,7 @@ const MAX_CONNECTIONS: usize = 1024;
 const MAX_DOMAINS: usize = 64;
 
 /// What an appliance is made with.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Settings {
     /// For people.
     pub name: String,
@@ -48,6 +50,10 @@ pub struct Settings {
     pub log: LogOptions,
     /// Raw bytes of a part.
     pub part_bytes: usize,
+    /// Whom it lets in; `None`: whoever connects.
+    pub tls: Option<Arc<ServerTls>>,
+    /// Who may speak for which machine.
+    pub assignments: Arc<assignments::InForce>,
 }
 
 /// Why there is no such domain.
@@ -86,6 +92,13 @@ struct Connected {
     protocol: u16,
 }
 
+/// A connection that stands.
+struct Standing {
+    stream: TcpStream,
+    /// Whose it is, by what certificate, and until when that is valid, in seconds since 1970.
+    shown: Option<(tls::Identity, Vec<u8>, i64)>,
+}
+
 /// An appliance.
 pub struct Appliance {
     /// Its lasting identity.
@@ -96,12 +109,16 @@ pub struct Appliance {
     pub name: String,
     /// It stops.
     pub stopping: AtomicBool,
+    /// Whom it lets in; `None`: whoever connects.
+    pub tls: Option<Arc<ServerTls>>,
+    /// Who may speak for which machine.
+    pub assignments: Arc<assignments::InForce>,
     settings: Settings,
     domains: Mutex<BTreeMap<String, Arc<Domain>>>,
     threads: Mutex<Vec<JoinHandle<()>>>,
     hosts: Mutex<HashMap<HostId, Connected>>,
     waiters: Mutex<Vec<Waiter>>,
-    connections: Mutex<HashMap<u64, TcpStream>>,
+    connections: Mutex<HashMap<u64, Standing>>,
     runtime: tokio::runtime::Runtime,
 }
 
@@ -124,6 +141,8 @@ impl Appliance {
             incarnation: crate::domain::now_ns(),
             name: settings.name.clone(),
             stopping: AtomicBool::new(false),
+            tls: settings.tls.clone(),
+            assignments: settings.assignments.clone(),
             settings,
             domains: Mutex::default(),
             threads: Mutex::default(),
@@ -222,6 +241,46 @@ impl Appliance {
         )?);
         domains.insert(name.into(), domain.clone());
         Ok(domain)
+    }
+
+    /// A domain that is open already.
+    pub fn known_domain(&self, name: &str) -> Option<Arc<Domain>> {
+        self.domains.lock().get(name).cloned()
+    }
+
+    /// Its id on the wire: its certificate's, where it has one.
+    pub fn wire_id(&self) -> [u8; 16] {
+        let certified = self.tls.as_ref().map(|tls| tls.own().id.into_bytes());
+        certified.unwrap_or(self.id)
+    }
+
+    /// The handshake of a connection is done. `false`: meanwhile its peer was revoked.
+    pub fn let_in(&self, connection: u64, peer: &Peer) -> bool {
+        let until_s = tls::validity_s(&peer.certificate).map_or(0, |(_, until_s)| until_s);
+        if let Some(standing) = self.connections.lock().get_mut(&connection) {
+            standing.shown = Some((peer.identity, peer.serial.clone(), until_s));
+        }
+        // After it can be found: whoever revokes looks through them after the list is in force.
+        let tls = self.tls.as_ref();
+        tls.is_none_or(|tls| !tls.is_revoked(&peer.serial))
+    }
+
+    /// Ends the connections whose peer's certificate was revoked, or is valid no more.
+    pub fn end_connections(&self, tls: &ServerTls) {
+        let now_s = enrol::steps::now_s();
+        for standing in self.connections.lock().values_mut() {
+            let Some((identity, serial, until_s)) = &standing.shown else {
+                continue;
+            };
+            let why = match (tls.is_revoked(serial), *until_s < now_s) {
+                (true, _) => "was revoked",
+                (false, true) => "has expired",
+                (false, false) => continue,
+            };
+            tracing::warn!("a connection of {identity} is ended: its certificate {why}");
+            let _ = standing.stream.shutdown(std::net::Shutdown::Both);
+            standing.shown = None; // it is told once
+        }
     }
 
     /// The domains.
@@ -341,11 +400,12 @@ impl Appliance {
                     tracing::warn!("refused a connection of {peer}: {MAX_CONNECTIONS} are open");
                     continue;
                 }
-                connections.insert(id, second);
+                let (stream, shown) = (second, None);
+                connections.insert(id, Standing { stream, shown });
             }
             let this = self.clone();
             let run = move || {
-                session::serve(&this, role, &stream);
+                session::serve(&this, role, &stream, id);
                 this.connections.lock().remove(&id);
             };
             if let Ok(thread) = std::thread::Builder::new()
@@ -365,8 +425,8 @@ impl Appliance {
         for port in ports {
             drop(TcpStream::connect(port)); // wakes the acceptor
         }
-        for stream in self.connections.lock().values() {
-            let _ = stream.shutdown(std::net::Shutdown::Both);
+        for standing in self.connections.lock().values() {
+            let _ = standing.stream.shutdown(std::net::Shutdown::Both);
         }
         for domain in self.domains() {
             domain.close();

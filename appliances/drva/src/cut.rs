@@ -99,7 +99,12 @@ fn whom_to_ask(appliance: &Appliance, domain: &Domain) -> Result<(BTreeSet<HostI
         let why = "its disks are on several hosts, and a daemon of one is too old for that";
         return Err(why.into());
     }
-    let asked = connected.into_iter();
+    // Who may not speak for the domain is not asked, unless it could once: then it may have its disks.
+    let once = domain.hosts();
+    let may = |host: &HostId| {
+        once.contains_key(host) || appliance.assignments.has_host(host, &domain.name)
+    };
+    let asked = connected.into_iter().filter(|(host, _)| may(host));
     let asked = asked.filter(|(host, protocol)| *protocol >= REPORTS || attached.contains(host));
     let asked: BTreeSet<HostId> = asked.map(|(host, _)| host).collect();
     if asked.is_empty() {

@@ -5,12 +5,13 @@
 //! [`log`] makes it durable (then it is acknowledged), [`upload`] reads it from the log and feeds the
 //! container; [`cut`] decides where one cut ends and the next begins, by
 //! what [`presence`] knows of the disks. [`hashes`] tells a sync what need
-//! not be sent.
+//! not be sent. [`keeper`] and [`assignments`] say who is let in, and for what; [`link`] is TLS.
 //!
 //! Invariant: it never drops and never grows without bound: a slow store fills the log, a slow log
 //! fills its queue, a full queue stops the connections, full connections fill the lanes.
 
 pub mod appliance;
+pub mod assignments;
 pub mod cut;
 pub mod disk;
 pub mod documents;
@@ -18,6 +19,8 @@ pub mod domain;
 pub mod gate;
 pub mod hashes;
 pub mod identity;
+pub mod keeper;
+pub mod link;
 pub mod log;
 pub mod orders;
 pub mod presence;
@@ -46,12 +49,15 @@ pub struct Args {
     /// An option of the store: KEY=VALUE.
     #[arg(long = "store-opt")]
     pub store_options: Vec<String>,
-    /// Address to listen on. There is no authentication yet: keep it on loopback or a trusted network.
+    /// Address to listen on.
     #[arg(long, default_value = "127.0.0.1")]
     pub listen: IpAddr,
     /// The first of six consecutive ports; 0 looks for free ones.
     #[arg(long, default_value_t = DEFAULT_PORT_BASE)]
     pub port_base: u16,
+    /// Who it is, and whom it lets in.
+    #[command(flatten)]
+    pub security: keeper::SecurityArgs,
     /// A domain that hosts may open; repeat it. Without it any is made when a host asks for it.
     #[arg(long = "domain")]
     pub domains: Vec<String>,
@@ -98,13 +104,8 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     for option in &args.store_options {
         store_options.push(recovery_store::StoreUrl::parse_option(option)?);
     }
+    let security = keeper::Security::new(&args.security, &args.data_dir)?;
     let (base, listeners) = appliance::bind(args.listen, args.port_base)?;
-    if !args.listen.is_loopback() {
-        tracing::warn!(
-            "listening on {} without authentication: anybody who reaches it can send",
-            args.listen
-        );
-    }
     let appliance = Appliance::open(Settings {
         name: args.name.clone(),
         data_dir: args.data_dir.clone(),
@@ -117,7 +118,10 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
             max_bytes: args.log_max_bytes,
         },
         part_bytes: args.part_bytes,
+        tls: security.tls.clone(),
+        assignments: security.assignments.clone(),
     })?;
+    security.keep(appliance.clone())?;
     let mut ports: Vec<SocketAddr> = Vec::new();
     for (_, listener) in &listeners {
         ports.push(listener.local_addr()?);

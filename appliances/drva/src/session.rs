@@ -8,18 +8,20 @@ use crate::cut::Answer;
 use crate::disk::{Disk, Outcome, Route};
 use crate::domain::Domain;
 use crate::hashes::Ask;
+use crate::link::{Link, LinkReader};
 use crate::presence::Host;
 use filter_core::wire::{
-    DiskReport, ErrorCode, FRAME_HEADER_BYTES, FrameHeader, FrameKind, Hello, Message,
+    DiskReport, ErrorCode, FRAME_HEADER_BYTES, FrameHeader, FrameKind, Hello, Message, OpenLane,
     PROTOCOL_NEWEST, PROTOCOL_OLDEST, PeerRole, PortRole, WireError,
 };
 use parking_lot::{Condvar, Mutex};
 use std::collections::{BTreeMap, HashMap};
-use std::io::{self, BufReader, Read, Write};
+use std::io::{self, BufReader, Read};
 use std::net::TcpStream;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
+use uuid::Uuid;
 
 /// A peer that sends nothing for so long is given up.
 const SILENCE_LIMIT: Duration = Duration::from_secs(30);
@@ -103,7 +105,7 @@ impl Outbox {
     }
 
     /// Sends until the connection ends.
-    fn run(&self, stream: &TcpStream) {
+    fn run(&self, link: &Link<'_>) {
         loop {
             let mut out = Vec::new();
             {
@@ -116,11 +118,11 @@ impl Outbox {
                     break;
                 }
             }
-            if (&mut &*stream).write_all(&out).is_err() {
+            if link.send(&out).is_err() {
                 break;
             }
         }
-        let _ = stream.shutdown(std::net::Shutdown::Both);
+        link.close();
     }
 }
 
@@ -150,36 +152,61 @@ struct Channel {
     domain: Arc<Domain>,
     disk: Arc<Disk>,
     generation: u64,
+    /// The machine as which it was opened.
+    vm_id: [u8; 16],
 }
 
 struct Session<'a> {
     appliance: &'a Arc<Appliance>,
     role: PortRole,
-    reader: BufReader<&'a TcpStream>,
+    reader: BufReader<LinkReader<'a>>,
     outbox: Arc<Outbox>,
+    /// The host's id, as its certificate has it.
+    certified: Option<Uuid>,
     host: Host,
     channels: HashMap<u32, Channel>,
+    /// The assignments by which the channels were opened.
+    assigned: u64,
 }
 
-/// Serves a connection until it ends.
-pub fn serve(appliance: &Arc<Appliance>, role: PortRole, stream: &TcpStream) {
+/// Serves a connection until it ends; `id` is its number.
+pub fn serve(appliance: &Arc<Appliance>, role: PortRole, stream: &TcpStream, id: u64) {
     let peer = stream
         .peer_addr()
         .map_or("?".into(), |address| address.to_string());
     let _ = stream.set_nodelay(true);
+    let (link, certified) = match &appliance.tls {
+        None => (Link::plain(stream), None),
+        Some(tls) => match Link::secure(stream, tls) {
+            Ok((link, shown)) if appliance.let_in(id, &shown) => (link, Some(shown.identity.id)),
+            Ok((link, _)) => {
+                link.close();
+                return;
+            }
+            // Who only looks whether the port is open says nothing.
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return,
+            Err(error) => {
+                tracing::warn!("refused {peer} on port +{}: {error}", role.offset());
+                return;
+            }
+        },
+    };
     let _ = stream.set_read_timeout(Some(SILENCE_LIMIT));
     let _ = stream.set_write_timeout(Some(SILENCE_LIMIT));
     let outbox = Arc::new(Outbox::new());
     std::thread::scope(|scope| {
         let sender = outbox.clone();
-        scope.spawn(move || sender.run(stream));
+        let link = &link;
+        scope.spawn(move || sender.run(link));
         let mut session = Session {
             appliance,
             role,
-            reader: BufReader::with_capacity(64 * 1024, stream),
+            reader: BufReader::with_capacity(64 * 1024, link.reader()),
             outbox: outbox.clone(),
+            certified,
             host: Host::default(),
             channels: HashMap::new(),
+            assigned: 0,
         };
         let ended = session.run();
         session.leave();
@@ -211,7 +238,13 @@ impl Session<'_> {
     fn header(&mut self) -> Result<FrameHeader, SessionError> {
         let mut raw = [0u8; FRAME_HEADER_BYTES];
         self.reader.read_exact(&mut raw)?;
-        Ok(FrameHeader::decode(&raw)?)
+        let header = FrameHeader::decode(&raw);
+        if header.is_err() && matches!(raw, [0x16, 0x03, ..]) {
+            let text =
+                "the host speaks TLS, and this appliance was started with --insecure-plain-text";
+            return Err(SessionError::Protocol(text.into()));
+        }
+        Ok(header?)
     }
 
     fn message(&mut self, header: &FrameHeader) -> Result<Message, SessionError> {
@@ -226,7 +259,7 @@ impl Session<'_> {
             newest: PROTOCOL_NEWEST,
             role: PeerRole::Appliance,
             port_offset: self.role.offset() as u8,
-            peer_id: self.appliance.id,
+            peer_id: self.appliance.wire_id(),
             incarnation: self.appliance.incarnation,
             name: self.appliance.name.clone(),
         };
@@ -247,6 +280,12 @@ impl Session<'_> {
             let text = format!("a hello for port +{} came on this port", hello.port_offset);
             return Err(SessionError::Protocol(text));
         }
+        if let Some(certified) = self.certified.filter(|id| id.as_bytes() != &hello.peer_id) {
+            let named = Uuid::from_bytes(hello.peer_id);
+            let text =
+                format!("the hello names host {named}, the certificate is host {certified}'s");
+            return Err(SessionError::Protocol(text));
+        }
         self.host = Host {
             id: hello.peer_id,
             name: hello.name,
@@ -260,6 +299,7 @@ impl Session<'_> {
             if self.appliance.stopping.load(Ordering::Acquire) {
                 return Ok(());
             }
+            self.judge_again();
             if header.kind == FrameKind::Data {
                 self.data(&header)?;
                 continue;
@@ -359,9 +399,50 @@ impl Session<'_> {
         self.appliance.cut_answer(&domain, self.host.id, answer);
     }
 
-    fn open(&mut self, channel: u32, lane: &filter_core::wire::OpenLane) {
+    /// Whether this host may speak for the lane's machine, and for the one whose disk it was before.
+    fn judge(&self, lane: &OpenLane) -> Result<(), String> {
+        let rule = &self.appliance.assignments;
+        rule.judge(&self.host.id, &lane.domain, &lane.vm_id)?;
+        let known = self.appliance.known_domain(&lane.domain);
+        let known = known.and_then(|domain| domain.disk(&lane.disk_id));
+        // Else a host could have any disk by calling it its own.
+        known.map_or(Ok(()), |disk| {
+            let before = disk.info.read().vm_uuid;
+            rule.judge(&self.host.id, &lane.domain, before.as_bytes())
+        })
+    }
+
+    /// Closes the channels that the present assignments do not allow any more.
+    fn judge_again(&mut self) {
+        let rule = &self.appliance.assignments;
+        let version = rule.version();
+        if version == self.assigned {
+            return;
+        }
+        self.assigned = version;
+        let (host, outbox) = (&self.host, &self.outbox);
+        self.channels.retain(|channel, open| {
+            let Err(text) = rule.judge(&host.id, &open.domain.name, &open.vm_id) else {
+                return true;
+            };
+            let disk = open.disk.info.read().uuid;
+            tracing::warn!("host {}: disk {disk} is closed: {text}", host.name);
+            open.disk.detach(open.generation, false);
+            let (code, seq) = (ErrorCode::Domain, 0);
+            outbox.send(&Message::Error { code, seq, text }, *channel);
+            false
+        });
+    }
+
+    fn open(&mut self, channel: u32, lane: &OpenLane) {
+        let host = &self.host;
         let refuse = |code, seq, text: String| {
-            tracing::warn!("lane {}/{}: {text}", lane.vm_name, lane.disk_label);
+            let (vm, label) = (&lane.vm_name, &lane.disk_label);
+            let disk = Uuid::from_bytes(lane.disk_id);
+            tracing::warn!(
+                "lane {vm}/{label} (disk {disk}) of host {}: {text}",
+                host.name
+            );
             self.outbox
                 .send(&Message::Error { code, seq, text }, channel);
         };
@@ -371,6 +452,11 @@ impl Session<'_> {
                 0,
                 "channel 0, or too many channels".into(),
             );
+            return;
+        }
+        // Before anything is made for it.
+        if let Err(text) = self.judge(lane) {
+            refuse(ErrorCode::Domain, 0, text);
             return;
         }
         let domain = match self.appliance.domain(&lane.domain) {
@@ -399,6 +485,7 @@ impl Session<'_> {
                     domain,
                     disk,
                     generation,
+                    vm_id: lane.vm_id,
                 };
                 if let Some(before) = self.channels.insert(channel, opened) {
                     before.disk.detach(before.generation, false);

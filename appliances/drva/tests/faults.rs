@@ -159,7 +159,9 @@ fn a_request_that_cannot_be_understood_ends_the_start() {
         let mut command = Command::new(env!("CARGO_BIN_EXE_drva"));
         command.arg("--data-dir").arg(folder.path().join("data"));
         command.arg("--store").arg(folder.path().join("store"));
-        command.args(["--port-base", "0"]).args(arguments);
+        command
+            .args(["--port-base", "0", "--insecure-plain-text"])
+            .args(arguments);
         command.env("JETDR_FAULT", fault).stdin(Stdio::null());
         let output = command.output().unwrap();
         let said = String::from_utf8_lossy(&output.stderr).into_owned();

@@ -99,7 +99,9 @@ fn a_log_that_is_damaged_in_its_middle_is_put_aside_and_the_disks_come_again() {
         let mut command = Command::new(env!("CARGO_BIN_EXE_drva"));
         command.arg("--data-dir").arg(site.data());
         command.arg("--store").arg(site.store());
-        command.args(["--port-base", "0"]).stdin(Stdio::null());
+        command
+            .args(["--port-base", "0", "--insecure-plain-text"])
+            .stdin(Stdio::null());
         let output = command.output().unwrap();
         assert!(!output.status.success());
         String::from_utf8_lossy(&output.stderr).into_owned()

@@ -91,7 +91,7 @@ pub struct Issued {
 impl Issued {
     /// As PEM.
     pub fn pem(&self) -> String {
-        pem("CERTIFICATE", &self.der)
+        tls::pem::encode("CERTIFICATE", &self.der)
     }
 }
 
@@ -149,37 +149,6 @@ fn time(at_ms: i64) -> OffsetDateTime {
     // Certificates count seconds.
     OffsetDateTime::from_unix_timestamp(at_ms.div_euclid(1000))
         .unwrap_or(OffsetDateTime::UNIX_EPOCH)
-}
-
-fn pem(label: &str, der: &[u8]) -> String {
-    let mut text = format!("-----BEGIN {label}-----\n");
-    let body = base64(der);
-    for (at, c) in body.chars().enumerate() {
-        text.push(c);
-        if at % 64 == 63 {
-            text.push('\n');
-        }
-    }
-    if !body.len().is_multiple_of(64) {
-        text.push('\n');
-    }
-    text.push_str(&format!("-----END {label}-----\n"));
-    text
-}
-
-fn base64(bytes: &[u8]) -> String {
-    const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
-    let mut text = String::new();
-    for chunk in bytes.chunks(3) {
-        let byte = |at: usize| u32::from(chunk.get(at).copied().unwrap_or(0));
-        let bits = byte(0) << 16 | byte(1) << 8 | byte(2);
-        for at in 0..4 {
-            let six = (bits >> (18 - 6 * at)) & 63;
-            let digit = DIGITS.get(six as usize).copied().unwrap_or(b'=');
-            text.push(if at <= chunk.len() { digit.into() } else { '=' });
-        }
-    }
-    text
 }
 
 /// Writes a file that is there whole or not at all. Nobody else may read it.
@@ -267,7 +236,7 @@ impl Authority {
 
     /// The same, as PEM.
     pub fn certificate_pem(&self) -> String {
-        pem("CERTIFICATE", &self.certificate)
+        tls::pem::encode("CERTIFICATE", &self.certificate)
     }
 
     /// Until when it is valid.
@@ -386,5 +355,5 @@ fn public_key_and_end(certificate: &CertificateDer<'_>) -> Option<(Vec<u8>, i64)
 
 /// A certificate as PEM.
 pub fn certificate_pem(certificate: &CertificateDer<'_>) -> String {
-    pem("CERTIFICATE", certificate)
+    tls::pem::encode("CERTIFICATE", certificate)
 }

@@ -9,6 +9,7 @@
 //! Invariant: it handles no replication data, and replication goes on without it.
 
 pub mod alarms;
+pub mod assignments;
 pub mod authority;
 pub mod certificates;
 pub mod cli;

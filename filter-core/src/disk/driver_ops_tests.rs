@@ -316,13 +316,37 @@ impl World {
         if !self.held.is_empty() || !self.inflight.is_empty() {
             return;
         }
-        // The host waits for the sidecar before it changes the content.
-        self.disk.mark_all();
+        // The host waits for the sidecar before it changes the content. Everything else goes on, then and
+        // until it says that it has: it may take long.
+        self.disk.change_begins();
         self.settle_intent();
+        self.everything_else();
+        if self.numbers.chance(10) {
+            return self.disk.change_ends(false);
+        }
         let at = self.numbers.below(4 << 20) as usize;
         let len = self.primary.len();
         self.primary.copy_from_slice(&self.noise[at..at + len]);
-        self.disk.mark_all();
+        match self.numbers.below(10) {
+            0 => self.crash(),
+            1 => self.kill(),
+            _ => {
+                self.everything_else();
+                self.disk.change_ends(true);
+            }
+        }
+    }
+
+    fn everything_else(&mut self) {
+        for _ in 0..self.numbers.below(100) {
+            self.now_ns += self.numbers.below(20_000_000);
+            match self.numbers.below(4) {
+                0 => self.drive_sync(),
+                1 => self.sync_read_back(),
+                2 => self.drive_intent(),
+                _ => self.drain(3),
+            }
+        }
     }
 
     /// The VM's process dies: what was passed down may land or not, nobody hears of it. Then the

@@ -72,6 +72,8 @@ pub struct Disk {
     deferred: usize,
     waiting_for_room: usize,
     sync: Sync,
+    /// The content is about to change behind the filter.
+    changing: bool,
     pace: Pace,
     hashes: Hashes,
     intent: Option<Intent>,
@@ -145,6 +147,7 @@ impl Disk {
             inflight,
             config,
             mode,
+            changing: false,
             capacity_bytes,
             deferred: 0,
             waiting_for_room: 0,
@@ -534,10 +537,24 @@ impl Disk {
         }
     }
 
-    /// The content changes, or has changed, in a way that no write tells (a revert): everything is
-    /// synced. Called before it changes (then take the steps of [`Disk::intent_step`] until nothing is
-    /// pending) and again afterwards.
-    pub fn mark_all(&mut self) {
+    /// The content is about to change in a way that no write tells (a revert): everything is marked, and
+    /// stays so until [`Disk::change_ends`]. Take the steps of [`Disk::intent_step`] until nothing is
+    /// pending, then let it change.
+    pub fn change_begins(&mut self) {
+        self.mark_all();
+        self.changing = true;
+    }
+
+    /// The content has changed, or will not: what is marked is synced from now on.
+    pub fn change_ends(&mut self, has_changed: bool) {
+        self.changing = false;
+        if has_changed {
+            self.mark_all();
+        }
+    }
+
+    /// The content has changed, nobody knows where: everything is synced.
+    fn mark_all(&mut self) {
         self.hashes.unpublished_change();
         self.dirty.mark(0, self.capacity_bytes);
         self.intend(0, self.capacity_bytes);

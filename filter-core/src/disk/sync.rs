@@ -168,6 +168,10 @@ impl Disk {
         if self.mode == Mode::Tracking {
             return SyncStep::waits(false);
         }
+        if self.changing && holds(mutant::Guard::ChangePausesSync) {
+            // What is read now is gone soon: its marks, and so its regions' bits, would be gone too.
+            return SyncStep::waits(false);
+        }
         let mut wake = false;
         match self.sync.phase {
             Phase::Off => return SyncStep::Idle,

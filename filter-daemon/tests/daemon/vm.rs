@@ -221,6 +221,7 @@ impl Daemon {
             .arg("--run-dir")
             .arg(host.run.path())
             .args(["--port-base", &port_base.to_string()])
+            .arg("--insecure-plain-text")
             .arg("--status-socket")
             .arg(host.path("status"));
         command

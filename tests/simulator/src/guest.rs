@@ -5,6 +5,7 @@
 
 use crate::moving::Moving;
 use crate::regions::Writing;
+use crate::reverting::Reverting;
 use crate::storage::{Disk as Storage, Sidecar, UNIT_BYTES, bytes_of};
 use crate::through::Completions;
 use crate::world::{Event, MS, US, World};
@@ -61,6 +62,8 @@ pub struct Vm {
     pub paused: bool,
     /// It is on its way to another host.
     pub moving: Option<Moving>,
+    /// One of its disks becomes what it was.
+    pub reverting: Option<Reverting>,
     /// How long its completions may wait for the appliance's log, in ns; 0: they do not.
     pub ack_budget_ns: u64,
 }
@@ -541,7 +544,7 @@ impl World {
             return;
         };
         let Some(this) = self.vms.get(vm) else { return };
-        let idle = this.runs && this.stopping;
+        let idle = this.runs && this.stopping && this.reverting.is_none();
         let disks = this.disks.clone();
         let quiet = |d: &usize| self.disks.get(*d).is_none_or(ProtectedDisk::is_quiet);
         if idle && disks.iter().all(quiet) {

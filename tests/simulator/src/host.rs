@@ -396,6 +396,7 @@ impl World {
             return;
         };
         (this.runs, this.stopping, this.paused) = (false, false, false);
+        this.reverting = None;
         // Open on one side only: whoever moves it learns of this.
         this.moving = None;
         this.died = self.oracle.now();

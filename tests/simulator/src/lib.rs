@@ -47,6 +47,7 @@ pub mod numbers;
 pub mod oracle;
 pub mod plan;
 pub mod regions;
+pub mod reverting;
 pub mod run;
 pub mod server;
 pub mod storage;

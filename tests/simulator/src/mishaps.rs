@@ -68,7 +68,6 @@ impl World {
         let Some(this) = self.disks.get_mut(disk) else {
             return;
         };
-        let quiet = this.is_quiet();
         let Some(open) = &mut this.open else { return };
         match strike {
             Strike::Grow => {
@@ -84,19 +83,7 @@ impl World {
                 }
                 self.oracle.grow(disk, units, value);
             }
-            Strike::Revert if quiet => {
-                let now = self.oracle.now();
-                for unit in 0..this.storage.units() {
-                    if self.numbers.chance(50) {
-                        let value = 1 << 60 | self.numbers.any() >> 4;
-                        this.storage.write(unit, value);
-                    }
-                }
-                this.storage.flush();
-                open.core.mark_all();
-                let content = this.storage.content();
-                self.oracle.settle(disk, 0..content.len(), content, now);
-            }
+            Strike::Revert => return self.revert_begin(disk),
             Strike::Tracking => open.core.enter_tracking(),
             _ => return,
         }

@@ -69,7 +69,7 @@ impl World {
         let Some(this) = self.vms.get_mut(vm) else {
             return;
         };
-        if !this.runs || this.stopping || this.moving.is_some() {
+        if !this.runs || this.stopping || this.moving.is_some() || this.reverting.is_some() {
             return;
         }
         let to = (this.host + 1) % hosts;

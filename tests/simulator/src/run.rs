@@ -104,6 +104,7 @@ fn begin(world: &mut World) {
             large: 0,
             died: 0,
             paused: false,
+            reverting: None,
             moving: None,
             ack_budget_ns,
         });

@@ -63,6 +63,10 @@ pub enum Event {
     VmStart(usize),
     /// A VM's move to another host goes on: VM, which move.
     Move(usize, u64),
+    /// A disk is to be reverted to a snapshot.
+    RevertBegin(usize),
+    /// A revert goes on: disk, incarnation.
+    Revert(usize, u64),
     /// A pump looks after its lanes: host, incarnation of the daemon, port.
     Pump(usize, u64, PortRole),
     /// The folder of lanes is looked at.
@@ -350,6 +354,8 @@ impl World {
             Event::House(disk, of) => self.housekeeping(disk, of),
             Event::VmStart(vm) => self.vm_start(vm),
             Event::Move(vm, name) => self.move_step(vm, name),
+            Event::RevertBegin(disk) => self.revert_begin(disk),
+            Event::Revert(disk, of) => self.revert_step(disk, of),
             Event::Pump(host, of, role) => self.pump_event(host, of, role),
             Event::Scan(host, of) => self.scan_event(host, of),
             Event::Dial(host, of, role) => self.dial(host, of, role),

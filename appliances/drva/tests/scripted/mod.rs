@@ -82,7 +82,7 @@ impl Site {
             )
             .arg("--status-socket")
             .arg(&socket)
-            .args(["--port-base", "0"])
+            .args(["--port-base", "0", "--insecure-plain-text"])
             .args(&self.more)
             .env("JETDR_FAULT", self.fault.clone().unwrap_or_default())
             .stdin(Stdio::null())

@@ -6,6 +6,7 @@
 //! Invariant: a route, its documentation and its row in the gate's table are there together: a test
 //! compares them.
 
+pub mod assignments;
 pub mod executions;
 pub mod extract;
 pub mod gate;
@@ -66,6 +67,10 @@ pub fn router(msa: Arc<Msa>) -> Router {
         .route("/enrol", post(pki::enrol))
         .route("/renew", post(pki::renew))
         .route("/machine", get(pki::machine))
+        .route("/machine/appliance", get(assignments::of_host))
+        .route("/machine/assignments", get(assignments::of_appliance))
+        .route("/hosts/{id}/appliance", put(assignments::set_appliance))
+        .route("/vms/{id}/domain", put(assignments::set_domain))
         .route("/certificates", get(pki::certificates))
         .route("/certificates/{serial}/revoke", post(pki::revoke))
         .route("/execution-kinds", get(executions::kinds))

@@ -4,7 +4,7 @@
 
 use super::gate::{Access, TABLE};
 use super::problem::Problem;
-use super::{executions, inventory, logins, notices, packages, people, pki};
+use super::{assignments, executions, inventory, logins, notices, packages, people, pki};
 use axum::response::IntoResponse;
 use serde::Serialize;
 use utoipa::openapi::path::Operation;
@@ -55,6 +55,8 @@ pub async fn document() -> impl IntoResponse {
         people::delete_user,
         pki::authority, pki::revocation_list, pki::create_enrolment, pki::enrol, pki::renew,
         pki::machine, pki::certificates, pki::revoke,
+        assignments::of_appliance, assignments::of_host, assignments::set_appliance,
+        assignments::set_domain,
         executions::kinds, executions::list, executions::submit, executions::get,
         executions::output, executions::cancel, executions::retry, executions::abandon,
         logins::set, packages::list, packages::get, packages::upload, packages::delete,

@@ -66,10 +66,10 @@ fn host_issue(value: &Value) -> Result<HostIssue, Fault> {
         host: host.map_err(other)?.id,
         issues: issues
             .iter()
-            .map(|one| match fault::localized(one) {
+            .map(|one| match text(one, "localizedMessage") {
                 // The words alone: whoever asks knows that it is vCenter that says so.
-                Fault::Other(words) => words,
-                fault => fault.to_string(),
+                Some(words) if !words.is_empty() => words,
+                _ => fault::localized(one).to_string(),
             })
             .collect(),
     })

@@ -12,6 +12,10 @@
 //! ends                     <---------------- running
 //! ```
 //!
+//! A VM without the filter moves in the same steps, without the filter's part in them. If only one side has
+//! the filter, the disks come under it, or leave it, on the way: a source that had it closes them for good
+//! and, once the other side has them, detaches.
+//!
 //! Invariant: at most one process has a disk open for writing (its lock). Up to `go` the source can take
 //! everything back; a destination that was told `abort` closes its disks. If the source is gone without a
 //! word after it handed over, the destination goes on: nobody else can.
@@ -21,6 +25,7 @@ use super::events::agreed;
 use super::hostdisk::HostDisk;
 use super::points::Point;
 use crate::abi;
+use crate::nbd::engine::DiskEngine;
 use crate::nbd::handover::{receive, send};
 use anyhow::{Context, bail};
 use serde_json::{Value, json};
@@ -55,9 +60,6 @@ pub fn tell(disk: &HostDisk, phase: u32) -> i32 {
 
 /// Source: asks the filters whether the VM may move.
 pub fn prepare(vm: &Vm) -> anyhow::Result<()> {
-    if vm.disks.is_empty() {
-        bail!("this VM has no disk under a filter: it cannot be moved");
-    }
     for (done, disk) in vm.disks.iter().enumerate() {
         let code = tell(disk, abi::JIO_MIGRATE_PREPARE);
         if let Err(error) = agreed(&disk.setup.label, "migrate", code, false) {
@@ -94,30 +96,31 @@ pub fn go(vm: &Vm, to: &Path, cancel_at: Option<&str>) -> anyhow::Result<Value> 
             "`cancel_at` is one of prepared, stunned, handoff"
         ))
     };
-    let link = begun.inspect_err(|_| cancel(vm))?;
+    let (link, has_filter) = begun.inspect_err(|_| cancel(vm))?;
+    // Without it there the disks are not handed over to it but closed for good.
+    let leaves = !has_filter && !vm.disks.is_empty();
+    if leaves {
+        cancel(vm);
+    }
     let from = Instant::now();
     if let Err(error) = pause(vm) {
         cancel(vm);
         return Err(error);
     }
     let mut stunned = 0;
-    let closing = vm
-        .disks
+    let moving = if leaves { &[] } else { vm.disks.as_slice() };
+    let closing = moving
         .iter()
         .try_for_each(|disk| disk.stun().map(|()| stunned += 1))
         .and_then(|()| {
-            vm.disks
-                .iter()
-                .for_each(|disk| disk.pass(Point::OutStunned));
+            moving.iter().for_each(|disk| disk.pass(Point::OutStunned));
             stop_at("stunned")?;
-            let mut all = vm.disks.iter();
+            let mut all = moving.iter();
             all.try_for_each(|disk| {
                 let code = tell(disk, abi::JIO_MIGRATE_HANDOFF);
                 agreed(&disk.setup.label, "migrate(HANDOFF)", code, false)
             })?;
-            vm.disks
-                .iter()
-                .for_each(|disk| disk.pass(Point::OutHandoff));
+            moving.iter().for_each(|disk| disk.pass(Point::OutHandoff));
             stop_at("handoff")
         });
     if let Err(error) = closing {
@@ -127,11 +130,27 @@ pub fn go(vm: &Vm, to: &Path, cancel_at: Option<&str>) -> anyhow::Result<Value> 
         return Err(error);
     }
     for disk in &vm.disks {
-        disk.close(abi::JIO_CLOSE_HANDOFF);
+        disk.close(if leaves {
+            abi::JIO_CLOSE_CLEAN
+        } else {
+            abi::JIO_CLOSE_HANDOFF
+        });
         disk.pass(Point::OutClosed);
     }
-    match give(vm, &link) {
+    let closed = vm.plain.iter().try_for_each(|engine| engine.0.closed());
+    let given = closed
+        .map_err(anyhow::Error::from)
+        .and_then(|()| give(vm, &link));
+    match given {
         Ok(connections) => {
+            if leaves {
+                for disk in &vm.disks {
+                    // The VM is elsewhere: what stays beside the disk harms nobody.
+                    if let Err(error) = disk.detach() {
+                        tracing::warn!("{error:#}");
+                    }
+                }
+            }
             // Whoever has the VM now does not depend on this any more.
             let running = receive::<Value>(&link).is_ok();
             Ok(json!({
@@ -144,7 +163,7 @@ pub fn go(vm: &Vm, to: &Path, cancel_at: Option<&str>) -> anyhow::Result<Value> 
             // The other side hears it, or its end: it lets go of the disks.
             let _ = send(&link, &json!("abort"));
             let _ = link.shutdown(std::net::Shutdown::Both);
-            if let Err(again) = take_back(vm) {
+            if let Err(again) = take_back(vm, !leaves) {
                 tracing::error!("{error:#}; and the disks cannot be had back: {again:#}");
                 // At once: the sockets may be somebody else's.
                 std::process::exit(1);
@@ -154,17 +173,21 @@ pub fn go(vm: &Vm, to: &Path, cancel_at: Option<&str>) -> anyhow::Result<Value> 
     }
 }
 
-fn greet(vm: &Vm, to: &Path) -> anyhow::Result<UnixStream> {
+/// The link, and whether the other side has the filter.
+fn greet(vm: &Vm, to: &Path) -> anyhow::Result<(UnixStream, bool)> {
     let link = UnixStream::connect(to)
         .with_context(|| format!("nobody waits for the VM at {}", to.display()))?;
     link.set_read_timeout(Some(STEP_LIMIT))?;
     link.set_write_timeout(Some(STEP_LIMIT))?;
-    let labels: Vec<&str> = vm.disks.iter().map(|d| d.setup.label.as_str()).collect();
-    send(&link, &json!({"disks": labels}))?;
+    let hello = json!({"disks": vm.labels, "filter": !vm.disks.is_empty()});
+    send(&link, &hello)?;
     let answer: Value = receive(&link).context("the destination ended")?;
     match answer.get("error").and_then(Value::as_str) {
         Some(error) => bail!("the destination refuses: {error}"),
-        None => Ok(link),
+        None => {
+            let has_filter = answer.get("filter").and_then(Value::as_bool);
+            Ok((link, has_filter.unwrap_or(true)))
+        }
     }
 }
 
@@ -203,62 +226,96 @@ fn give(vm: &Vm, link: &UnixStream) -> anyhow::Result<usize> {
 }
 
 /// The VM goes on at the source: its disks as after a migration to here.
-fn take_back(vm: &Vm) -> anyhow::Result<()> {
+fn take_back(vm: &Vm, migrated: bool) -> anyhow::Result<()> {
     let deadline = Instant::now() + STEP_LIMIT;
-    for disk in &vm.disks {
+    let until_free = |open: &dyn Fn() -> anyhow::Result<()>| {
         loop {
-            match disk.open_again() {
-                Ok(()) => break,
+            match open() {
+                Ok(()) => return Ok(()),
                 // The other process is about to let go, or to end.
                 Err(_) if Instant::now() < deadline => std::thread::sleep(AGAIN),
                 Err(error) => return Err(error),
             }
         }
-        tell(disk, abi::JIO_MIGRATE_ARRIVED);
+    };
+    for disk in &vm.disks {
+        until_free(&|| disk.open_again(migrated))?;
+        if migrated {
+            tell(disk, abi::JIO_MIGRATE_ARRIVED);
+        }
+    }
+    for engine in &vm.plain {
+        until_free(&|| Ok(engine.0.open_again()?))?;
     }
     vm.resume();
     Ok(())
 }
 
-/// Destination: the link on which the VM comes, once somebody has greeted.
-pub fn welcome(link: &UnixStream, labels: &[String], faults: &super::Faults) -> anyhow::Result<()> {
+/// Destination: the link on which the VM comes, once somebody has greeted. Whether it comes with the filter.
+pub fn welcome(
+    link: &UnixStream,
+    labels: &[String],
+    has_filter: bool,
+    faults: &super::Faults,
+) -> anyhow::Result<bool> {
     link.set_read_timeout(Some(STEP_LIMIT))?;
     link.set_write_timeout(Some(STEP_LIMIT))?;
     let hello: Value = receive(link)?;
-    if hello != json!({"disks": labels}) {
+    if hello.get("disks") != Some(&json!(labels)) {
         let error = format!("the VM has other disks here: {labels:?}");
         send(link, &json!({"error": error}))?;
         bail!(error);
     }
-    send(link, &json!({"waiting": true}))?;
+    send(link, &json!({"waiting": true, "filter": has_filter}))?;
     faults.pass(Point::InWaiting, "");
-    Ok(())
+    let had_filter = hello.get("filter").and_then(Value::as_bool);
+    Ok(had_filter.unwrap_or(true))
+}
+
+/// What a destination has opened.
+pub struct Arrived {
+    /// Under the filter.
+    pub disks: Vec<Arc<HostDisk>>,
+    /// Without it.
+    pub plain: Vec<Arc<DiskEngine>>,
+    /// The disks were under the filter at the source too.
+    pub migrated: bool,
 }
 
 /// Destination: tells the source how the opening went. `false`: it takes the VM back.
-pub fn opened(link: &UnixStream, disks: &anyhow::Result<Vec<Arc<HostDisk>>>) -> bool {
-    let disks = match disks {
-        Ok(disks) => disks,
+pub fn opened(link: &UnixStream, opened: &anyhow::Result<Arrived>) -> bool {
+    let arrived = match opened {
+        Ok(arrived) => arrived,
         Err(error) => {
             let _ = send(link, &json!({"error": format!("{error:#}")}));
             return false;
         }
     };
+    let disks = &arrived.disks;
     disks.iter().for_each(|disk| disk.pass(Point::InOpened));
     // No answer: the source has ended, and nobody but this process has the VM.
     let _ = send(link, &json!({"opened": true}));
     let answer: Value = receive(link).unwrap_or_else(|_| json!("go"));
     if answer != json!("go") {
         tracing::warn!("the source takes the VM back");
-        disks
-            .iter()
-            .for_each(|disk| disk.close(abi::JIO_CLOSE_HANDOFF));
+        let how = match arrived.migrated {
+            true => abi::JIO_CLOSE_HANDOFF,
+            false => abi::JIO_CLOSE_CLEAN,
+        };
+        disks.iter().for_each(|disk| disk.close(how));
+        for engine in &arrived.plain {
+            if let Err(error) = engine.0.closed() {
+                tracing::warn!("{error}"); // the next opening takes it for an unclean end
+            }
+        }
         return false;
     }
     for disk in disks {
-        let code = tell(disk, abi::JIO_MIGRATE_ARRIVED);
-        if let Err(error) = agreed(&disk.setup.label, "migrate(ARRIVED)", code, false) {
-            tracing::warn!("{error}");
+        if arrived.migrated {
+            let code = tell(disk, abi::JIO_MIGRATE_ARRIVED);
+            if let Err(error) = agreed(&disk.setup.label, "migrate(ARRIVED)", code, false) {
+                tracing::warn!("{error}");
+            }
         }
         disk.pass(Point::InArrived);
     }

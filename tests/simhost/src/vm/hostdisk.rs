@@ -156,11 +156,27 @@ impl HostDisk {
         Ok(this)
     }
 
-    /// Opens it again, where it was closed for a migration that did not happen.
-    pub fn open_again(self: &Arc<Self>) -> anyhow::Result<()> {
+    /// Opens it again, where it was closed for a migration that did not happen. `migrated`: it was handed
+    /// over, not closed for good.
+    pub fn open_again(self: &Arc<Self>, migrated: bool) -> anyhow::Result<()> {
         self.disk.open_again()?;
         self.open.store(true, Ordering::Release); // pairs with the services' looks
-        self.begin(true)
+        self.begin(migrated)
+    }
+
+    /// The filter leaves the disk, which is closed: its sidecar goes.
+    pub fn detach(self: &Arc<Self>) -> anyhow::Result<()> {
+        self.open.store(true, Ordering::Release); // pairs with the services' looks
+        let handle = self.handle();
+        let status = self.with_info(false, |info| self.filter.detach(handle, info));
+        self.open.store(false, Ordering::Release); // pairs with the services' looks
+        match status? {
+            status if status < 0 => bail!(
+                "the filter does not leave {} (code {status})",
+                self.setup.path.display()
+            ),
+            _ => Ok(()),
+        }
     }
 
     /// The filter's open.

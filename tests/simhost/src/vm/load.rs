@@ -133,6 +133,11 @@ impl Filter {
     }
 
     /// See the contract.
+    pub fn detach(&self, disk: *mut abi::jio_disk, info: &abi::jio_disk_info) -> i32 {
+        call!(Control: self.detach(disk, info) else abi::JIO_E_NOT_SUPPORTED)
+    }
+
+    /// See the contract.
     pub fn open(&self, disk: *mut abi::jio_disk, info: &abi::jio_disk_info) -> (*mut c_void, i32) {
         let mut instance = null_mut();
         let status =

@@ -110,7 +110,7 @@ pub struct VmArgs {
     pub volatile_cache: bool,
     /// Unix socket on which a VM of another host comes: its disks are opened, and its clients served, when
     /// it has come.
-    #[arg(long, conflicts_with_all = ["nbd_socket", "no_filter"])]
+    #[arg(long, conflicts_with_all = ["nbd_socket"])]
     pub incoming: Option<PathBuf>,
     /// End at once when the filter breaks the contract, not only with a failure at the end.
     #[arg(long)]
@@ -174,6 +174,8 @@ fn id_from_name(name: &str) -> uuid::Uuid {
 }
 
 struct Vm {
+    /// Of all disks, in order.
+    labels: Vec<String>,
     disks: Vec<Arc<HostDisk>>,
     /// Served without the filter.
     plain: Vec<Arc<DiskEngine>>,
@@ -203,7 +205,13 @@ fn new_vm(args: &VmArgs) -> anyhow::Result<Vm> {
     if args.no_filter && (asked || args.volatile_cache || args.fault_delay_us > 0) {
         bail!("faults strike below the filter: they cannot be had with --no-filter");
     }
+    let labels: anyhow::Result<Vec<String>> = args
+        .disks
+        .iter()
+        .map(|text| Ok(parse_disk(text)?.0))
+        .collect();
     Ok(Vm {
+        labels: labels?,
         disks: Vec::new(),
         plain: Vec::new(),
         contract: Arc::new(crate::contract::Contract::new(args.strict)),
@@ -290,16 +298,23 @@ fn exports_of(disks: &[Arc<HostDisk>]) -> Named {
     exports.collect()
 }
 
+/// Opens the disks without the filter.
+fn open_plain(args: &VmArgs) -> anyhow::Result<(Vec<Arc<DiskEngine>>, Named)> {
+    let (mut plain, mut exports) = (Vec::new(), Named::new());
+    for text in &args.disks {
+        let (label, path, format) = parse_disk(text)?;
+        let engine = Arc::new(DiskEngine(disk::open(&path, format)?));
+        exports.push((label, engine.clone()));
+        plain.push(engine);
+    }
+    Ok((plain, exports))
+}
+
 /// Opens the disks, and serves them where the flags say.
 fn start(args: &VmArgs, listens: &[Listen], mut vm: Vm) -> anyhow::Result<Vm> {
     let exports = if args.no_filter {
-        let mut exports: Named = Vec::new();
-        for text in &args.disks {
-            let (label, path, format) = parse_disk(text)?;
-            let engine = Arc::new(DiskEngine(disk::open(&path, format)?));
-            exports.push((label, engine.clone()));
-            vm.plain.push(engine);
-        }
+        let (plain, exports) = open_plain(args)?;
+        vm.plain = plain;
         exports
     } else {
         vm.disks = ready(args, &vm.faults)?.open(&vm.contract)?;
@@ -312,7 +327,10 @@ fn start(args: &VmArgs, listens: &[Listen], mut vm: Vm) -> anyhow::Result<Vm> {
 /// Waits for the VM to come from another host, and goes on with it. The source waits for a word on the
 /// link that is given back.
 fn arrive(args: &VmArgs, at: &Path, mut vm: Vm) -> anyhow::Result<(Vm, UnixStream)> {
-    let ready = ready(args, &vm.faults)?;
+    let mut ready = match args.no_filter {
+        true => None,
+        false => Some(ready(args, &vm.faults)?),
+    };
     let socket = UnixSocket::bind(at)?;
     let waiting = serde_json::json!({"pid": std::process::id(), "incoming": at});
     println!("WAITING {waiting}");
@@ -322,21 +340,38 @@ fn arrive(args: &VmArgs, at: &Path, mut vm: Vm) -> anyhow::Result<(Vm, UnixStrea
         bail!("no VM came to {}", at.display());
     }
     let link = socket.accept()?;
-    let labels: Vec<String> = ready.setups.iter().map(|s| s.label.clone()).collect();
-    handoff::welcome(&link, &labels, &vm.faults)?;
+    let migrated = handoff::welcome(&link, &vm.labels, ready.is_some(), &vm.faults)?;
+    for setup in ready.iter_mut().flat_map(|ready| &mut ready.setups) {
+        setup.migrated = migrated;
+    }
     let received = handover::take_over(&link).context("the source ended before it handed over")?;
     vm.faults.pass(points::Point::InReceived, "");
-    let disks = ready.open(&vm.contract);
-    if !handoff::opened(&link, &disks) {
+    let opened = match &ready {
+        Some(ready) => ready.open(&vm.contract).map(|disks| {
+            let exports = exports_of(&disks);
+            (disks, Vec::new(), exports)
+        }),
+        None => open_plain(args).map(|(plain, exports)| (Vec::new(), plain, exports)),
+    };
+    let mut exports = Named::new();
+    let arrived = opened.map(|(disks, plain, named)| {
+        exports = named;
+        handoff::Arrived {
+            disks,
+            plain,
+            migrated,
+        }
+    });
+    if !handoff::opened(&link, &arrived) {
         bail!(
-            disks
+            arrived
                 .err()
                 .unwrap_or_else(|| anyhow::anyhow!("the migration did not happen"))
         );
     }
-    vm.disks = disks?;
-    let exports = Exports::new(exports_of(&vm.disks));
-    vm.server = Some(received.serve(exports)?).into();
+    let arrived = arrived?;
+    (vm.disks, vm.plain) = (arrived.disks, arrived.plain);
+    vm.server = Some(received.serve(Exports::new(exports))?).into();
     Ok((vm, link))
 }
 

@@ -1,0 +1,249 @@
+//! Managed objects as VI-JSON documents.
+//!
+//! Invariant: what a host's document says is read from the host when it is asked; of a host that is not
+//! reached only what vCenter itself knows is told.
+
+use super::{Cluster, Disk, HostEntry, State, Vm, World, tasks};
+use crate::refusal::{Refusal, reference};
+use serde_json::{Value, json};
+use vib_packaging::{Direction, Ruleset};
+
+fn references<'a>(kind: &str, ids: impl IntoIterator<Item = &'a String>) -> Value {
+    let all = ids.into_iter().map(|id| reference(kind, id));
+    Value::Array(all.collect())
+}
+
+fn folder(name: &str, children: Value) -> Value {
+    json!({"name": name, "childEntity": children})
+}
+
+fn ruleset(ruleset: &Ruleset) -> Value {
+    let rule = |rule: &vib_packaging::FirewallRule| {
+        let is_inbound = rule.direction == Direction::Inbound;
+        json!({
+            "_typeName": "HostFirewallRule", "port": rule.ports.0, "endPort": rule.ports.1,
+            "direction": if is_inbound { "inbound" } else { "outbound" },
+            "portType": if rule.source_ports { "src" } else { "dst" },
+            "protocol": if rule.udp { "udp" } else { "tcp" },
+        })
+    };
+    let rules: Vec<Value> = ruleset.rules.iter().map(rule).collect();
+    json!({
+        "_typeName": "HostFirewallRuleset", "key": ruleset.id, "label": ruleset.id,
+        "required": ruleset.required, "enabled": ruleset.enabled, "rule": rules,
+    })
+}
+
+/// What a host says of itself.
+fn host_config(entry: &HostEntry) -> Value {
+    let host = &entry.host;
+    let settings = host.settings();
+    let service = |(key, is_running): &(String, bool)| {
+        json!({
+            "_typeName": "HostService", "key": key, "label": key, "required": false,
+            "uninstallable": false, "running": is_running, "policy": "on",
+        })
+    };
+    let filter = |package: &crate::host::Package| {
+        json!({
+            "_typeName": "HostIoFilterInfo", "id": package.filter_id(), "name": package.name,
+            "vendor": package.vendor, "version": package.version, "type": "replication",
+            "summary": package.summary, "releaseDate": package.release_date,
+            "available": host.library(&package.name).is_some(),
+        })
+    };
+    let services: Vec<Value> = host.services().iter().map(service).collect();
+    let rulesets: Vec<Value> = host.rulesets().iter().map(ruleset).collect();
+    let filters: Vec<Value> = host.packages().iter().map(filter).collect();
+    json!({
+        "_typeName": "HostConfigInfo",
+        "network": {"_typeName": "HostNetworkInfo", "dnsConfig": {
+            "_typeName": "HostDnsConfig", "dhcp": false, "hostName": host.name, "domainName": "",
+            "address": settings.dns_servers,
+        }},
+        "service": {"_typeName": "HostServiceInfo", "service": services},
+        "firewall": {"_typeName": "HostFirewallInfo", "ruleset": rulesets},
+        "ioFilterInfo": filters,
+    })
+}
+
+fn host(state: &State, id: &str, entry: &HostEntry) -> Value {
+    let settings = entry.host.settings();
+    let connection = match (entry.is_disconnected, settings.is_reachable) {
+        (true, _) => "disconnected",
+        (false, true) => "connected",
+        (false, false) => "notResponding",
+    };
+    let vms = state
+        .vms
+        .iter()
+        .filter(|(_, vm)| vm.host == id)
+        .map(|(id, _)| id);
+    let parent = match &entry.cluster {
+        Some(cluster) => reference("ClusterComputeResource", cluster),
+        None => reference("ComputeResource", &format!("alone-{id}")),
+    };
+    let product = json!({
+        "_typeName": "AboutInfo", "name": "Simulated ESXi", "version": settings.version,
+        "build": settings.build.to_string(), "productLineId": "embeddedEsx",
+    });
+    let mut document = json!({
+        "name": entry.host.name, "parent": parent, "vm": references("VirtualMachine", vms),
+        "datastore": references("Datastore", state.datastores.keys()),
+        "runtime": {
+            "_typeName": "HostRuntimeInfo", "connectionState": connection,
+            "inMaintenanceMode": entry.is_in_maintenance, "powerState": "poweredOn",
+        },
+        "summary": {"_typeName": "HostListSummary", "config": {
+            "_typeName": "HostConfigSummary", "name": entry.host.name, "product": product,
+        }},
+    });
+    if connection == "connected"
+        && let Some(document) = document.as_object_mut()
+    {
+        document.insert("config".into(), host_config(entry));
+        let time = reference("HostDateTimeSystem", &format!("dateTimeSystem-{id}"));
+        document.insert("configManager".into(), json!({"dateTimeSystem": time}));
+    }
+    document
+}
+
+fn cluster(state: &State, cluster: &Cluster) -> Value {
+    json!({
+        "name": cluster.name, "host": references("HostSystem", &cluster.hosts),
+        "datastore": references("Datastore", state.datastores.keys()),
+        "parent": reference("Folder", "group-h4"),
+        "configuration": {
+            "_typeName": "ClusterConfigInfo",
+            "drsConfig": {"_typeName": "ClusterDrsConfigInfo", "enabled": cluster.is_drs_on},
+        },
+    })
+}
+
+fn device(vm: &Vm, disk: &Disk) -> Value {
+    let file = disk.path.file_name().unwrap_or_default().to_string_lossy();
+    let mut device = json!({
+        "_typeName": "VirtualDisk", "key": disk.key,
+        "deviceInfo": {"_typeName": "Description", "label": disk.label, "summary": ""},
+        "capacityInKB": disk.capacity_bytes / 1024, "capacityInBytes": disk.capacity_bytes,
+        "backing": {
+            "_typeName": match disk.is_physical_rdm {
+                true => "VirtualDiskRawDiskMappingVer1BackingInfo",
+                false => "VirtualDiskFlatVer2BackingInfo",
+            },
+            "fileName": format!("[datastore1] {}/{file}", vm.name),
+            "diskMode": "persistent",
+            "sharing": if disk.is_shared { "sharingMultiWriter" } else { "sharingNone" },
+        },
+    });
+    if disk.is_physical_rdm {
+        device["backing"]["compatibilityMode"] = json!("physicalMode");
+    }
+    if let Some((filter, _)) = &vm.filter {
+        device["iofilter"] = json!([filter]);
+    }
+    device
+}
+
+fn vm(state: &State, id: &str, vm: &Vm) -> Value {
+    let power = match state.is_running(vm) {
+        true => "poweredOn",
+        false => "poweredOff",
+    };
+    let devices: Vec<Value> = vm.disks.iter().map(|disk| device(vm, disk)).collect();
+    let mut document = json!({
+        "name": vm.name, "parent": reference("Folder", "group-v3"),
+        "config": {
+            "_typeName": "VirtualMachineConfigInfo", "name": vm.name,
+            "instanceUuid": vm.uuid.to_string(), "uuid": vm.uuid.to_string(),
+            "hardware": {"_typeName": "VirtualHardware", "device": devices},
+        },
+        "runtime": {
+            "_typeName": "VirtualMachineRuntimeInfo", "powerState": power,
+            "connectionState": "connected", "host": reference("HostSystem", &vm.host),
+        },
+        "datastore": references("Datastore", state.datastores.keys()),
+    });
+    if vm.has_snapshots {
+        let one = reference("VirtualMachineSnapshot", &format!("snapshot-{id}"));
+        document["snapshot"] = json!({
+            "_typeName": "VirtualMachineSnapshotInfo", "currentSnapshot": one, "rootSnapshotList": [],
+        });
+    }
+    document
+}
+
+impl World {
+    /// A managed object's properties.
+    pub fn document(&self, kind: &str, id: &str) -> Result<Value, Refusal> {
+        let state = self.state.lock();
+        let none = || Refusal::no_object(kind, id);
+        match (kind, id) {
+            ("ServiceInstance", "ServiceInstance") => Ok(json!({"content": self.content()})),
+            ("Folder", "group-d1") => {
+                let center = reference("Datacenter", "datacenter-2");
+                Ok(folder("Datacenters", json!([center])))
+            }
+            ("Datacenter", "datacenter-2") => Ok(json!({
+                "name": "Simulated", "vmFolder": reference("Folder", "group-v3"),
+                "hostFolder": reference("Folder", "group-h4"),
+                "datastore": references("Datastore", state.datastores.keys()),
+            })),
+            ("Folder", "group-v3") => {
+                Ok(folder("vm", references("VirtualMachine", state.vms.keys())))
+            }
+            ("Folder", "group-h4") => {
+                let clusters = state.clusters.keys();
+                let clusters = clusters.map(|id| reference("ClusterComputeResource", id));
+                let alone = state
+                    .hosts
+                    .iter()
+                    .filter(|(_, host)| host.cluster.is_none());
+                let alone =
+                    alone.map(|(id, _)| reference("ComputeResource", &format!("alone-{id}")));
+                Ok(folder(
+                    "host",
+                    Value::Array(clusters.chain(alone).collect()),
+                ))
+            }
+            ("ClusterComputeResource", id) => Ok(cluster(&state, state.cluster(id)?)),
+            ("ComputeResource", id) => {
+                let of = id.strip_prefix("alone-").ok_or_else(none)?;
+                let entry = state.hosts.get(of).ok_or_else(none)?;
+                let hosts = json!([reference("HostSystem", of)]);
+                Ok(json!({"name": entry.host.name, "host": hosts}))
+            }
+            ("HostSystem", id) => Ok(host(&state, id, state.host(id)?)),
+            ("VirtualMachine", id) => Ok(vm(&state, id, state.vm(id)?)),
+            ("Datastore", id) => {
+                let (name, _) = state.datastores.get(id).ok_or_else(none)?;
+                let summary = json!({
+                    "_typeName": "DatastoreSummary", "name": name, "accessible": true,
+                    "capacity": 1_u64 << 40, "freeSpace": 1_u64 << 39, "type": "VMFS",
+                });
+                Ok(json!({"name": name, "summary": summary}))
+            }
+            ("Task", id) => {
+                let task = state.tasks.get(id).ok_or_else(none)?;
+                Ok(json!({"info": tasks::info(id, task)}))
+            }
+            _ => Err(none()),
+        }
+    }
+
+    /// A host's own time: `QueryDateTime`.
+    pub fn time_of(&self, system: &str) -> Result<Value, Refusal> {
+        let id = system.strip_prefix("dateTimeSystem-").unwrap_or(system);
+        let settings = self.state.lock().host(id)?.host.settings();
+        if !settings.is_reachable {
+            return Err(Refusal::new(
+                "HostNotReachable",
+                "the host does not respond",
+            ));
+        }
+        let now = jiff::Timestamp::now().as_millisecond() + settings.clock_ahead_ms;
+        let now = jiff::Timestamp::from_millisecond(now);
+        let now = now.map_err(|error| Refusal::new("SystemError", error.to_string()))?;
+        Ok(json!(now.to_string()))
+    }
+}
