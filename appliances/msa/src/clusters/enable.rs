@@ -59,6 +59,9 @@ struct Parameters {
     package_version: Option<VersionText>,
     drva: Option<Name>,
     min_hosts: Option<usize>,
+    /// Give each host a token by an option of the host. Without it, operators lay tokens there.
+    #[serde(default)]
+    enrol: bool,
 }
 
 pub(super) struct Enable {
@@ -488,6 +491,8 @@ impl Operation for Enable {
             1 => self.record(context),
             2 => self.install(context),
             3 => self.verify(context),
+            4 if !self.given.enrol => context
+                .log("hosts get their certificates by hand: POST /api/v1/enrolments for each"),
             4 => self.enrol(context),
             _ => self.assign(context),
         }

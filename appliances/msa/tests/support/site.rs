@@ -134,6 +134,10 @@ impl Process {
     }
 
     pub fn submit(&self, name: &str, kind: &str, parameters: &Value) -> Execution {
+        let mut parameters = parameters.clone();
+        if ["enable-cluster", "reconcile-cluster", "resolve-cluster"].contains(&kind) {
+            parameters["enrol"] = json!(true);
+        }
         let asked = json!({"name": name, "kind": kind, "parameters": parameters});
         let new: NewExecution = serde_json::from_value(asked).unwrap();
         self.engine.submit(&Actor::system(), &new).unwrap()

@@ -108,8 +108,10 @@ fn host(state: &State, id: &str, entry: &HostEntry) -> Value {
     document
 }
 
-fn cluster(state: &State, cluster: &Cluster) -> Value {
+fn cluster(state: &State, id: &str, cluster: &Cluster) -> Value {
+    let tasks = state.tasks.iter().filter(|(_, task)| task.is_about(id));
     json!({
+        "recentTask": references("Task", tasks.map(|(id, _)| id)),
         "name": cluster.name, "host": references("HostSystem", &cluster.hosts),
         "datastore": references("Datastore", state.datastores.keys()),
         "parent": reference("Folder", "group-h4"),
@@ -206,7 +208,7 @@ impl World {
                     Value::Array(clusters.chain(alone).collect()),
                 ))
             }
-            ("ClusterComputeResource", id) => Ok(cluster(&state, state.cluster(id)?)),
+            ("ClusterComputeResource", id) => Ok(cluster(&state, id, state.cluster(id)?)),
             ("ComputeResource", id) => {
                 let of = id.strip_prefix("alone-").ok_or_else(none)?;
                 let entry = state.hosts.get(of).ok_or_else(none)?;
