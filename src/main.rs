@@ -1,5 +1,6 @@
 //! `jetdr`, the operator's command: starts the parts one by one, protects a disk, shows the whole.
 
+mod commands;
 mod demo;
 mod parts;
 mod protect;
@@ -40,6 +41,21 @@ enum Command {
         #[command(subcommand)]
         command: vib::Command,
     },
+    /// Look whether clusters can be protected; changes nothing.
+    Preflight {
+        #[command(subcommand)]
+        command: commands::Preflight,
+    },
+    /// Install the host component on a cluster.
+    EnableCluster(commands::EnableCluster),
+    /// Remove it from a cluster.
+    DisableCluster(commands::DisableCluster),
+    /// Put another version of it on an enabled cluster, host by host.
+    UpgradeCluster(commands::UpgradeCluster),
+    /// Try the hosts of an enabled cluster again that failed.
+    ResolveCluster(commands::ResolveCluster),
+    /// Give the management server a package for hosts.
+    UploadPackage(commands::UploadPackage),
     /// The simulated host.
     Simhost {
         #[command(subcommand)]
@@ -73,6 +89,12 @@ fn main() -> ExitCode {
         Command::Msa { command } => msa::run(&command),
         Command::Enrol(args) => enrol::command::run(&args),
         Command::Rocva(args) => return recovery(args),
+        Command::Preflight { command } => return coded(commands::preflight(&command)),
+        Command::EnableCluster(args) => return coded(commands::enable(&args)),
+        Command::DisableCluster(args) => return coded(commands::disable(&args)),
+        Command::UpgradeCluster(args) => return coded(commands::upgrade(&args)),
+        Command::ResolveCluster(args) => return coded(commands::resolve(&args)),
+        Command::UploadPackage(args) => commands::upload(&args),
         Command::Vib { command } => return coded(vib::run(command)),
         Command::Simhost { command } => simhost::cli::run(&command),
         Command::Simcluster { command } => simcluster::cli::run(&command),

@@ -165,12 +165,22 @@ impl Client {
         path: &str,
         body: Option<&Value>,
     ) -> Result<Vec<u8>, HttpError> {
-        let mut stream = self.connect().map_err(|error| self.failed(error))?;
         let body = body.map(Value::to_string).unwrap_or_default();
-        let kind = if body.is_empty() {
-            ""
-        } else {
-            "Content-Type: application/json\r\n"
+        self.send_bytes(method, path, "application/json", body.as_bytes())
+    }
+
+    /// The same with a body of any kind.
+    pub fn send_bytes(
+        &self,
+        method: &str,
+        path: &str,
+        kind: &str,
+        body: &[u8],
+    ) -> Result<Vec<u8>, HttpError> {
+        let mut stream = self.connect().map_err(|error| self.failed(error))?;
+        let kind = match body.is_empty() {
+            true => String::new(),
+            false => format!("Content-Type: {kind}\r\n"),
         };
         let token = self.token.as_ref();
         let token = token.map_or(String::new(), |t| format!("Authorization: Bearer {t}\r\n"));
@@ -179,7 +189,7 @@ impl Client {
             self.server.host,
             body.len()
         );
-        let sent = stream.write_all(format!("{head}{body}").as_bytes());
+        let sent = stream.write_all(&[head.as_bytes(), body].concat());
         let sent = sent.and_then(|()| stream.flush());
         let answer = read_answer(&mut stream);
         // A server that has said no need not read the rest; one that ended the handshake says why.

@@ -5,6 +5,9 @@
 
 use crate::authority::Authority;
 use crate::clock::SystemClock;
+use crate::clusters::watch;
+use crate::connect::ViJson;
+use crate::outside::Outside;
 use crate::rest::{openapi, server};
 use crate::secret::Passwords;
 use crate::service::{self, Msa, PasswordCost};
@@ -63,6 +66,13 @@ pub struct RunArgs {
     /// Where to listen; port 0 is a free one.
     #[arg(long, default_value = "127.0.0.1:8443")]
     pub listen: SocketAddr,
+    /// Where hosts reach this server, `https://<name>:<port>`; without it, its first name and the port on
+    /// which it listens.
+    #[arg(long)]
+    pub public_url: Option<String>,
+    /// Seconds between two looks at the hosts of enabled clusters; 0: none.
+    #[arg(long, default_value_t = 30)]
+    pub watch_seconds: u64,
     /// Print the points at which JETDR_FAULT can make this program die, wait or fail, and end.
     #[arg(long)]
     pub list_faults: bool,
@@ -169,6 +179,53 @@ fn make(folder: &Path, args: &InitArgs, password: &Password) -> anyhow::Result<(
     Ok(())
 }
 
+/// Where hosts reach this server.
+fn base_url(msa: &Msa, given: Option<&str>, listening: SocketAddr) -> anyhow::Result<String> {
+    let Some(given) = given else {
+        let names = msa.names()?;
+        let name = names.first().map_or("localhost", String::as_str);
+        return Ok(match name.parse::<std::net::IpAddr>() {
+            Ok(ip) => format!("https://{}", SocketAddr::new(ip, listening.port())),
+            Err(_) => format!("https://{name}:{}", listening.port()),
+        });
+    };
+    let known = |c: char| c.is_ascii_alphanumeric() || ".:-[]".contains(c);
+    let rest = given
+        .strip_prefix("https://")
+        .map(|rest| rest.trim_end_matches('/'));
+    match rest.filter(|rest| !rest.is_empty() && rest.chars().all(known)) {
+        Some(rest) => Ok(format!("https://{rest}")),
+        None => bail!("--public-url {given} is not of the form https://<name>:<port>"),
+    }
+}
+
+/// Looks at the hosts of enabled clusters from time to time.
+fn watch(runtime: &tokio::runtime::Runtime, msa: &Arc<Msa>, every: Duration) {
+    if every.is_zero() {
+        return;
+    }
+    let msa = msa.clone();
+    runtime.spawn(async move {
+        let mut due = tokio::time::interval(every);
+        // What failed is said once, not at every look.
+        let mut said = String::new();
+        loop {
+            due.tick().await;
+            let msa = msa.clone();
+            let looked = tokio::task::spawn_blocking(move || watch::look(&msa)).await;
+            match looked {
+                Ok(Ok(Some(cluster))) => tracing::info!("the hosts of cluster {cluster} changed"),
+                Ok(Ok(None)) => said.clear(),
+                Ok(Err(error)) if error.to_string() != said => {
+                    tracing::warn!("{error}");
+                    said = error.to_string();
+                }
+                _ => {}
+            }
+        }
+    });
+}
+
 fn serve(args: &RunArgs) -> anyhow::Result<()> {
     let mut signals = signal_hook::iterator::Signals::new([libc::SIGTERM, libc::SIGINT])?;
     let mode = fs::metadata(&args.data_dir).map(|found| found.permissions().mode() & 0o777);
@@ -180,7 +237,9 @@ fn serve(args: &RunArgs) -> anyhow::Result<()> {
     }
     let registry = service::registry();
     let clock = Arc::new(SystemClock);
-    let msa = Msa::open(&args.data_dir, clock, registry, PasswordCost::default())?;
+    let outside = Outside::new(Box::new(ViJson));
+    let cost = PasswordCost::default();
+    let msa = Msa::open_in(&args.data_dir, clock, registry, cost, outside)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()
@@ -188,6 +247,9 @@ fn serve(args: &RunArgs) -> anyhow::Result<()> {
     let listener = runtime
         .block_on(tokio::net::TcpListener::bind(args.listen))
         .with_context(|| format!("cannot listen on {}: choose another --listen", args.listen))?;
+    let base_url = base_url(&msa, args.public_url.as_deref(), listener.local_addr()?)?;
+    tracing::info!("hosts fetch packages from {base_url}");
+    msa.outside.set_base_url(base_url);
     let ready = serde_json::json!({
         "pid": std::process::id(),
         "address": listener.local_addr()?,
@@ -217,6 +279,7 @@ fn serve(args: &RunArgs) -> anyhow::Result<()> {
             }
         }
     });
+    watch(&runtime, &msa, Duration::from_secs(args.watch_seconds));
     println!("READY {ready}");
     signals.forever().next();
     let _ = stop.send(true);

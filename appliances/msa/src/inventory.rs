@@ -281,6 +281,8 @@ entity! {
     kept {
         /// Whether the host component is on it.
         state: ClusterState,
+        /// The package that was put on it.
+        package_id: Option<Id>,
     }
     refers { vcenter_id to "vcenters", }
     referred {
@@ -317,6 +319,10 @@ entity! {
     kept {
         /// Whether the host component is on it.
         state: HostState,
+        /// What is wrong, if it failed, and what to do.
+        problem: Option<String>,
+        /// The version of the host component that was found on it.
+        component_version: Option<String>,
     }
     refers { cluster_id to "clusters", drva_id to "drvas", }
     referred { ("vms", "host_id", "its virtual machines"), }

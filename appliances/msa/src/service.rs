@@ -7,8 +7,11 @@
 use crate::authority::{self, Authority, AuthorityError};
 use crate::certificates::{self, EnrolError};
 use crate::clock::{Clock, DAY_MS};
+use crate::clusters::{disable, enable, preflight, upgrade};
 use crate::executions::{Engine, Registry, backup, selfcheck, table};
 use crate::login::Limiter;
+use crate::outside::{self, Outside};
+use crate::packages;
 use crate::rest::gate::Refusals;
 use crate::secret::{Passwords, SecretError};
 use crate::store::{Store, StoreError};
@@ -45,6 +48,14 @@ pub enum ServiceError {
     /// Secrets.
     #[error(transparent)]
     Secret(#[from] SecretError),
+    /// A file of the data folder.
+    #[error("{}: {source}", path.display())]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
     /// The state lacks what `init` writes.
     #[error(
         "the state has no `{0}`: it was not made by `jetdr msa init`, or is damaged; restore a backup"
@@ -88,6 +99,8 @@ pub struct Msa {
     pub refusals: Refusals,
     /// Its end of connections.
     pub tls: ServerTls,
+    /// The world of its operations.
+    pub outside: Arc<Outside>,
     list: RwLock<Arc<Vec<u8>>>,
     publishing: Mutex<()>,
     data_dir: PathBuf,
@@ -95,7 +108,18 @@ pub struct Msa {
 
 /// The kinds of executions that the product knows.
 pub fn registry() -> Registry {
-    Registry::from([("backup", backup::KIND), ("selfcheck", selfcheck::KIND)])
+    Registry::from([
+        ("backup", backup::KIND),
+        ("selfcheck", selfcheck::KIND),
+        ("preflight-system", preflight::SYSTEM),
+        ("preflight-install", preflight::INSTALL),
+        ("preflight-uninstall", preflight::UNINSTALL),
+        ("enable-cluster", enable::ENABLE),
+        ("reconcile-cluster", enable::RECONCILE),
+        ("resolve-cluster", enable::RESOLVE),
+        ("upgrade-cluster", upgrade::KIND),
+        ("disable-cluster", disable::KIND),
+    ])
 }
 
 /// What `init` wrote about the server itself.
@@ -151,6 +175,18 @@ impl Msa {
         registry: Registry,
         cost: PasswordCost,
     ) -> Result<Arc<Self>, ServiceError> {
+        Self::open_in(data_dir, clock, registry, cost, Outside::default())
+    }
+
+    /// The same, with a way to vCenters.
+    pub fn open_in(
+        data_dir: &Path,
+        clock: Arc<dyn Clock>,
+        registry: Registry,
+        cost: PasswordCost,
+        outside: Outside,
+    ) -> Result<Arc<Self>, ServiceError> {
+        let outside = Arc::new(outside);
         let store = Arc::new(Store::open(data_dir, clock)?);
         let authority = Authority::load(data_dir)?;
         if !data_dir.join(SERVER_PEM).is_file() {
@@ -166,7 +202,8 @@ impl Msa {
         };
         let tls = ServerTls::load(tls::provider::aws_lc_rs(), files, PEERS)?;
         let msa = Arc::new(Self {
-            engine: Engine::new(store.clone(), Arc::new(registry), data_dir),
+            engine: Engine::new(store.clone(), Arc::new(registry), data_dir)
+                .with_outside(outside.clone()),
             passwords: Passwords::new(cost.memory_kib, cost.passes)?,
             password_turn: Mutex::default(),
             limiter: Limiter::default(),
@@ -177,7 +214,14 @@ impl Msa {
             tls,
             authority,
             store,
+            outside,
         });
+        let weak = Arc::downgrade(&msa);
+        msa.outside.on_revocation(Box::new(move || {
+            if let Some(msa) = weak.upgrade() {
+                msa.publish_revocations();
+            }
+        }));
         msa.housekeeping()?;
         Ok(msa)
     }
@@ -213,7 +257,30 @@ impl Msa {
             tracing::info!("the server's certificate is renewed");
         }
         self.publish_revocations();
-        Ok(())
+        self.sweep()
+    }
+
+    /// Files whose rows are gone go too.
+    fn sweep(&self) -> Result<(), ServiceError> {
+        let vcenters = self.store.read(|t| {
+            let mut statement = t.prepare("SELECT id FROM vcenters")?;
+            let rows = statement.query_map([], |row| row.get(0))?;
+            Ok(rows.collect::<rusqlite::Result<Vec<Id>>>()?)
+        })?;
+        let file = |name: &str| self.data_dir.join(name);
+        outside::sweep_logins(&self.data_dir, &vcenters).map_err(|source| ServiceError::File {
+            path: file(outside::VAULT),
+            source,
+        })?;
+        packages::sweep(&self.store, &self.data_dir).map_err(|source| ServiceError::File {
+            path: file(packages::FOLDER),
+            source,
+        })
+    }
+
+    /// The server's data folder.
+    pub fn data_dir(&self) -> &Path {
+        &self.data_dir
     }
 
     /// Until when the newest certificate of the server itself is valid.
@@ -225,6 +292,12 @@ impl Msa {
         })?;
         // None: it was revoked; a new one is due.
         Ok(found.unwrap_or(0))
+    }
+
+    /// The names by which people and machines reach the server.
+    pub fn names(&self) -> Result<Vec<String>, ServiceError> {
+        let names = meta(&self.store, "server_names")?;
+        Ok(names.split(',').map(str::to_owned).collect())
     }
 
     /// The server's own id, which is in its certificate.

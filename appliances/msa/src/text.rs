@@ -157,6 +157,17 @@ text_types! {
         "a DNS name or an IP address",
         "^[A-Za-z0-9:]([A-Za-z0-9.:-]*[A-Za-z0-9:])?$",
         is_host;
+    /// A kind of execution, like `enable-cluster`.
+    KindName: 1 to 40,
+        "lower-case letters, and hyphens between them",
+        "^[a-z]([a-z-]*[a-z])?$",
+        |text| starts_and_ends_with_alphanumeric(text)
+            && text.chars().all(|c| c.is_ascii_lowercase() || c == '-');
+    /// A user of a vCenter, like `jetdr@vsphere.local`.
+    Account: 1 to 120,
+        "letters, digits and . _ - @ \\",
+        "^[A-Za-z0-9._@\\\\-]+$",
+        |text| text.chars().all(|c| is_word(c) || "@\\".contains(c));
     /// A managed object's id in its vCenter, like `domain-c8`.
     Moid: 1 to 80,
         "letters, digits and hyphens",
@@ -199,6 +210,55 @@ text_types! {
         "^([0-9a-f]{2})+$",
         |text| text.len().is_multiple_of(2)
             && text.chars().all(|c| c.is_ascii_digit() || ('a'..='f').contains(&c));
+}
+
+/// A secret of another system, like the password of vCenter's user: no rule of ours applies to it. It is
+/// never shown.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String")]
+pub struct Secret(String);
+
+impl Secret {
+    /// What it is.
+    pub fn expose(&self) -> &str {
+        &self.0
+    }
+}
+
+impl TryFrom<String> for Secret {
+    type Error = BadText;
+
+    fn try_from(text: String) -> Result<Self, BadText> {
+        if (1..=256).contains(&text.chars().count()) && !text.chars().any(char::is_control) {
+            return Ok(Self(text));
+        }
+        let rule = "1 to 256 characters, no control characters".into();
+        let what = "Secret";
+        Err(BadText { what, rule })
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Secret(..)")
+    }
+}
+
+impl utoipa::PartialSchema for Secret {
+    fn schema() -> RefOr<Schema> {
+        let object = ObjectBuilder::new()
+            .schema_type(Type::String)
+            .min_length(Some(1))
+            .max_length(Some(256))
+            .format(Some(SchemaFormat::KnownFormat(KnownFormat::Password)));
+        RefOr::T(Schema::Object(object.build()))
+    }
+}
+
+impl utoipa::ToSchema for Secret {
+    fn name() -> Cow<'static, str> {
+        "Secret".into()
+    }
 }
 
 /// A password. It is never shown, and never leaves the process.

@@ -577,7 +577,7 @@ fn an_execution_by_rest() {
         answer["detail"]
             .as_str()
             .unwrap()
-            .contains("known are backup, selfcheck")
+            .contains("known are backup, disable-cluster")
     );
     for (field, value) in [
         ("timeout_s", 0),

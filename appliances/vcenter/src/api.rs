@@ -2,7 +2,7 @@
 
 use crate::model::{
     About, ClusterFilter, ClusterInfo, Event, Extension, Fault, FilterDisk, FilterIssues,
-    FilterSource, HostInfo, Policy, TaskId, TaskState, VibTrust, VmInfo,
+    FilterSource, HostInfo, Named, Policy, TaskId, TaskState, VibTrust, VmInfo,
 };
 use crate::text::Moid;
 
@@ -116,4 +116,18 @@ pub trait Vcenter: Send + Sync {
 
     /// Takes an extension out. [`Fault::NotFound`].
     fn unregister_extension(&self, key: &str) -> Result<(), Fault>;
+
+    /// The datastores of a cluster. [`Fault::NotFound`]: no such cluster.
+    fn datastores(&self, cluster: &Moid) -> Result<Vec<Named>, Fault>;
+
+    /// The networks of a cluster. [`Fault::NotFound`]: no such cluster.
+    fn networks(&self, cluster: &Moid) -> Result<Vec<Named>, Fault>;
+
+    /// Tasks about a cluster that are queued or running: after a restart, what was asked for before.
+    /// [`Fault::NotFound`]: no such cluster.
+    fn cluster_tasks(&self, cluster: &Moid) -> Result<Vec<TaskId>, Fault>;
+
+    /// Sets an advanced option of a host; an empty value is as good as none.
+    /// [`Fault::NotFound`]: no such host; [`Fault::Other`]: vCenter does not reach it.
+    fn set_host_option(&self, host: &Moid, key: &str, value: &str) -> Result<(), Fault>;
 }

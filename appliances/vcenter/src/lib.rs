@@ -18,7 +18,7 @@ pub use api::Vcenter;
 pub use model::{
     About, ClusterFilter, ClusterInfo, Connection, DiskInfo, Event, Extension, Fault, FilterDisk,
     FilterIssues, FilterOperation, FilterSource, HostFilter, HostInfo, HostIssue, HostRule,
-    HostRuleset, HostService, Policy, TaskId, TaskState, VibTrust, VmInfo,
+    HostRuleset, HostService, Named, Policy, TaskId, TaskState, VibTrust, VmInfo,
 };
 pub use text::{BadText, Moid, VersionText};
 pub use vijson::{Client, Login};

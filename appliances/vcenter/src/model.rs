@@ -69,6 +69,15 @@ pub struct ClusterInfo {
     pub datastores: Vec<Moid>,
 }
 
+/// Something that is known by a name: a datastore, a network.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Named {
+    /// Its id.
+    pub moid: Moid,
+    /// Its name.
+    pub name: String,
+}
+
 /// Whether vCenter reaches a host.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Connection {

@@ -19,6 +19,8 @@ pub enum Trust {
     Authorities(Vec<CertificateDer<'static>>),
     /// Who has just this certificate, whatever names and dates stand in it.
     Pinned(CertificateDer<'static>),
+    /// Who has the certificate whose SHA-256 this is, whatever names and dates stand in it.
+    Fingerprint([u8; 32]),
 }
 
 /// Why there is no configuration.
@@ -58,32 +60,37 @@ impl Trust {
         let builder = ClientConfig::builder_with_provider(provider.clone())
             .with_safe_default_protocol_versions()
             .map_err(of)?;
-        match self {
+        let fingerprint = match self {
             Self::Authorities(authorities) => {
                 let mut roots = RootCertStore::empty();
                 for one in authorities {
                     roots.add(one.clone()).map_err(of)?;
                 }
-                Ok(builder.with_root_certificates(roots).with_no_client_auth())
+                return Ok(builder.with_root_certificates(roots).with_no_client_auth());
             }
-            Self::Pinned(certificate) => {
-                let verifier = Pinned {
-                    certificate: certificate.clone(),
-                    provider,
-                };
-                Ok(builder
-                    .dangerous() // the verifier takes one certificate and no other
-                    .with_custom_certificate_verifier(Arc::new(verifier))
-                    .with_no_client_auth())
-            }
-        }
+            Self::Pinned(certificate) => sha256(certificate),
+            Self::Fingerprint(fingerprint) => *fingerprint,
+        };
+        let verifier = Pinned {
+            fingerprint,
+            provider,
+        };
+        Ok(builder
+            .dangerous() // the verifier takes one certificate and no other
+            .with_custom_certificate_verifier(Arc::new(verifier))
+            .with_no_client_auth())
     }
 }
 
-/// Takes one certificate.
+fn sha256(certificate: &CertificateDer<'_>) -> [u8; 32] {
+    use sha2::Digest;
+    sha2::Sha256::digest(certificate.as_ref()).into()
+}
+
+/// Takes one certificate: the one with this SHA-256.
 #[derive(Debug)]
 struct Pinned {
-    certificate: CertificateDer<'static>,
+    fingerprint: [u8; 32],
     provider: Arc<CryptoProvider>,
 }
 
@@ -96,7 +103,7 @@ impl ServerCertVerifier for Pinned {
         _ocsp_response: &[u8],
         _now: UnixTime,
     ) -> Result<ServerCertVerified, rustls::Error> {
-        if end_entity.as_ref() == self.certificate.as_ref() {
+        if sha256(end_entity) == self.fingerprint {
             return Ok(ServerCertVerified::assertion());
         }
         Err(rustls::Error::InvalidCertificate(

@@ -9,6 +9,7 @@ use super::operation::{
 use super::plan::{self, Action, Direction};
 use super::table::{self, Execution, NewExecution, Outcome, State, StepState};
 use crate::alarms;
+use crate::outside::Outside;
 use crate::store::{Actor, Done, Store, StoreError};
 use crate::text::Id;
 use std::path::{Path, PathBuf};
@@ -28,6 +29,7 @@ pub struct Engine {
     store: Arc<Store>,
     registry: Arc<Registry>,
     data_dir: PathBuf,
+    outside: Arc<Outside>,
     signals: Arc<Signals>,
 }
 
@@ -55,8 +57,15 @@ impl Engine {
             store,
             registry,
             data_dir: data_dir.to_owned(),
+            outside: Arc::default(),
             signals: Arc::default(),
         }
+    }
+
+    /// The same with a way to vCenters.
+    pub fn with_outside(mut self, outside: Arc<Outside>) -> Self {
+        self.outside = outside;
+        self
     }
 
     /// Wakes it, and tells it to stop.
@@ -194,6 +203,8 @@ impl Engine {
         let forward = execution.direction() == Direction::Forward;
         Context {
             store: self.store.clone(),
+            outside: self.outside.clone(),
+            data_dir: self.data_dir.clone(),
             id: execution.id,
             // What is taken back takes the time that it takes.
             deadline_ms: execution.deadline_ms().filter(|_| forward),
@@ -211,9 +222,12 @@ impl Engine {
                     .iter()
                     .all(|step| *step == StepState::Done)
             };
+            let steps = active.execution.step_states();
+            let begun = steps.iter().rposition(|step| *step != StepState::Pending);
+            let is_final = begun.is_some_and(|step| active.operation.is_final(step));
             let turned = match active.context.stop() {
                 // What is done is done: nobody is served by taking it back now.
-                _ if all_done(&active.execution) => None,
+                _ if is_final || all_done(&active.execution) => None,
                 Some(Stop::Cancelled) => Some((Outcome::Cancelled, "cancelled by an operator")),
                 Some(Stop::TimedOut) => Some((Outcome::TimedOut, "its time is over")),
                 Some(Stop::Shutdown) | None => None,

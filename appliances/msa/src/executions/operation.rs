@@ -4,12 +4,13 @@
 //! off, also when it never began to change anything. The engine relies on that after each crash.
 
 use crate::executions::table;
+use crate::outside::Outside;
 use crate::store::{Store, StoreError};
 use crate::text::Id;
 use parking_lot::{Condvar, Mutex};
 use serde_json::Value;
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -55,6 +56,12 @@ pub trait Operation: Send {
 
     /// Takes a step back that was begun or done. It may have been taken back before, in part or whole.
     fn undo(&mut self, step: usize, context: &Context) -> Result<(), StepError>;
+
+    /// Whether a step is all or nothing by itself, and the last word: once it has begun, nobody cancels
+    /// it and no time is over. It does not ask whether it should stop.
+    fn is_final(&self, _step: usize) -> bool {
+        false
+    }
 
     /// What becomes of it after a restart.
     fn after_restart(&self) -> AfterRestart {
@@ -117,6 +124,10 @@ impl Signals {
 pub struct Context {
     /// The server's state.
     pub store: Arc<Store>,
+    /// The world.
+    pub outside: Arc<Outside>,
+    /// The server's data folder.
+    pub data_dir: PathBuf,
     /// The execution.
     pub id: Id,
     pub(crate) deadline_ms: Option<i64>,
@@ -163,6 +174,16 @@ impl Context {
             self.signals
                 .wait(seen, left.min(Duration::from_millis(500)));
         }
+    }
+
+    /// What this execution noted under a key, maybe before a restart.
+    pub fn noted(&self, key: &str) -> Result<Option<String>, StepError> {
+        Ok(self.store.read(|t| table::noted(t, self.id, key))?)
+    }
+
+    /// Notes something that is needed after a restart too.
+    pub fn note(&self, key: &str, value: &str) -> Result<(), StepError> {
+        Ok(self.store.record(|t| table::note(t, self.id, key, value))?)
     }
 
     /// Adds a line to the execution's output.

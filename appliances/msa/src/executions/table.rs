@@ -6,7 +6,7 @@
 use super::plan::Direction;
 use crate::clock::DAY_MS;
 use crate::store::StoreError;
-use crate::text::{ExecutionName, Id, words};
+use crate::text::{ExecutionName, Id, KindName, words};
 use rusqlite::{OptionalExtension, Row, Transaction, params};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -78,7 +78,7 @@ pub struct NewExecution {
     /// Its name, not yet taken.
     pub name: ExecutionName,
     /// What is to be done: one of the kinds of `GET /api/v1/execution-kinds`.
-    pub kind: ExecutionName,
+    pub kind: KindName,
     /// What the kind takes; an object.
     #[serde(default = "empty_object")]
     pub parameters: Value,
@@ -448,4 +448,22 @@ pub fn purge(t: &Transaction<'_>, now_ms: i64) -> Result<usize, StoreError> {
     let sql = "DELETE FROM executions \
                WHERE ended_at_ms IS NOT NULL AND ended_at_ms + retention_days * ?2 < ?1";
     Ok(t.execute(sql, params![now_ms, DAY_MS])?)
+}
+
+/// What an execution noted for itself, to know it after a restart.
+pub fn noted(t: &Transaction<'_>, id: Id, key: &str) -> Result<Option<String>, StoreError> {
+    let sql = "SELECT value FROM execution_notes WHERE execution_id = ?1 AND key = ?2";
+    Ok(t.prepare(sql)?
+        .query_row(params![id, key], |row| row.get(0))
+        .optional()?)
+}
+
+/// Notes something for the execution itself; a note of the same key is replaced.
+pub fn note(t: &Transaction<'_>, id: Id, key: &str, value: &str) -> Result<(), StoreError> {
+    t.execute(
+        "INSERT INTO execution_notes (execution_id, key, value) VALUES (?1, ?2, ?3) \
+         ON CONFLICT (execution_id, key) DO UPDATE SET value = excluded.value",
+        params![id, key, value],
+    )?;
+    Ok(())
 }

@@ -11,8 +11,10 @@ pub mod executions;
 pub mod extract;
 pub mod gate;
 pub mod inventory;
+pub mod logins;
 pub mod notices;
 pub mod openapi;
+pub mod packages;
 pub mod people;
 pub mod pki;
 pub mod problem;
@@ -81,6 +83,18 @@ pub fn router(msa: Arc<Msa>) -> Router {
         .route("/executions/{id}/cancel", post(executions::cancel))
         .route("/executions/{id}/retry", post(executions::retry))
         .route("/executions/{id}/abandon", post(executions::abandon))
+        .route("/vcenters/{id}/login", put(logins::set))
+        .route(
+            "/packages",
+            get(packages::list)
+                .post(packages::upload)
+                .layer(DefaultBodyLimit::max(crate::packages::MAX_BYTES)),
+        )
+        .route(
+            "/packages/{id}",
+            get(packages::get).delete(packages::delete),
+        )
+        .route("/vib/{sha256}/{file}", get(packages::file))
         .route("/alarms", get(notices::alarms))
         .route("/alarms/{id}/acknowledge", post(notices::acknowledge))
         .route("/events", get(notices::events))

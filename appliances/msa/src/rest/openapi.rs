@@ -4,7 +4,7 @@
 
 use super::gate::{Access, TABLE};
 use super::problem::Problem;
-use super::{assignments, executions, inventory, notices, people, pki};
+use super::{assignments, executions, inventory, logins, notices, packages, people, pki};
 use axum::response::IntoResponse;
 use serde::Serialize;
 use utoipa::openapi::path::Operation;
@@ -59,6 +59,8 @@ pub async fn document() -> impl IntoResponse {
         assignments::set_domain,
         executions::kinds, executions::list, executions::submit, executions::get,
         executions::output, executions::cancel, executions::retry, executions::abandon,
+        logins::set, packages::list, packages::get, packages::upload, packages::delete,
+        packages::file,
         notices::alarms, notices::acknowledge, notices::events, notices::audit,
         inventory::vcenters::list, inventory::vcenters::get, inventory::vcenters::create,
         inventory::vcenters::delete,

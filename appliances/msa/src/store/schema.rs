@@ -7,7 +7,7 @@
 pub const APPLICATION_ID: i32 = 0x4a44_524d;
 
 /// Each step leads from the version before it to its own: the first to 1.
-pub const MIGRATIONS: &[&str] = &[FIRST];
+pub const MIGRATIONS: &[&str] = &[FIRST, CLUSTERS];
 
 /// The version that this program reads and writes.
 pub fn newest() -> usize {
@@ -275,4 +275,35 @@ END;
 CREATE TRIGGER audit_is_not_deleted BEFORE DELETE ON audit BEGIN
     SELECT RAISE(ABORT, 'the audit trail is only added to');
 END;
+";
+
+/// What enabling and disabling clusters needs: packages, and what an execution must know after a restart.
+const CLUSTERS: &str = r"
+CREATE TABLE packages (
+    seq           INTEGER PRIMARY KEY AUTOINCREMENT,
+    id            TEXT NOT NULL UNIQUE,
+    name          TEXT NOT NULL,
+    vendor        TEXT NOT NULL,
+    version       TEXT NOT NULL,
+    file_name     TEXT NOT NULL,
+    sha256        TEXT NOT NULL UNIQUE CHECK (length(sha256) = 64),
+    length_bytes  INTEGER NOT NULL CHECK (length_bytes > 0),
+    level         TEXT NOT NULL,
+    -- Versions of the hypervisor that it is for: from the first, below the second.
+    host_from     TEXT,
+    host_below    TEXT,
+    created_at_ms INTEGER NOT NULL,
+    UNIQUE (vendor, name, version)
+) STRICT;
+
+ALTER TABLE clusters ADD COLUMN package_id TEXT REFERENCES packages (id);
+ALTER TABLE hosts ADD COLUMN problem TEXT;
+ALTER TABLE hosts ADD COLUMN component_version TEXT;
+
+CREATE TABLE execution_notes (
+    execution_id TEXT NOT NULL REFERENCES executions (id) ON DELETE CASCADE,
+    key          TEXT NOT NULL,
+    value        TEXT NOT NULL,
+    PRIMARY KEY (execution_id, key)
+) STRICT, WITHOUT ROWID;
 ";

@@ -3,6 +3,7 @@
 
 use msa::clock::{Clock, ManualClock, SystemClock};
 use msa::executions::Registry;
+use msa::outside::Outside;
 use msa::rest::server;
 use msa::service::{self, Msa, PasswordCost};
 use serde_json::{Value, json};
@@ -12,6 +13,9 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 use tls::{Own, Role, Trust};
+
+pub mod fake;
+pub mod site;
 
 pub const LIMIT: Duration = Duration::from_secs(60);
 pub const PASSWORD: &str = "correct horse battery";
@@ -67,11 +71,21 @@ impl Server {
     }
 
     pub fn with(registry: Registry) -> Self {
+        let clock = Arc::new(ManualClock::at(SystemClock.now_ms()));
+        Self::built(registry, clock, Outside::default())
+    }
+
+    /// A server that sees a vCenter in memory.
+    pub fn in_world(world: &Arc<fake::World>, clock: Arc<ManualClock>) -> Self {
+        Self::built(service::registry(), clock, world.outside_alone())
+    }
+
+    fn built(registry: Registry, clock: Arc<ManualClock>, outside: Outside) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let folder = dir.path().join("msa");
         init(&folder);
-        let clock = Arc::new(ManualClock::at(SystemClock.now_ms()));
-        let msa = Msa::open(&folder, clock.clone(), registry, PasswordCost::default()).unwrap();
+        let cost = PasswordCost::default();
+        let msa = Msa::open_in(&folder, clock.clone(), registry, cost, outside).unwrap();
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(2)
             .enable_all()

@@ -5,7 +5,7 @@ use super::{Client, fault, other};
 use crate::api::Vcenter;
 use crate::model::{
     About, ClusterFilter, ClusterInfo, Event, Extension, Fault, FilterDisk, FilterIssues,
-    FilterOperation, FilterSource, HostInfo, HostIssue, Policy, TaskId, TaskState, VibTrust,
+    FilterOperation, FilterSource, HostInfo, HostIssue, Named, Policy, TaskId, TaskState, VibTrust,
     VmInfo,
 };
 use crate::text::Moid;
@@ -422,5 +422,21 @@ impl Vcenter for Client {
             &json!({"extensionKey": key}),
         )
         .map(drop)
+    }
+
+    fn datastores(&self, cluster: &Moid) -> Result<Vec<Named>, Fault> {
+        self.read_named(cluster, "datastore")
+    }
+
+    fn networks(&self, cluster: &Moid) -> Result<Vec<Named>, Fault> {
+        self.read_named(cluster, "network")
+    }
+
+    fn cluster_tasks(&self, cluster: &Moid) -> Result<Vec<TaskId>, Fault> {
+        self.read_open_tasks(cluster)
+    }
+
+    fn set_host_option(&self, host: &Moid, key: &str, value: &str) -> Result<(), Fault> {
+        self.update_option(host, key, value)
     }
 }

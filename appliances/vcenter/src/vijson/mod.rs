@@ -7,6 +7,7 @@ mod fault;
 mod filters;
 mod inventory;
 mod objects;
+mod places;
 mod wire;
 
 use crate::model::Fault;

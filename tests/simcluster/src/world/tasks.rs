@@ -33,6 +33,13 @@ pub(super) struct Task {
     queued_at: String,
 }
 
+impl Task {
+    /// Whether it is about an object.
+    pub(super) fn is_about(&self, id: &str) -> bool {
+        self.entity.get("value").and_then(Value::as_str) == Some(id)
+    }
+}
+
 /// Something that happened.
 #[derive(Clone, Debug)]
 pub(super) struct Event {
