@@ -1,9 +1,9 @@
 //! What a guest notices of a sync of its disk, and how fast the sync is.
 //!
 //! Invariant: the same guest is measured during the sync and after it, on the same disk, when
-//! everything of the sync is stored; a run whose sync ended before the guest did is an error. Guest
-//! and VM have a core, with all that the filter does in the VM's process; daemon and appliance have
-//! another one.
+//! everything of the sync is stored; a run whose sync ended before the guest did is an error. Where
+//! guest and VM share a core, with all that the filter does in the VM's process, daemon and appliance
+//! have the other one.
 
 use crate::Settings;
 use crate::fio::{self, Job, Reached};
@@ -41,14 +41,21 @@ struct Runs {
     speed: Vec<f64>,
 }
 
-fn busy(settings: &Settings, job: Job, properties: &[&str]) -> anyhow::Result<Runs> {
+fn busy(
+    settings: &Settings,
+    job: Job,
+    properties: &[&str],
+    placement: Placement,
+) -> anyhow::Result<Runs> {
     let mut runs = Runs::default();
     for _ in 0..settings.runs {
         let stack = Stack::start(settings, OTHER_BYTES)?;
         let vm = stack.add_vm(settings, "synced", DISK_BYTES, true, properties)?;
-        stack.stand_apart()?;
-        pin(vm.pid, Placement::Apart.client())?;
-        let core = Placement::Apart.client();
+        let core = placement.client();
+        if core.is_some() {
+            stack.stand_apart()?;
+            pin(vm.pid, core)?;
+        }
         let go = || fio::run(job, &vm.uri, DISK_BYTES, settings.seconds, core);
         let (from, before) = (Instant::now(), dirty_bytes(&vm)?);
         runs.during.push(go()?);
@@ -95,9 +102,9 @@ fn beside(
     job: Job,
     name: &str,
     properties: &[&str],
-    goal: Option<Goal>,
+    (placement, goal): (Placement, Option<Goal>),
 ) -> anyhow::Result<Vec<Measurement>> {
-    let runs = busy(settings, job, properties)?;
+    let runs = busy(settings, job, properties, placement)?;
     let pick = |of: &[Reached], f: fn(&Reached) -> f64| of.iter().map(f).collect::<Vec<_>>();
     let line = |what: &str, figure: fn(&Reached) -> f64, goal| {
         let (during, after) = (pick(&runs.during, figure), pick(&runs.after, figure));
@@ -128,8 +135,23 @@ pub fn measure(settings: &Settings) -> anyhow::Result<Vec<Measurement>> {
     check_tools(&["fio"])?;
     let mut found = Vec::new();
     for job in [fio::PACED, fio::PACED_READS] {
-        found.extend(beside(settings, job, "yielding", &[], GOAL)?);
-        found.extend(beside(settings, job, "not yielding", &[UNPACED], None)?);
+        let together = "yielding, guest and VM on one core";
+        let free = Placement::Free;
+        found.extend(beside(settings, job, "yielding", &[], (free, GOAL))?);
+        found.extend(beside(
+            settings,
+            job,
+            together,
+            &[],
+            (Placement::Together, GOAL),
+        )?);
+        found.extend(beside(
+            settings,
+            job,
+            "not yielding",
+            &[UNPACED],
+            (free, None),
+        )?);
     }
     found.push(beside_nobody(settings)?);
     Ok(found)
@@ -140,7 +162,8 @@ pub fn measure_yielding(settings: &Settings) -> anyhow::Result<Vec<Measurement>>
     check_tools(&["fio"])?;
     let mut found = Vec::new();
     for job in [fio::PACED, fio::PACED_READS] {
-        found.extend(beside(settings, job, "yielding", &[], GOAL)?);
+        let placement = Placement::Free;
+        found.extend(beside(settings, job, "yielding", &[], (placement, GOAL))?);
     }
     found.push(beside_nobody(settings)?);
     Ok(found)

@@ -50,10 +50,10 @@ impl Host {
         }
         let path = self.options_path();
         if options.is_empty() {
-            return Ok(match path.exists() {
-                true => fs::remove_file(path)?,
-                false => (),
-            });
+            if path.exists() {
+                fs::remove_file(path)?;
+            }
+            return Ok(());
         }
         let line = |(key, value): (&String, &String)| format!("{key} = {value}\n");
         let text: String = options.iter().map(line).collect();

@@ -63,11 +63,10 @@ fn now() -> String {
 impl State {
     /// The last tasks about an object.
     pub(super) fn recent_tasks(&self, entity: &str) -> Vec<&String> {
-        let about = |task: &Task| task.entity.get("value").and_then(Value::as_str) == Some(entity);
         let mut found: Vec<(&String, u64)> = self
             .tasks
             .iter()
-            .filter(|(_, task)| about(task))
+            .filter(|(_, task)| task.is_about(entity))
             .map(|(id, task)| (id, task.number))
             .collect();
         found.sort_by_key(|(_, number)| *number);
