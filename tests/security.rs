@@ -482,7 +482,9 @@ fn assignments_of_a_file_are_followed() {
         host: site.hosts[1].parse().unwrap(),
         more: Vec::new(),
     };
-    let heard = visit.stay(Some(&other), &trust, || drop(stack.cut("unheard")));
+    let heard = visit.stay(Some(&other), &trust, || {
+        stack.cut("unheard");
+    });
     let heard = heard.unwrap();
     assert!(!heard.contains(support::DOMAIN), "{heard:?}");
     // What cannot be read changes nothing.

@@ -1,7 +1,7 @@
 //! TLS to the appliance: over the same socket, polled as before.
 //!
 //! Invariant: no byte of a frame goes out before both ends know each other; nothing is kept of a frame
-//! but what was encrypted and not yet taken by the socket, at most [`PIECE_BYTES`] more than a record.
+//! but what was encrypted and not yet taken by the socket, at most `PIECE_BYTES` more than a record.
 //! A connection whose appliance was revoked, or is not this host's any more, ends at its next call.
 
 use crate::raw;
