@@ -124,6 +124,8 @@ pub enum Guard {
     CutOfOneStream,
     /// A record of a newer opening is never taken for one that the appliance has.
     DuplicateOfItsEpoch,
+    /// Under `ack = log` nothing counts as in the log that a stream gave up when it began anew.
+    AckOfOneStream,
 }
 
 /// All guards, each with what it does.
@@ -350,6 +352,10 @@ pub const ALL: &[(Guard, &str)] = &[
     (
         Guard::DuplicateOfItsEpoch,
         "A record of a newer opening is never taken for one that the appliance has.",
+    ),
+    (
+        Guard::AckOfOneStream,
+        "Under `ack = log` nothing counts as in the log that a stream gave up when it began anew.",
     ),
 ];
 

@@ -38,6 +38,7 @@ impl Replicated {
         let published = core.disk.producer().published().seq();
         Standing {
             streaming: core.disk.state() == LaneState::Streaming,
+            beginnings: core.disk.beginnings(),
             // A word of another process: what was never published cannot be durable.
             durable_seq: if durable <= published { durable } else { 0 },
             now_ns: self.host.now_mono_ns(),

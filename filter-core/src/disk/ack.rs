@@ -43,7 +43,10 @@ impl Default for AckConfig {
 pub struct Standing {
     /// Every write is published and nothing is to be synced.
     pub streaming: bool,
-    /// Last seq that the appliance's log has.
+    /// How often the stream has begun anew: [`super::Disk::beginnings`].
+    pub beginnings: u32,
+    /// Last seq that the appliance's log has. A stream that begins anew gives up what was not durable, and
+    /// counts from above it: then this says nothing of what was published before.
     pub durable_seq: u64,
     /// Monotonic time, in ns.
     pub now_ns: u64,
@@ -95,6 +98,8 @@ pub struct Ack<T> {
     config: AckConfig,
     mode: Mode,
     held: VecDeque<Held<T>>,
+    /// The stream that they were published in.
+    beginnings: u32,
     calm_needed_ns: u64,
     event: Option<AckEvent>,
     held_count: u64,
@@ -108,6 +113,7 @@ impl<T: Copy + PartialEq> Ack<T> {
             config,
             mode: Mode::Through { since_ns: 0 },
             held: VecDeque::new(),
+            beginnings: 0,
             calm_needed_ns: CALM_NS,
             event: None,
             held_count: 0,
@@ -155,6 +161,7 @@ impl<T: Copy + PartialEq> Ack<T> {
         if !self.config.log {
             return false;
         }
+        self.look_at_stream(standing);
         let seq = seq.filter(|_| standing.streaming);
         let Some(seq) = seq else {
             self.fall(AckEvent::NotStreaming, standing.now_ns);
@@ -187,10 +194,12 @@ impl<T: Copy + PartialEq> Ack<T> {
         if !self.config.log {
             return;
         }
+        self.look_at_stream(standing);
         let Standing {
             streaming,
             durable_seq,
             now_ns,
+            ..
         } = standing;
         // The records are kept in arrival order: the first has waited longest.
         let waited = |held: &Held<T>| now_ns.saturating_sub(held.since_ns);
@@ -214,6 +223,15 @@ impl<T: Copy + PartialEq> Ack<T> {
             stays
         });
         self.look_at_probe(streaming, durable_seq, now_ns);
+    }
+
+    /// What is held since before the stream began anew was given up with the rest of its stream, and is synced:
+    /// no seq says when the log has it.
+    fn look_at_stream(&mut self, standing: Standing) {
+        let before = core::mem::replace(&mut self.beginnings, standing.beginnings);
+        if before != standing.beginnings && !self.held.is_empty() && holds(Guard::AckOfOneStream) {
+            self.fall(AckEvent::NotStreaming, standing.now_ns);
+        }
     }
 
     /// Hands out everything that is held, whatever is durable.

@@ -14,6 +14,7 @@ const CONFIG: AckConfig = AckConfig {
 fn at(now_ns: u64, durable_seq: u64) -> Standing {
     Standing {
         streaming: true,
+        beginnings: 0,
         durable_seq,
         now_ns,
     }
@@ -39,6 +40,30 @@ fn a_completion_waits_for_its_own_seq() {
     assert!(!ack.wants_poll());
     assert_eq!((ack.held_count(), ack.held_max_ns()), (2, 4 * MS));
     assert_eq!(ack.take_event(), None);
+}
+
+/// Streaming before and after: only the count of beginnings tells that what was held was given up meanwhile.
+#[test]
+fn nothing_that_a_stream_gave_up_is_told_with_the_log() {
+    let anew = |now_ns, durable_seq| Standing {
+        beginnings: 1,
+        ..at(now_ns, durable_seq)
+    };
+    for by_write in [false, true] {
+        let mut ack = Ack::new(CONFIG);
+        assert!(ack.done(1, Some(7), at(MS, 5)));
+        if by_write {
+            assert!(!ack.done(2, Some(12), anew(2 * MS, 9)), "fallen back");
+        }
+        assert_eq!(out(&mut ack, anew(3 * MS, 9)), [1]);
+        assert_eq!(ack.take_event(), Some(AckEvent::NotStreaming));
+        assert!(ack.has_fallen_back());
+    }
+    // Nothing was held: nothing is lost by it.
+    let mut ack = Ack::new(CONFIG);
+    assert!(ack.done(1, Some(12), anew(MS, 9)));
+    assert_eq!(out(&mut ack, anew(2 * MS, 12)), [1]);
+    assert!(!ack.has_fallen_back());
 }
 
 #[test]

@@ -567,6 +567,11 @@ impl Disk {
         self.want_sync();
     }
 
+    /// How often the lane's stream has begun anew on the daemon's request.
+    pub fn beginnings(&self) -> u32 {
+        self.memory().producer().restart_done.load(Relaxed) // our own word
+    }
+
     /// Everything is published, nothing is marked, nothing is in flight.
     pub fn is_settled(&self) -> bool {
         self.mode == Mode::Publishing

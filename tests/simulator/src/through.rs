@@ -113,6 +113,7 @@ fn standing(open: &mut Open, now_ns: u64) -> Standing {
     let durable = open.core.memory().consumer().durable_seq.load(RELAXED);
     Standing {
         streaming: open.core.state() == LaneState::Streaming,
+        beginnings: open.core.beginnings(),
         durable_seq: if durable <= published { durable } else { 0 },
         now_ns,
     }
