@@ -154,7 +154,7 @@ impl World {
         let mut disk = Disk::new(producer, DISK_BYTES as u64, Start::Clean, None, config);
         match setup.write {
             Write::Marked => disk.enter_tracking(),
-            Write::Published => disk.mark_all(),
+            Write::Published => disk.change_ends(true), // everything is to be synced
         }
         Self {
             disk,
