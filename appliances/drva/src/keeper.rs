@@ -6,6 +6,7 @@
 use crate::appliance::Appliance;
 use crate::assignments::{self, Assignments, InForce};
 use crate::identity::make_folder;
+use crate::report;
 use anyhow::{Context, bail};
 use enrol::http::Client;
 use enrol::{Agent, EnrolError, Server};
@@ -72,6 +73,7 @@ pub struct Security {
     pub assignments: Arc<InForce>,
     agent: Option<Agent>,
     source: Source,
+    every_s: u64,
 }
 
 impl Security {
@@ -91,6 +93,7 @@ impl Security {
                 assignments: Arc::new(InForce::any()),
                 agent: None,
                 source: Source::Fixed,
+                every_s: args.msa_poll_s,
             });
         };
         let source = match (&args.msa, &args.assignments, args.assign) {
@@ -121,6 +124,7 @@ impl Security {
             assignments: Arc::new(initial(&source)?),
             agent: Some(agent),
             source,
+            every_s: args.msa_poll_s,
         })
     }
 
@@ -135,6 +139,7 @@ impl Security {
             assignments: self.assignments,
             agent,
             source: self.source,
+            every_s: self.every_s,
             seen: None,
             appliance,
         };
@@ -185,6 +190,8 @@ struct Keeper {
     assignments: Arc<InForce>,
     agent: Agent,
     source: Source,
+    /// How often the management server is asked, and told.
+    every_s: u64,
     /// The version of an operator's file that was read last.
     seen: Option<(u64, std::time::SystemTime)>,
     appliance: Arc<Appliance>,
@@ -197,14 +204,26 @@ impl Keeper {
                 agent,
                 assignments,
                 source,
+                every_s,
+                appliance,
                 ..
             } = &mut self;
             agent.work(&mut |client| match source {
-                Source::Msa(path) => fetch(client, path, assignments),
+                Source::Msa(path) => {
+                    fetch(client, path, assignments)?;
+                    // What it tells is how the disks stand by these assignments.
+                    appliance.follow_assignments();
+                    let said = report::document(appliance, *every_s);
+                    client
+                        .call("PUT", "/machine/report", Some(&said))
+                        .map(drop)?;
+                    Ok(())
+                }
                 _ => Ok(()),
             });
             self.follow_certificates();
             self.follow_file();
+            self.appliance.follow_assignments();
             self.appliance.end_connections(&self.tls);
             std::thread::sleep(LOOK_EVERY);
         }
