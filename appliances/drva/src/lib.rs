@@ -28,6 +28,7 @@ pub mod raw;
 pub mod session;
 pub mod status;
 pub mod touched;
+pub mod unopened;
 pub mod upload;
 
 use anyhow::{Context, bail};
