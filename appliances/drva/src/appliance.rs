@@ -9,8 +9,9 @@ use crate::domain::Domain;
 use crate::hashes::Hasher;
 use crate::identity;
 use crate::log::{LogError, LogOptions};
+use crate::outbox::Outbox;
 use crate::presence::{Host, HostId};
-use crate::session::{self, Outbox};
+use crate::session;
 use crate::unopened::Unopened;
 use crate::upload::Uploader;
 use crossbeam::channel::{Receiver, Sender, bounded};
@@ -101,6 +102,18 @@ struct Standing {
     stream: TcpStream,
     /// Whose it is, by what certificate, and until when that is valid, in seconds since 1970.
     shown: Option<(tls::Identity, Vec<u8>, i64)>,
+}
+
+/// The place of a connection among those that there may be; free again whatever becomes of its thread.
+struct Slot {
+    appliance: Arc<Appliance>,
+    id: u64,
+}
+
+impl Drop for Slot {
+    fn drop(&mut self) {
+        self.appliance.connections.lock().remove(&self.id);
+    }
 }
 
 /// An appliance.
@@ -283,6 +296,7 @@ impl Appliance {
     /// Ends the connections whose peer's certificate was revoked, or is valid no more.
     pub fn end_connections(&self, tls: &ServerTls) {
         let now_s = enrol::steps::now_s();
+        // The list was parsed when it was read: to look a number up is quick, and the lock is soon free.
         for standing in self.connections.lock().values_mut() {
             let Some((identity, serial, until_s)) = &standing.shown else {
                 continue;
@@ -418,18 +432,21 @@ impl Appliance {
                 let (stream, shown) = (second, None);
                 connections.insert(id, Standing { stream, shown });
             }
-            let this = self.clone();
-            let run = move || {
-                session::serve(&this, role, &stream, id);
-                this.connections.lock().remove(&id);
+            let slot = Slot {
+                appliance: self.clone(),
+                id,
             };
-            if let Ok(thread) = std::thread::Builder::new()
+            let run = move || session::serve(&slot.appliance, role, &stream, slot.id);
+            match std::thread::Builder::new()
                 .name("session".into())
                 .spawn(run)
             {
-                let mut threads = self.threads.lock();
-                threads.retain(|thread| !thread.is_finished());
-                threads.push(thread);
+                Ok(thread) => {
+                    let mut threads = self.threads.lock();
+                    threads.retain(|thread| !thread.is_finished());
+                    threads.push(thread);
+                }
+                Err(error) => tracing::warn!("refused a connection of {peer}: no thread: {error}"),
             }
         }
     }
@@ -485,4 +502,50 @@ pub fn bind(address: IpAddr, base: u16) -> anyhow::Result<(u16, Vec<(PortRole, T
         };
     }
     anyhow::bail!("no six free consecutive ports on {address}")
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn a_connections_place_is_free_again_whatever_became_of_its_thread() {
+        let dir = tempfile::tempdir().unwrap();
+        let appliance = Appliance::open(Settings {
+            name: "dr".into(),
+            data_dir: dir.path().join("data"),
+            store: dir.path().join("store").display().to_string(),
+            store_options: Vec::new(),
+            served: Vec::new(),
+            cut_every: Duration::from_secs(1),
+            log: LogOptions {
+                segment_bytes: 4 << 20,
+                max_bytes: 64 << 20,
+            },
+            part_bytes: 1 << 20,
+            tls: None,
+            assignments: Arc::new(assignments::InForce::any()),
+        })
+        .unwrap();
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        for panics in [false, true] {
+            let stream = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+            let standing = Standing {
+                stream,
+                shown: None,
+            };
+            appliance.connections.lock().insert(7, standing);
+            let slot = Slot {
+                appliance: appliance.clone(),
+                id: 7,
+            };
+            let thread = std::thread::spawn(move || {
+                let _slot = slot;
+                assert!(!panics, "as a defect would");
+            });
+            assert_eq!(thread.join().is_err(), panics);
+            assert!(appliance.connections.lock().is_empty(), "{panics}");
+        }
+    }
 }

@@ -23,6 +23,7 @@ pub mod keeper;
 pub mod link;
 pub mod log;
 pub mod orders;
+pub mod outbox;
 pub mod presence;
 pub mod raw;
 pub mod session;
