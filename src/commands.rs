@@ -120,9 +120,9 @@ pub struct EnableCluster {
     /// How many hosts the cluster has at least.
     #[arg(long)]
     min_hosts: Option<u32>,
-    /// Give each host a token by an option of the host; the daemon does not read it yet.
+    /// Do not invite hosts to get their certificates: tokens are laid into each host's folder by hand.
     #[arg(long)]
-    enrol: bool,
+    no_enrol: bool,
 }
 
 /// What `disable-cluster` takes.
@@ -165,9 +165,9 @@ pub struct ResolveCluster {
     /// The appliance of hosts that have none.
     #[arg(long)]
     drva: Option<String>,
-    /// Give each host a token by an option of the host; the daemon does not read it yet.
+    /// Do not invite hosts to get their certificates: tokens are laid into each host's folder by hand.
     #[arg(long)]
-    enrol: bool,
+    no_enrol: bool,
 }
 
 /// What `upload-package` takes.
@@ -257,7 +257,7 @@ pub fn enable(args: &EnableCluster) -> anyhow::Result<ExitCode> {
         .with("package_version", &args.package_version)
         .with("drva", &args.drva)
         .with("min_hosts", &args.min_hosts)
-        .of("enrol", args.enrol);
+        .of("enrol", !args.no_enrol);
     execute(&args.run, "enable-cluster", given)
 }
 
@@ -283,7 +283,7 @@ pub fn resolve(args: &ResolveCluster) -> anyhow::Result<ExitCode> {
     let given = Given::new(&args.run)
         .of("protected_cluster", &args.protected_cluster)
         .with("drva", &args.drva)
-        .of("enrol", args.enrol);
+        .of("enrol", !args.no_enrol);
     execute(&args.run, "resolve-cluster", given)
 }
 

@@ -6,8 +6,8 @@
 
 use crate::log::format::EntryKind;
 use crate::log::{DiskState, Durability, Log, LogError, Submission};
+use crate::outbox::Outbox;
 use crate::presence::{HostId, Presence, Standing};
-use crate::session::Outbox;
 use crate::touched::Touched;
 use filter_core::lane::layout::DIRTY_BLOCK_BYTES;
 use filter_core::lineage::Lineage;

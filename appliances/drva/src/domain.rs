@@ -301,6 +301,7 @@ impl Domain {
         host: &Host,
         route: Route,
         again: Option<u64>,
+        may_take: &dyn Fn(&Uuid) -> Result<(), Refused>,
     ) -> Result<Option<(Arc<Disk>, u64)>, Refused> {
         let fenced = |refusal: Refusal| {
             let word = refusal.fenced_by().unwrap_or(0).into();
@@ -318,6 +319,8 @@ impl Domain {
             let mut disks = self.disks.write();
             match disks.get(&lane.disk_id) {
                 Some(disk) => {
+                    // Asked under this lock: two machines that present a disk at once are one after the other.
+                    may_take(&disk.info.read().vm_uuid)?;
                     // Nor may it describe what is not its own.
                     disk.may_open(attach, &lane.lineage).map_err(fenced)?;
                     let mut known = disk.info.write();

@@ -23,12 +23,14 @@ pub mod keeper;
 pub mod link;
 pub mod log;
 pub mod orders;
+pub mod outbox;
 pub mod presence;
 pub mod raw;
 pub mod report;
 pub mod session;
 pub mod status;
 pub mod touched;
+pub mod unopened;
 pub mod upload;
 
 use anyhow::{Context, bail};

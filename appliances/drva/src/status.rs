@@ -165,7 +165,13 @@ fn answer(appliance: &Appliance, line: &str) -> Value {
                 .iter()
                 .map(|domain| domain_document(appliance, domain))
                 .collect();
-            json!({"name": appliance.name, "domains": domains})
+            let unopened: Vec<Value> = appliance
+                .unopened
+                .all()
+                .into_iter()
+                .map(|(name, why)| json!({"name": name, "why": why}))
+                .collect();
+            json!({"name": appliance.name, "domains": domains, "unopened": unopened})
         }
         Some("cut") => named_cut(appliance, &command),
         Some("set-aside") => ordered(orders::set_aside(appliance, &command, true)),

@@ -206,7 +206,7 @@ impl Msa {
             key: server,
             revocation_list: Some(data_dir.join(LIST)),
         };
-        let tls = ServerTls::load(tls::provider::aws_lc_rs(), files, PEERS)?;
+        let tls = ServerTls::load(tls::provider::aws_lc_rs(), files, Role::Msa, PEERS)?;
         let msa = Arc::new(Self {
             engine: Engine::new(store.clone(), Arc::new(registry), data_dir)
                 .with_outside(outside.clone()),

@@ -27,6 +27,7 @@ const PORT_BASE: u16 = 32_873;
 pub struct Managed {
     pub msa: Arc<Msa>,
     pub domain: String,
+    port: u16,
     client: Client,
     server: Server,
     names: AtomicU32,
@@ -86,7 +87,7 @@ impl Managed {
         outside.resolves = Box::new(|_| true); // its hosts' names are in no DNS
         outside.patience = Patience {
             poll: Duration::from_millis(20),
-            settle: Duration::from_secs(20),
+            settle: LIMIT,
             undo: Duration::from_secs(60),
         };
         let cost = PasswordCost::default();
@@ -118,6 +119,7 @@ impl Managed {
         let mut managed = Self {
             msa,
             domain: String::new(),
+            port: address.port(),
             client,
             server,
             names: AtomicU32::new(0),
@@ -128,7 +130,7 @@ impl Managed {
             dir,
         };
         managed.register(site);
-        managed.set_up(site, address.port());
+        managed.set_up();
         managed
     }
 
@@ -161,7 +163,7 @@ impl Managed {
         let vcenter = id(&self.call("POST", "/vcenters", &vcenter));
         let login = json!({"user": USER, "password": PASSWORD});
         self.call("PUT", &format!("/vcenters/{vcenter}/login"), &login);
-        let vib = site.packager.package("0.1.0-1");
+        let vib = site.packager.package_for("0.1.0-1", self.port, |_| {});
         let sent = self
             .client
             .send_bytes("POST", "/packages", "application/octet-stream", &vib);
@@ -174,7 +176,7 @@ impl Managed {
         made["token"].as_str().unwrap().to_owned()
     }
 
-    fn set_up(&mut self, site: &Site, msa_port: u16) {
+    fn set_up(&mut self) {
         let drva = json!({"name": "dr", "address": address(), "port_base": PORT_BASE});
         let drva = self.call("POST", "/drvas", &drva)["id"].clone();
         let data_dir = self.dir.path().join("log");
@@ -194,34 +196,7 @@ impl Managed {
         let hosts = self.get("/hosts?limit=200")["items"].clone();
         for host in hosts.as_array().unwrap() {
             assert_eq!((&host["state"], &host["drva_id"]), (&json!("ready"), &drva));
-            self.invite(site, host, msa_port);
         }
-    }
-
-    /// A host may reach the server, and finds a token.
-    fn invite(&self, site: &Site, host: &Value, msa_port: u16) {
-        let simulated = site.world.host(host["moid"].as_str().unwrap()).unwrap();
-        let ruleset = vib_packaging::Ruleset {
-            id: "msa".into(),
-            rules: vec![vib_packaging::FirewallRule {
-                direction: vib_packaging::Direction::Outbound,
-                udp: false,
-                source_ports: false,
-                ports: (msa_port, msa_port),
-            }],
-            enabled: true,
-            required: false,
-        };
-        let root = simulated.root();
-        let path = root.join("etc/vmware/firewall/msa.xml");
-        std::fs::write(path, ruleset.document()).unwrap();
-        simulated.refresh_firewall().unwrap();
-        let folder = Folder::at(root.join("etc/config/jetdr/tls"));
-        folder.make().unwrap();
-        let authority = self.msa.data_dir().join("ca.pem");
-        std::fs::copy(authority, folder.authority()).unwrap();
-        std::fs::write(folder.msa(), self.server.to_string()).unwrap();
-        std::fs::write(folder.token(), self.token("host", &host["id"])).unwrap();
     }
 
     fn start_drva(&mut self, data_dir: &Path, id: &Value) {
