@@ -299,6 +299,7 @@ pub fn upload(args: &UploadPackage) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// A member's text; empty, if there is none.
 pub(crate) fn text<'v>(value: &'v Value, name: &str) -> &'v str {
     value.get(name).and_then(Value::as_str).unwrap_or_default()
 }
@@ -333,7 +334,7 @@ pub(crate) fn execute(run: &Run, kind: &str, given: Given) -> anyhow::Result<Exi
 }
 
 /// Shows the output as it grows; the execution when it has ended, or stands.
-fn follow(client: &Client, id: &str) -> anyhow::Result<Value> {
+pub(crate) fn follow(client: &Client, id: &str) -> anyhow::Result<Value> {
     let mut after = 0;
     let mut silent_since = None;
     loop {
@@ -376,7 +377,7 @@ fn look(client: &Client, id: &str, after: &mut i64) -> anyhow::Result<Option<Val
 }
 
 /// Hosts that failed are named, and the exit code says so.
-fn failed_hosts(client: &Client, kind: &str) -> anyhow::Result<ExitCode> {
+pub(crate) fn failed_hosts(client: &Client, kind: &str) -> anyhow::Result<ExitCode> {
     if !["enable-cluster", "upgrade-cluster", "resolve-cluster"].contains(&kind) {
         return Ok(ExitCode::SUCCESS);
     }

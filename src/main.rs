@@ -2,6 +2,7 @@
 
 mod commands;
 mod demo;
+mod install;
 mod parts;
 mod protect;
 mod vib;
@@ -42,6 +43,10 @@ enum Command {
         #[command(subcommand)]
         command: vib::Command,
     },
+    /// Install the management server on this machine, and what it needs in vCenter; enable a cluster.
+    Install(Box<install::InstallArgs>),
+    /// Remove the management server that was installed here, from all clusters and from vCenter.
+    Uninstall(install::UninstallArgs),
     /// Look whether clusters can be protected; changes nothing.
     Preflight {
         #[command(subcommand)]
@@ -102,6 +107,8 @@ fn main() -> ExitCode {
         Command::Msa { command } => msa::run(&command),
         Command::Enrol(args) => enrol::command::run(&args),
         Command::Rocva(args) => return recovery(args),
+        Command::Install(args) => return coded(install::install(&args)),
+        Command::Uninstall(args) => return coded(install::uninstall(&args)),
         Command::Preflight { command } => return coded(commands::preflight(&command)),
         Command::EnableCluster(args) => return coded(commands::enable(&args)),
         Command::DisableCluster(args) => return coded(commands::disable(&args)),

@@ -283,6 +283,26 @@ entity! {
     before_delete nothing;
 }
 
+impl Vcenter {
+    /// One that is in no state yet: for a look before it is registered.
+    pub fn unregistered(
+        name: Name,
+        address: Address,
+        port: u16,
+        fingerprint: Option<Fingerprint>,
+    ) -> Self {
+        Self {
+            seq: 0,
+            id: Id::random(),
+            name,
+            address,
+            port,
+            fingerprint,
+            created_at_ms: 0,
+        }
+    }
+}
+
 entity! {
     /// A cluster of a vCenter.
     Cluster, NewCluster, "cluster", "clusters", label name;
