@@ -175,6 +175,14 @@ fn two_machines_go_through_protection_and_out_of_it_while_their_guests_write() {
         "{paused}"
     );
     web.goes_on(&site);
+    // It moves meanwhile, unheard of.
+    let task = site
+        .world
+        .migrate(vms[0].as_str(), Some(&site.hosts[2]))
+        .unwrap();
+    let end = simcluster::control::wait(&site.world, &task);
+    assert_eq!(end["state"], "success", "{end}");
+    web.goes_on(&site);
     let other = load("db");
     other.goes_on(&site);
     other.end();
