@@ -271,6 +271,24 @@ impl Appliance {
         Ok(domain)
     }
 
+    /// Where the container of a domain is, for people.
+    pub fn store_of(&self, domain: &str) -> String {
+        format!("{}/{domain}", self.settings.store.trim_end_matches('/'))
+    }
+
+    /// Brings all disks in step with the assignments.
+    pub fn follow_assignments(&self) {
+        for domain in self.domains() {
+            let takes = |vm: &[u8; 16]| self.assignments.takes(&domain.name, vm);
+            if let Err(error) = domain.follow(&takes) {
+                let text = format!("what is assigned cannot be written down: {error}");
+                domain.alarm("assignments", Some(text));
+            } else {
+                domain.alarm("assignments", None);
+            }
+        }
+    }
+
     /// A domain that is open already.
     pub fn known_domain(&self, name: &str) -> Option<Arc<Domain>> {
         self.domains.lock().get(name).cloned()

@@ -138,7 +138,7 @@ fn named_cut(appliance: &Appliance, command: &Value) -> Value {
 }
 
 /// What an operator should know of a domain.
-fn alarms(domain: &Domain) -> Vec<String> {
+pub(crate) fn alarms(domain: &Domain) -> Vec<String> {
     let mut alarms: Vec<String> = domain.alarms.lock().values().cloned().collect();
     let (used, _, full, failing) = domain.log.usage();
     let dir = domain.log.dir().display();
