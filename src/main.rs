@@ -6,6 +6,7 @@ mod install;
 mod parts;
 mod protect;
 mod vib;
+mod vms;
 
 use clap::{Parser, Subcommand};
 use std::process::ExitCode;
@@ -59,6 +60,18 @@ enum Command {
     UpgradeCluster(commands::UpgradeCluster),
     /// Try the hosts of an enabled cluster again that failed.
     ResolveCluster(commands::ResolveCluster),
+    /// Bring the machines that the management server knows in step with vCenter.
+    RefreshInventory(commands::Run),
+    /// Protect machines of enabled clusters in a domain.
+    ProtectVm(vms::ProtectVm),
+    /// Pause the protection of machines: changes are tracked, nothing is sent.
+    PauseVm(vms::OfVms),
+    /// Resume it: what changed meanwhile is sent.
+    ResumeVm(vms::OfVms),
+    /// End the protection of machines; what is in the store stays.
+    UnprotectVm(vms::UnprotectVm),
+    /// Show how domains and their machines stand, and what can be recovered.
+    Protection(vms::Protection),
     /// Give the management server a package for hosts.
     UploadPackage(commands::UploadPackage),
     /// The simulated host.
@@ -102,6 +115,12 @@ fn main() -> ExitCode {
         Command::UpgradeCluster(args) => return coded(commands::upgrade(&args)),
         Command::ResolveCluster(args) => return coded(commands::resolve(&args)),
         Command::UploadPackage(args) => commands::upload(&args),
+        Command::ProtectVm(args) => return coded(vms::protect(&args)),
+        Command::UnprotectVm(args) => return coded(vms::unprotect(&args)),
+        Command::PauseVm(args) => return coded(vms::pause(&args)),
+        Command::ResumeVm(args) => return coded(vms::resume(&args)),
+        Command::RefreshInventory(run) => return coded(vms::refresh(&run)),
+        Command::Protection(args) => return coded(vms::show(&args)),
         Command::Vib { command } => return coded(vib::run(command)),
         Command::Simhost { command } => simhost::cli::run(&command),
         Command::Simcluster { command } => simcluster::cli::run(&command),

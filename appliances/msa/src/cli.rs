@@ -8,6 +8,7 @@ use crate::clock::SystemClock;
 use crate::clusters::watch;
 use crate::connect::ViJson;
 use crate::outside::Outside;
+use crate::protection::{machines, states};
 use crate::rest::{openapi, server};
 use crate::secret::Passwords;
 use crate::service::{self, Msa, PasswordCost};
@@ -25,6 +26,10 @@ use std::time::Duration;
 
 /// Housekeeping is due so often.
 const HOUSEKEEPING: Duration = Duration::from_secs(3600);
+/// The states of machines are looked at so often, whether or not anything is reported.
+const JUDGE_EVERY: Duration = Duration::from_secs(5);
+/// After a start nobody is called silent before it could have reported.
+const JUDGE_GRACE: Duration = Duration::from_secs(60);
 /// A step of an execution may take so long to notice that the server stops.
 const ENGINE_STOP_LIMIT: Duration = Duration::from_secs(10);
 
@@ -226,7 +231,12 @@ fn watch(runtime: &tokio::runtime::Runtime, msa: &Arc<Msa>, every: Duration) {
         loop {
             due.tick().await;
             let msa = msa.clone();
-            let looked = tokio::task::spawn_blocking(move || watch::look(&msa)).await;
+            let looked = tokio::task::spawn_blocking(move || {
+                let asked = watch::look(&msa)?;
+                machines::look(&msa)?;
+                Ok::<_, watch::WatchError>(asked)
+            })
+            .await;
             match looked {
                 Ok(Ok(Some(cluster))) => tracing::info!("the hosts of cluster {cluster} changed"),
                 Ok(Ok(None)) => said.clear(),
@@ -235,6 +245,26 @@ fn watch(runtime: &tokio::runtime::Runtime, msa: &Arc<Msa>, every: Duration) {
                     said = error.to_string();
                 }
                 _ => {}
+            }
+        }
+    });
+}
+
+/// Notices what is not said: an appliance that does not report, a machine that stays degraded.
+fn judge(runtime: &tokio::runtime::Runtime, msa: &Arc<Msa>) {
+    let msa = msa.clone();
+    runtime.spawn(async move {
+        let first = tokio::time::Instant::now() + JUDGE_GRACE;
+        let mut due = tokio::time::interval_at(first, JUDGE_EVERY);
+        loop {
+            due.tick().await;
+            let msa = msa.clone();
+            let judged = tokio::task::spawn_blocking(move || {
+                let now_ms = msa.store.now_ms();
+                msa.store.record(|t| states::settle_all(t, now_ms))
+            });
+            if let Ok(Err(error)) = judged.await {
+                tracing::error!("the states of machines: {error}");
             }
         }
     });
@@ -298,6 +328,7 @@ fn serve(args: &RunArgs) -> anyhow::Result<()> {
         }
     });
     watch(&runtime, &msa, Duration::from_secs(args.watch_seconds));
+    judge(&runtime, &msa);
     println!("READY {ready}");
     signals.forever().next();
     let _ = stop.send(true);

@@ -129,7 +129,7 @@ pub trait Vcenter: Send + Sync {
     fn cluster_tasks(&self, cluster: &Moid) -> Result<Vec<TaskId>, Fault>;
 
     /// Sets an advanced option of a host; an empty value is as good as none.
-    /// [`Fault::NotFound`]: no such host; [`Fault::Other`]: vCenter does not reach it.
+    /// [`Fault::NotFound`]: no such host, or it has no such option; [`Fault::Other`]: vCenter does not reach it.
     fn set_host_option(&self, host: &Moid, key: &str, value: &str) -> Result<(), Fault>;
 }
 

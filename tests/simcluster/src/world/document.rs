@@ -262,6 +262,10 @@ impl World {
             let (Some(key), Some(value)) = (key, value) else {
                 return Err(wrong("an option has a key and a text"));
             };
+            if !host.options().contains_key(key) {
+                let words = format!("no option {}", key.escape_default());
+                return Err(Refusal::new("InvalidName", words));
+            }
             host.set_option(key, value)
                 .map_err(|error| wrong(&format!("{error:#}")))?;
         }
