@@ -120,9 +120,8 @@ pub fn install(
         });
     }
     findings.extend(all(here, link, &protected, |look, cluster| {
-        match wanted.package {
-            Some(package) => look.filter(package, cluster)?,
-            None => {}
+        if let Some(package) = wanted.package {
+            look.filter(package, cluster)?;
         }
         if !elsewhere {
             return Ok(());
