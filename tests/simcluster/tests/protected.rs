@@ -41,7 +41,7 @@ impl Load {
                 let block = [number as u8; BLOCK_BYTES as usize];
                 guest.call(&Op::Write(at, &block), false)?;
                 count.fetch_add(1, Ordering::Relaxed);
-                std::thread::sleep(std::time::Duration::from_micros(500)); // a quiet guest
+                std::thread::sleep(std::time::Duration::from_micros(500)); // time under test: a quiet guest
             }
             guest.call(&Op::Flush, false)?;
             guest.disconnect();
