@@ -24,7 +24,6 @@ pub struct Vcenter {
     pub dir: tempfile::TempDir,
     address: SocketAddr,
     fingerprint: String,
-    package: PathBuf,
     pub cluster: String,
     pub hosts: Vec<String>,
     roots: Vec<PathBuf>,
@@ -39,9 +38,15 @@ pub struct Seen {
     roots: Vec<Vec<(PathBuf, u32, Vec<u8>)>>,
 }
 
-fn said(output: &Output) -> String {
+pub fn said(output: &Output) -> String {
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
     format!("{}{}", text(&output.stdout), text(&output.stderr))
+}
+
+impl Seen {
+    pub fn roots(&self) -> &[Vec<(PathBuf, u32, Vec<u8>)>] {
+        &self.roots
+    }
 }
 
 /// Library and daemon of this build, without what is for debuggers: packing that takes seconds.
@@ -77,35 +82,31 @@ fn key_pair(folder: &Path) -> [PathBuf; 2] {
     made
 }
 
-fn build(folder: &Path, out: &str, more: &[&str]) -> PathBuf {
+fn build(folder: &Path, out: &str, version: &str, more: &[&str]) -> PathBuf {
     let [library, daemon] = objects(folder);
     let out = folder.join(out);
     let mut command = jetdr();
-    command.args([
-        "vib",
-        "build",
-        "--package-version",
-        "0.1.0-1",
-        "--date",
-        DATE,
-    ]);
+    command.args(["vib", "build", "--package-version", version, "--date", DATE]);
     command.arg("--library").arg(library);
     command.arg("--daemon").arg(daemon);
     ok(command.arg("--out").arg(&out).args(more).output());
-    out.join("JetDR_bootbank_jetdr_0.1.0-1.vib")
+    out.join(format!("JetDR_bootbank_jetdr_{version}.vib"))
 }
 
 impl Vcenter {
+    /// Of three hosts.
     pub fn new() -> Self {
+        Self::of(3)
+    }
+
+    pub fn of(hosts: usize) -> Self {
         let dir = tempfile::Builder::new()
             .prefix("jd-")
             .tempdir_in("/dev/shm")
             .unwrap();
-        let [key, certificate] = key_pair(dir.path());
+        let [_, certificate] = key_pair(dir.path());
         let text = |path: &Path| path.to_str().unwrap().to_owned();
-        let (key, certificate) = (text(&key), text(&certificate));
-        let signed = ["--level", "partner", "--key", &key, "--cert", &certificate];
-        let package = build(dir.path(), "signed", &signed);
+        let certificate = text(&certificate);
         let folder = dir.path().join("s");
         let arguments = ["simcluster", "run", "--dir"].map(str::to_owned);
         let mut arguments = arguments.to_vec();
@@ -118,7 +119,6 @@ impl Vcenter {
             site,
             address,
             fingerprint: msa::secret::sha256(der.as_ref()),
-            package,
             cluster: String::new(),
             hosts: Vec::new(),
             roots: Vec::new(),
@@ -126,19 +126,46 @@ impl Vcenter {
         };
         let made = vcenter.tell(&json!({"cmd": "add-cluster", "name": "One"}));
         vcenter.cluster = made["id"].as_str().unwrap().into();
-        for number in 1..=3 {
-            // A name that is an address resolves anywhere.
-            let name = format!("192.0.2.{number}");
-            let host = vcenter.tell(&json!({"cmd": "add-host", "name": name}));
-            let id = host["id"].as_str().unwrap().to_owned();
-            vcenter.tell(&json!({"cmd": "join", "host": id, "cluster": vcenter.cluster}));
-            vcenter.roots.push(host["root"].as_str().unwrap().into());
-            vcenter.hosts.push(id);
+        for _ in 0..hosts {
+            let host = vcenter.new_host();
+            vcenter.joins(&host);
         }
         let user =
             json!({"cmd": "add-account", "name": SERVICE_USER, "password": SERVICE_PASSWORD});
         vcenter.tell(&user);
         vcenter
+    }
+
+    /// A host that is in no cluster.
+    pub fn new_host(&mut self) -> String {
+        // A name that is an address resolves anywhere.
+        let name = format!("192.0.2.{}", self.hosts.len() + 1);
+        let host = self.tell(&json!({"cmd": "add-host", "name": name}));
+        let id = host["id"].as_str().unwrap().to_owned();
+        self.roots.push(host["root"].as_str().unwrap().into());
+        self.hosts.push(id.clone());
+        id
+    }
+
+    pub fn joins(&self, host: &str) {
+        self.tell(&json!({"cmd": "join", "host": host, "cluster": self.cluster}));
+    }
+
+    /// The package of a version that hosts take, for a management server at this port.
+    pub fn package_for(&self, version: &str, msa_port: u16) -> PathBuf {
+        let path = |name: &str| self.dir.path().join(name).to_str().unwrap().to_owned();
+        let (key, cert, port) = (path("key.pem"), path("cert.pem"), msa_port.to_string());
+        let signed = ["--level", "partner", "--key", &key, "--cert", &cert];
+        let more = [&signed[..], &["--msa-port", &port]].concat();
+        build(self.dir.path(), &format!("for-{port}"), version, &more)
+    }
+
+    /// What lies in the hosts' roots.
+    pub fn listings(&self) -> Vec<Vec<(PathBuf, u32, Vec<u8>)>> {
+        let roots = self.roots.iter();
+        roots
+            .map(|root| simcluster::host::listing(root).unwrap())
+            .collect()
     }
 
     pub fn tell(&self, command: &Value) -> Value {
@@ -159,15 +186,19 @@ impl Vcenter {
 
     pub fn seen(&self) -> Seen {
         let extension = json!({"cmd": "extension", "key": "jetdr"});
-        let roots = self.roots.iter();
         Seen {
             access: self.tell(&json!({"cmd": "access"})),
             extension: self.tell(&extension),
             machines: self.machines(),
-            roots: roots
-                .map(|root| simcluster::host::listing(root).unwrap())
-                .collect(),
+            roots: self.listings(),
         }
+    }
+
+    /// Users' roles, plug-ins and hosts' roots are as they were, byte for byte; machines may have come.
+    pub fn is_as(&self, before: &Seen) {
+        let mut now = self.seen();
+        now.machines.clone_from(&before.machines);
+        assert_eq!(&now, before);
     }
 
     /// Whether the daemon runs on all hosts.
@@ -180,7 +211,7 @@ impl Vcenter {
 
     /// One that hosts of level partner refuse.
     pub fn unsigned_package(&self) -> PathBuf {
-        build(self.dir.path(), "unsigned", &[])
+        build(self.dir.path(), "unsigned", "0.1.0-1", &[])
     }
 }
 
@@ -211,7 +242,10 @@ impl Place {
             std::fs::write(&path, text).unwrap();
             path.to_str().unwrap().to_owned()
         };
-        let (address, package) = (vcenter.address, vcenter.package.to_str().unwrap());
+        let address = vcenter.address;
+        // Its hosts may reach this server.
+        let package = vcenter.package_for("0.1.0-1", port);
+        let package = package.to_str().unwrap().to_owned();
         let fields = [
             ("--protected-cluster", "One".to_owned()),
             ("--datastore", "datastore1".into()),
@@ -229,7 +263,7 @@ impl Place {
                 "--service-password-file",
                 write("service", SERVICE_PASSWORD),
             ),
-            ("--package", package.into()),
+            ("--package", package),
         ];
         let fields = fields.into_iter();
         Self {

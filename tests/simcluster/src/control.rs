@@ -4,6 +4,7 @@
 //! Invariant: a command that cannot be understood is answered with what was expected, and does nothing.
 
 use crate::host::Host;
+use crate::refusal::Refusal;
 use crate::world::{HostSpec, MachineSpec, World};
 use anyhow::{Context, bail};
 use serde::Deserialize;
@@ -63,6 +64,19 @@ enum Command {
     },
     Crash {
         vm: String,
+    },
+    /// What vCenter's own users do too.
+    Power {
+        vm: String,
+        on: bool,
+    },
+    Migrate {
+        vm: String,
+        host: String,
+    },
+    Maintenance {
+        host: String,
+        on: bool,
     },
     SetSnapshots {
         vm: String,
@@ -194,6 +208,14 @@ pub fn wait(world: &World, task: &Value) -> Value {
     }
 }
 
+/// A task's end, if it was taken.
+fn done(world: &World, task: Result<Value, Refusal>) -> anyhow::Result<Value> {
+    match task {
+        Ok(task) => Ok(wait(world, &task)),
+        Err(refusal) => bail!("{}", refusal.words()),
+    }
+}
+
 fn about(host: &Host) -> Value {
     let services = host
         .services()
@@ -239,6 +261,15 @@ fn obey(world: &Arc<World>, command: Command) -> anyhow::Result<Value> {
             let vm = world.machine(&vm)?;
             world.host(&vm.host)?.power_off(&vm.name, true);
             Ok(json!({}))
+        }
+        Command::Power { vm, on } => done(world, world.power(&vm, on)),
+        Command::Migrate { vm, host } => done(world, world.migrate(&vm, Some(&host))),
+        Command::Maintenance { host, on } => {
+            let task = match on {
+                true => world.enter_maintenance(&host),
+                false => world.exit_maintenance(&host),
+            };
+            done(world, task)
         }
         Command::SetSnapshots { vm, on } => world.set_snapshots(&vm, on).map(|()| json!({})),
         Command::Service { host, name, verb } => service(&*world.host(&host)?, &name, &verb),
