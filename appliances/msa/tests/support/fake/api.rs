@@ -85,13 +85,23 @@ impl Vcenter for Api {
 
     fn clusters(&self) -> Result<Vec<ClusterInfo>, Fault> {
         self.0.call("clusters", |state| {
-            Ok(vec![ClusterInfo {
+            let listed = state.hosts.iter().filter(|(_, host)| !host.is_unlisted);
+            let own = ClusterInfo {
                 moid: id(CLUSTER),
                 name: CLUSTER_NAME.into(),
                 drs_enabled: !state.drs_off,
-                hosts: state.hosts.keys().map(|host| id(host)).collect(),
+                hosts: listed.map(|(host, _)| id(host)).collect(),
                 datastores: vec![id("datastore-1")],
-            }])
+            };
+            let other = |(moid, name): (&String, &String)| ClusterInfo {
+                moid: id(moid),
+                name: name.clone(),
+                hosts: Vec::new(),
+                ..own.clone()
+            };
+            let mut all: Vec<_> = state.others.iter().map(other).collect();
+            all.push(own);
+            Ok(all)
         })
     }
 
@@ -99,7 +109,7 @@ impl Vcenter for Api {
         let now_ms = self.0.clock.now_ms();
         self.0.call("hosts", |state| {
             state.is_cluster(cluster)?;
-            let hosts = state.hosts.iter();
+            let hosts = state.hosts.iter().filter(|(_, host)| !host.is_unlisted);
             Ok(hosts.map(|(moid, host)| info(moid, host, now_ms)).collect())
         })
     }
@@ -228,12 +238,16 @@ impl Vcenter for Api {
         &self,
         vm: &Moid,
         keys: &[i32],
-        _filter: &FilterSource,
+        filter: &FilterSource,
     ) -> Result<TaskId, Fault> {
         let (vm, keys) = (vm.to_string(), keys.to_vec());
+        let source = Some(filter.clone());
         self.0.call("attach", |state| {
+            if source == Some(FilterSource::Policy("deleted".into())) {
+                return Err(Fault::InvalidArgument("profileId".into()));
+            }
             state.asked.push(format!("attach {vm}"));
-            Ok(state.begin(Work::Disks { vm, keys, on: true }))
+            Ok(state.begin(Work::Disks { vm, keys, source }))
         })
     }
 
@@ -241,11 +255,18 @@ impl Vcenter for Api {
         let (vm, keys) = (vm.to_string(), keys.to_vec());
         self.0.call("detach", |state| {
             state.asked.push(format!("detach {vm}"));
-            Ok(state.begin(Work::Disks {
-                vm,
-                keys,
-                on: false,
-            }))
+            let source = None;
+            Ok(state.begin(Work::Disks { vm, keys, source }))
+        })
+    }
+
+    fn disk_policy(&self, disk: &FilterDisk) -> Result<Option<String>, Fault> {
+        self.0.call("disk policy", |state| {
+            let place = (disk.vm.to_string(), disk.disk_key);
+            Ok(match state.sources.get(&place) {
+                Some(FilterSource::Policy(id)) => Some(id.clone()),
+                _ => None,
+            })
         })
     }
 
@@ -323,7 +344,7 @@ impl Vcenter for Api {
             Ok(host.enrols && host.installed.is_some() && !value.is_empty())
         })?;
         if enrols {
-            self.0.enrol(value);
+            self.0.enrol(host.as_str(), value);
         }
         Ok(())
     }

@@ -37,6 +37,10 @@ pub struct FakeHost {
     pub keeps_firewall_shut: bool,
     pub enrols: bool,
     pub options: BTreeMap<String, String>,
+    /// The serial number of the certificate that lies on it: it goes with the component.
+    pub certificate: Option<String>,
+    /// vCenter does not list it in its cluster.
+    pub is_unlisted: bool,
 }
 
 impl FakeHost {
@@ -55,6 +59,8 @@ impl FakeHost {
             keeps_firewall_shut: false,
             enrols: true,
             options: BTreeMap::new(),
+            certificate: None,
+            is_unlisted: false,
         }
     }
 }
@@ -68,7 +74,8 @@ enum Work {
     Disks {
         vm: String,
         keys: Vec<i32>,
-        on: bool,
+        /// What they are to have; nothing: no filter.
+        source: Option<FilterSource>,
     },
 }
 
@@ -78,7 +85,7 @@ struct Task {
     state: TaskState,
 }
 
-#[derive(Default)]
+#[derive(Clone, Default)]
 pub struct State {
     pub version: String,
     pub skew_ms: i64,
@@ -89,7 +96,11 @@ pub struct State {
     pub issues: BTreeMap<String, String>,
     /// Machines with the keys of their disks, and whether the filter is on them.
     pub vms: BTreeMap<String, BTreeMap<i32, bool>>,
+    /// By what each disk has the filter, if it was put on it here.
+    pub sources: BTreeMap<(String, i32), FilterSource>,
     pub plugin: Option<Extension>,
+    /// Clusters besides the one that all of this is about, by their ids, with their names.
+    pub others: BTreeMap<String, String>,
     tasks: Vec<Task>,
     /// Calls that change something, in order.
     pub asked: Vec<String>,
@@ -139,6 +150,11 @@ impl World {
             vms: vms.into(),
             ..State::default()
         };
+        Self::in_state(state, clock)
+    }
+
+    /// One that stands where another one stood.
+    pub fn in_state(state: State, clock: Arc<ManualClock>) -> Arc<Self> {
         Arc::new(Self {
             state: Mutex::new(state),
             clock,
@@ -233,10 +249,15 @@ impl State {
                     Some(host) => self.change_host(&host, to.clone()),
                     None => task.state = self.end_filter(to.is_none()),
                 },
-                Work::Disks { vm, keys, on } => {
+                Work::Disks { vm, keys, source } => {
                     let disks = self.vms.get_mut(vm).unwrap();
                     for key in keys {
-                        disks.insert(*key, *on);
+                        disks.insert(*key, source.is_some());
+                        let place = (vm.clone(), *key);
+                        match source {
+                            Some(source) => drop(self.sources.insert(place, source.clone())),
+                            None => drop(self.sources.remove(&place)),
+                        }
                     }
                     task.state = TaskState::Success;
                 }
@@ -266,6 +287,9 @@ impl State {
         match why {
             Some(why) => drop(self.issues.insert(id.into(), why)),
             None => {
+                if to.is_none() {
+                    host.certificate = None;
+                }
                 host.installed = to;
                 self.issues.remove(id);
             }
@@ -314,7 +338,7 @@ impl State {
 
 impl World {
     /// What the daemon of a host does with the option: asks for its certificate.
-    fn enrol(&self, option: &str) {
+    fn enrol(&self, host: &str, option: &str) {
         let Some((store, dir)) = self.server.lock().clone() else {
             return;
         };
@@ -328,9 +352,12 @@ impl World {
         let authority = Authority::load(&dir).unwrap();
         let now_ms = store.now_ms();
         let done = store.change(&Actor::system(), "enrol", |t| {
-            certificates::enrol(t, &authority, words[2], &request, now_ms).unwrap();
-            Ok(Done::new((), "a host"))
+            let enrolled = certificates::enrol(t, &authority, words[2], &request, now_ms);
+            Ok(Done::new(enrolled.unwrap().1, "a host"))
         });
-        done.unwrap();
+        let serial = tls::identity::serial_of(&done.unwrap()).unwrap();
+        let mut state = self.state.lock();
+        let host = state.hosts.get_mut(host).unwrap();
+        host.certificate = Some(msa::secret::hex(&serial));
     }
 }
