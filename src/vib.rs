@@ -66,6 +66,9 @@ pub struct BuildArgs {
     /// Which way ports 32873-32878 are opened: outbound (the host dials), inbound, both.
     #[arg(long, default_value = "outbound")]
     firewall: Firewall,
+    /// The management server's port, opened outbound: hosts get their certificates from there.
+    #[arg(long, default_value_t = component::MSA_PORT, value_parser = clap::value_parser!(u16).range(1..))]
+    msa_port: u16,
     #[command(flatten)]
     key: KeyArgs,
 }
@@ -244,7 +247,7 @@ fn build(args: &BuildArgs) -> anyhow::Result<()> {
     };
     let builder = Builder {
         descriptor: component::descriptor(&args.package_version, &date, args.level),
-        files: component::files(objects, &args.package_version, args.firewall),
+        files: component::files_for(objects, &args.package_version, args.firewall, args.msa_port),
         payload: component::NAME.to_owned(),
         format: args.format,
         limits: Limits::default(),

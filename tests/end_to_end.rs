@@ -5,6 +5,9 @@
 mod azurite;
 mod support;
 
+use simhost::nbd::client::{Client, Op};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use support::{Stack, client, find, ok};
 
 #[test]
@@ -230,4 +233,42 @@ fn vmdk_recovery_is_what_qemu_reads() {
                 .output());
         }
     }
+}
+
+/// A sync beside a guest looks at how late timers are, since an I/O that waits for a core is not seen by
+/// the filter before it has it.
+#[test]
+fn a_sync_beside_a_guest_watches_timers() {
+    let mut stack = Stack::new(&[("d0.raw", 24 << 20)]);
+    let mut numbers = support::Numbers(support::seed());
+    let bytes: Vec<u8> = (0..3 << 20)
+        .flat_map(|_| numbers.next().to_le_bytes())
+        .collect();
+    std::fs::write(find(stack.dir.path(), "d0.raw"), &bytes).unwrap();
+    // Half a lane, and the sync waits for the daemon.
+    stack.start_vm();
+    let mut client = Client::connect_unix(&stack.nbd_socket(), "d0").unwrap();
+    let done = Arc::new(AtomicBool::new(false));
+    let reader = std::thread::spawn({
+        let done = done.clone();
+        move || {
+            while !done.load(Relaxed) {
+                client.call(&Op::Read(0, 4096), false).unwrap();
+            }
+        }
+    });
+    stack.start_drva();
+    stack.start_daemon();
+    stack.wait("the sync to end beside a reader", |stack| {
+        stack.vm_status()["disks"][0]["state"] == "streaming"
+    });
+    done.store(true, Relaxed);
+    reader.join().unwrap();
+    let log = std::fs::read_to_string(stack.log("vm")).unwrap();
+    let end = log
+        .lines()
+        .find(|line| line.contains("its pace at the end"));
+    let late = end.and_then(|line| line.split_once("timers are ")?.1.split_once(" us late"));
+    let late_us: u64 = late.expect(&log).0.parse().unwrap();
+    assert!(late_us > 0, "{end:?}");
 }

@@ -1,6 +1,8 @@
 //! Who is let in, and for what: real processes, a real authority, and what each refusal says and changes.
 #![allow(clippy::unwrap_used)]
 
+#[path = "security/server_hangs.rs"]
+mod server_hangs;
 #[path = "security/site.rs"]
 mod site;
 mod support;

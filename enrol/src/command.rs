@@ -7,7 +7,10 @@ use crate::steps;
 use anyhow::{Context, bail};
 use std::io::Read;
 use std::path::PathBuf;
-use tls::Folder;
+use tls::{Folder, Role};
+
+/// Who enrols by hand: the management server has its certificate from itself.
+const HOLDERS: &[Role] = &[Role::Host, Role::Drva, Role::Operator];
 
 /// What `jetdr enrol` takes.
 #[derive(clap::Args, Clone, Debug)]
@@ -31,11 +34,10 @@ pub struct Args {
 pub fn run(args: &Args) -> anyhow::Result<()> {
     let folder = Folder::at(&args.tls_dir);
     folder.make()?;
-    if let Some(ca) = &args.ca {
-        tls::files::certificates(ca)?;
-        let pem = std::fs::read(ca).with_context(|| format!("cannot read {}", ca.display()))?;
-        folder.write(&folder.authority(), &pem)?;
-    } else if !folder.authority().exists() {
+    let read =
+        |ca: &PathBuf| std::fs::read(ca).with_context(|| format!("cannot read {}", ca.display()));
+    let authority = args.ca.as_ref().map(read).transpose()?;
+    if authority.is_none() && !folder.authority().exists() {
         bail!(
             "{} is missing: give the authority's certificate with --ca",
             folder.authority().display()
@@ -50,7 +52,8 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
             .and_then(|file| file.take(4096).read_to_string(&mut token))
     }
     .with_context(what)?;
-    let enrolled = steps::enrol(&folder, &args.msa, &token)?;
+    // Until all of it has come the folder stays as it was: a part that runs may be using it.
+    let enrolled = steps::enrol(&folder, &args.msa, &token, authority.as_deref(), HOLDERS)?;
     // A part that is started without the server's address finds it here.
     folder.write(&folder.msa(), args.msa.to_string().as_bytes())?;
     println!(

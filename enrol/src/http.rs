@@ -12,10 +12,13 @@ use std::str::FromStr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// A request and its answer take no longer.
+/// A request and its answer, from the connection on, take no longer; one with a large body as much longer as
+/// a slow line needs for it.
 const LIMIT: Duration = Duration::from_secs(20);
 /// One read or write of it.
 const STEP_LIMIT: Duration = Duration::from_secs(10);
+/// What a slow line carries.
+const SLOW_BYTES_S: u64 = 64 << 10;
 const CONNECT_LIMIT: Duration = Duration::from_secs(5);
 const MAX_HEAD_BYTES: usize = 32 << 10;
 /// What the largest documents (revocation list, assignments) stay far below.
@@ -107,11 +110,61 @@ pub enum HttpError {
     },
 }
 
+/// Fetches the authority's certificate (PEM), which is believed by its SHA-256 alone: who answers is not
+/// asked, since nothing is known of the authority yet.
+pub fn fetch_authority(server: &Server, sha256: &[u8; 32]) -> Result<Vec<u8>, HttpError> {
+    let config = tls::config::unverified_client_config(&tls::provider::ring());
+    let config = config.map_err(|error| HttpError::Tls(error.to_string()))?;
+    let client = Client::new(server.clone(), Arc::new(config));
+    let pem = client.send("GET", "/authority", None)?;
+    let found = ring::digest::digest(&ring::digest::SHA256, &pem);
+    match found.as_ref() == sha256 {
+        true => Ok(pem),
+        false => Err(HttpError::Answer(
+            "its authority's certificate is not the one that was named (SHA-256): somebody else answers, or the authority has changed",
+        )),
+    }
+}
+
+/// A connection that ends at its time, whatever the other end does.
+struct Timed {
+    stream: TcpStream,
+    end: Instant,
+}
+
+impl Timed {
+    fn left(&self) -> io::Result<Option<Duration>> {
+        match self.end.saturating_duration_since(Instant::now()) {
+            Duration::ZERO => Err(io::ErrorKind::TimedOut.into()),
+            left => Ok(Some(left.min(STEP_LIMIT))),
+        }
+    }
+}
+
+impl Read for Timed {
+    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        self.stream.set_read_timeout(self.left()?)?;
+        self.stream.read(into)
+    }
+}
+
+impl Write for Timed {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.stream.set_write_timeout(self.left()?)?;
+        self.stream.write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
 /// Sends requests, with what `config` shows of this end.
 #[derive(Clone)]
 pub struct Client {
     server: Server,
     config: Arc<ClientConfig>,
+    limit: Duration,
     /// `Authorization: Bearer`, for programs of users.
     pub token: Option<String>,
 }
@@ -122,6 +175,7 @@ impl Client {
         Self {
             server,
             config,
+            limit: LIMIT,
             token: None,
         }
     }
@@ -132,21 +186,31 @@ impl Client {
         {
             return HttpError::Tls(tls::explain(error, "the management server"));
         }
+        let source = match source.kind() {
+            // As a socket says it: "Resource temporarily unavailable" would help nobody.
+            io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => {
+                io::Error::new(io::ErrorKind::TimedOut, "it does not answer in time")
+            }
+            _ => source,
+        };
         HttpError::Unreachable {
             server: self.server.to_string(),
             source,
         }
     }
 
-    fn connect(&self) -> io::Result<StreamOwned<ClientConnection, TcpStream>> {
+    fn connect(&self, end: Instant) -> io::Result<StreamOwned<ClientConnection, Timed>> {
         let Server { host, port } = &self.server;
         let mut last = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
         for address in (host.as_str(), *port).to_socket_addrs()? {
-            match TcpStream::connect_timeout(&address, CONNECT_LIMIT) {
+            let left = end.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                break;
+            }
+            match TcpStream::connect_timeout(&address, left.min(CONNECT_LIMIT)) {
                 Ok(stream) => {
                     stream.set_nodelay(true)?;
-                    stream.set_read_timeout(Some(STEP_LIMIT))?;
-                    stream.set_write_timeout(Some(STEP_LIMIT))?;
+                    let stream = Timed { stream, end };
                     let name = ServerName::try_from(host.clone()).map_err(io::Error::other)?;
                     let connection = ClientConnection::new(self.config.clone(), name);
                     let connection = connection.map_err(io::Error::other)?;
@@ -177,7 +241,9 @@ impl Client {
         kind: &str,
         body: &[u8],
     ) -> Result<Vec<u8>, HttpError> {
-        let mut stream = self.connect().map_err(|error| self.failed(error))?;
+        let slow = Duration::from_secs(body.len() as u64 / SLOW_BYTES_S);
+        let end = Instant::now() + self.limit + slow;
+        let mut stream = self.connect(end).map_err(|error| self.failed(error))?;
         let kind = match body.is_empty() {
             true => String::new(),
             false => format!("Content-Type: {kind}\r\n"),
@@ -191,7 +257,7 @@ impl Client {
         );
         let sent = stream.write_all(&[head.as_bytes(), body].concat());
         let sent = sent.and_then(|()| stream.flush());
-        let answer = read_answer(&mut stream);
+        let answer = read_answer(&mut stream, end);
         // A server that has said no need not read the rest; one that ended the handshake says why.
         let (status, body) = match (answer, sent) {
             (Ok(answer), _) => answer?,
@@ -248,8 +314,7 @@ fn parse_head(head: &[u8]) -> Result<(u16, Option<usize>), HttpError> {
 
 type Answered = Result<(u16, Vec<u8>), HttpError>;
 
-fn read_answer(stream: &mut impl Read) -> io::Result<Answered> {
-    let end = Instant::now() + LIMIT;
+fn read_answer(stream: &mut impl Read, end: Instant) -> io::Result<Answered> {
     let (mut all, mut chunk) = (Vec::new(), vec![0; 16 << 10]);
     let mut head: Option<(u16, Option<usize>, usize)> = None;
     loop {
@@ -341,6 +406,40 @@ mod tests {
         }
     }
 
+    #[test]
+    fn a_server_that_answers_nothing_or_byte_by_byte_has_its_time() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let silent = std::thread::spawn(move || {
+            // One that takes what it is sent and says nothing; one that never ends a handshake record.
+            let (first, _) = listener.accept().unwrap();
+            let (mut second, _) = listener.accept().unwrap();
+            second.write_all(&[22, 3, 3, 0x3f, 0xff]).unwrap();
+            let pace = Some(Duration::from_millis(20));
+            second.set_read_timeout(pace).unwrap();
+            while second.write_all(&[0]).is_ok() {
+                let _ = second.read(&mut [0; 1024]);
+            }
+            drop(first);
+        });
+        let roots = Arc::new(rustls::RootCertStore::empty());
+        let config = ClientConfig::builder_with_provider(tls::provider::ring())
+            .with_protocol_versions(&[&rustls::version::TLS13])
+            .unwrap()
+            .with_root_certificates(roots)
+            .with_no_client_auth();
+        let mut client = Client::new(Server::new("127.0.0.1", port), Arc::new(config));
+        client.limit = Duration::from_millis(500);
+        for _ in 0..2 {
+            let since = Instant::now();
+            let said = client.send("GET", "/version", None).unwrap_err();
+            let said = said.to_string();
+            assert!(said.contains("does not answer in time"), "{said}");
+            assert!(since.elapsed() < STEP_LIMIT, "the whole has its limit");
+        }
+        silent.join().unwrap();
+    }
+
     fn answer(text: &str) -> Result<(u16, Vec<u8>), String> {
         // A byte at a time: wherever it is cut, it is the same.
         struct Slow<'a>(&'a [u8]);
@@ -354,7 +453,7 @@ mod tests {
                 Ok(1)
             }
         }
-        let read = read_answer(&mut Slow(text.as_bytes()));
+        let read = read_answer(&mut Slow(text.as_bytes()), Instant::now() + LIMIT);
         read.map_err(|e| e.to_string())?.map_err(|e| e.to_string())
     }
 

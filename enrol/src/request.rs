@@ -4,7 +4,9 @@
 //! authority decides.
 
 use ring::rand::SystemRandom;
-use ring::signature::{ECDSA_P256_SHA256_ASN1_SIGNING, EcdsaKeyPair, KeyPair};
+use ring::signature::{
+    ECDSA_P256_SHA256_ASN1_SIGNING, EcdsaKeyPair, EcdsaSigningAlgorithm, KeyPair,
+};
 use tls::pem;
 
 const INTEGER: u8 = 0x02;
@@ -21,12 +23,15 @@ const P256: &[u8] = &[0x2a, 0x86, 0x48, 0xce, 0x3d, 0x03, 0x01, 0x07];
 /// ecdsa-with-SHA256, 1.2.840.10045.4.3.2.
 const ECDSA_SHA256: &[u8] = &[0x2a, 0x86, 0x48, 0xce, 0x3d, 0x04, 0x03, 0x02];
 
+static ALGORITHM: &EcdsaSigningAlgorithm = &ECDSA_P256_SHA256_ASN1_SIGNING;
+
 /// The system gave no random numbers, or the key cannot be used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("cannot make a key: the system gives no random numbers")]
 pub struct NoKey;
 
 /// A key and the request for its certificate, both PEM.
+#[derive(Clone)]
 pub struct Request {
     /// PKCS#8.
     pub key_pem: String,
@@ -56,11 +61,14 @@ fn element(tag: u8, parts: &[&[u8]]) -> Vec<u8> {
 impl Request {
     /// Makes a P-256 key and asks for its certificate.
     pub fn make() -> Result<Self, NoKey> {
+        let made = EcdsaKeyPair::generate_pkcs8(ALGORITHM, &SystemRandom::new());
+        Self::of_pkcs8(made.map_err(|_| NoKey)?.as_ref())
+    }
+
+    /// Asks for the certificate of a key that was made before: PKCS#8, DER.
+    pub fn of_pkcs8(pkcs8: &[u8]) -> Result<Self, NoKey> {
         let random = SystemRandom::new();
-        let algorithm = &ECDSA_P256_SHA256_ASN1_SIGNING;
-        let pkcs8 = EcdsaKeyPair::generate_pkcs8(algorithm, &random).map_err(|_| NoKey)?;
-        let key =
-            EcdsaKeyPair::from_pkcs8(algorithm, pkcs8.as_ref(), &random).map_err(|_| NoKey)?;
+        let key = EcdsaKeyPair::from_pkcs8(ALGORITHM, pkcs8, &random).map_err(|_| NoKey)?;
         let curve = element(
             SEQUENCE,
             &[
@@ -85,7 +93,7 @@ impl Request {
         let signature = element(BIT_STRING, &[&[0], signature.as_ref()]);
         let request = element(SEQUENCE, &[&told, &algorithm, &signature]);
         Ok(Self {
-            key_pem: pem::encode("PRIVATE KEY", pkcs8.as_ref()),
+            key_pem: pem::encode("PRIVATE KEY", pkcs8),
             request_pem: pem::encode("CERTIFICATE REQUEST", &request),
         })
     }

@@ -1,13 +1,15 @@
-//! Who this host is to its appliance, and who that is: the flags, and the thread that keeps it true.
+//! Who this host is to its appliance, and who that is: the flags, and the threads that keep it true.
 //!
 //! Invariant: without being told so in so many words, nothing is sent in plain text. Without a
-//! certificate or an appliance the daemon runs, serves its lanes' questions, and waits.
+//! certificate or an appliance the daemon runs, serves its lanes' questions, and waits. The folder is followed
+//! however long the management server takes to answer: that is asked on a thread of its own.
 
+use crate::invited::HostOption;
 use crate::secure::{InForce, Target, TlsConnector};
 use crate::transport::{Connector, TcpConnector};
 use anyhow::{Context, bail};
 use enrol::http::Client;
-use enrol::{Agent, EnrolError, HttpError, Server};
+use enrol::{Agent, EnrolError, Follower, Server, documents};
 use serde_json::Value;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -37,9 +39,13 @@ pub struct SecurityArgs {
     /// How often the management server is asked, in seconds.
     #[arg(long, default_value_t = 15, value_parser = clap::value_parser!(u64).range(1..=3600))]
     pub msa_poll_s: u64,
+    /// The host's own command for its options (esxcli): an invitation that the management server lays there is
+    /// used to enrol while this host has no certificate that is in force.
+    #[arg(long, requires = "tls_dir")]
+    pub esxcli: Option<PathBuf>,
     /// Send everything in plain text, to whoever answers: for one machine, or for tests.
     #[arg(long, action = clap::ArgAction::Set, num_args = 0..=1, require_equals = true,
-        default_value_t = false, default_missing_value = "true", conflicts_with_all = ["tls_dir", "drva_id", "msa"])]
+        default_value_t = false, default_missing_value = "true", conflicts_with_all = ["tls_dir", "drva_id", "msa", "esxcli"])]
     pub insecure_plain_text: bool,
 }
 
@@ -85,66 +91,67 @@ impl Security {
         }
         let in_force = InForce::new(target);
         let every = Duration::from_secs(args.msa_poll_s);
+        let mut agent = Agent::new(folder.clone(), args.msa.clone(), Role::Host, every);
+        if let Some(esxcli) = &args.esxcli {
+            agent = agent.with_invitations(Box::new(HostOption::by(esxcli)));
+        }
         let mut keeper = Keeper {
-            agent: Agent::new(folder, args.msa.clone(), every),
+            agent,
+            follower: Follower::new(folder.clone()),
+            folder,
             in_force: in_force.clone(),
             asks,
         };
         // What is there counts from the first connection on; what is wrong with it is told.
-        keeper.follow();
+        keeper.follower.follow(|folder| in_force.load(folder));
         Ok(Self {
             connector: Arc::new(TlsConnector(in_force)),
             keeper: Some(keeper),
         })
     }
 
-    /// Starts the thread. It ends with the process: a request to the server may be under way.
+    /// Starts the threads. They end with the process: a request to the server may be under way.
     pub fn start(&mut self) -> std::io::Result<()> {
         let Some(keeper) = self.keeper.take() else {
             return Ok(());
         };
+        let Keeper {
+            mut agent,
+            mut follower,
+            folder,
+            in_force,
+            asks,
+        } = keeper;
+        let known = in_force.clone();
+        let thread = std::thread::Builder::new().name("enrolment".into());
+        let asker = thread.spawn(move || {
+            loop {
+                agent.work(&mut |client| match asks {
+                    true => ask_appliance(client, &folder, &known),
+                    false => Ok(()),
+                });
+                std::thread::sleep(LOOK_EVERY);
+            }
+        });
+        asker.map(drop)?;
         let thread = std::thread::Builder::new().name("keeper".into());
-        thread.spawn(move || keeper.run()).map(drop)
+        let keeper = thread.spawn(move || {
+            loop {
+                follower.follow(|folder| in_force.load(folder));
+                std::thread::sleep(LOOK_EVERY);
+            }
+        });
+        keeper.map(drop)
     }
 }
 
 struct Keeper {
     agent: Agent,
+    follower: Follower,
+    folder: Folder,
     in_force: Arc<InForce>,
     /// The management server says which appliance it is.
     asks: bool,
-}
-
-impl Keeper {
-    fn run(mut self) {
-        loop {
-            let Self {
-                agent,
-                in_force,
-                asks,
-            } = &mut self;
-            let folder = agent.folder().clone();
-            agent.work(&mut |client| match asks {
-                true => ask_appliance(client, &folder, in_force),
-                false => Ok(()),
-            });
-            self.follow();
-            std::thread::sleep(LOOK_EVERY);
-        }
-    }
-
-    fn follow(&mut self) {
-        if !self.agent.has_changed() {
-            return;
-        }
-        let folder = self.agent.folder().clone();
-        match self.in_force.load(&folder) {
-            Ok(()) => tracing::info!("certificates of {} are in force", folder.path().display()),
-            Err(error) => self
-                .agent
-                .problem(format!("certificates are not taken: {error}")),
-        }
-    }
 }
 
 /// The appliance as a document of the management server names it.
@@ -175,20 +182,16 @@ fn remembered(folder: &Folder) -> anyhow::Result<Option<Target>> {
 }
 
 fn ask_appliance(client: &Client, folder: &Folder, in_force: &InForce) -> Result<(), EnrolError> {
-    let document = match client.call("GET", "/machine/appliance", None) {
-        // None yet. What it had before stays: replication goes on until another is named.
-        Err(HttpError::Refused { status: 404, .. }) => return Ok(()),
-        answer => answer?,
-    };
-    let target = parse(&document).ok_or(EnrolError::Lacks(
-        "id, address and port_base of an appliance",
-    ))?;
-    if in_force.target().as_ref() == Some(&target) {
+    let file = folder.path().join(APPLIANCE_FILE);
+    let named = documents::fetch(client, "/machine/appliance", &file, |document| {
+        parse(document).ok_or(EnrolError::Lacks(
+            "id, address and port_base of an appliance",
+        ))
+    })?;
+    // None yet: what it had before stays, and replication goes on until another is named.
+    let Some(target) = named.filter(|named| in_force.target().as_ref() != Some(named)) else {
         return Ok(());
-    }
-    // Durable first: else a restart would go back to the one before.
-    let path = folder.path().join(APPLIANCE_FILE);
-    folder.write(&path, document.to_string().as_bytes())?;
+    };
     tracing::info!(
         "this host's appliance is {} at {}",
         target.identity,
@@ -211,6 +214,7 @@ mod tests {
             drva_id: None,
             msa: None,
             msa_poll_s: 15,
+            esxcli: None,
             insecure_plain_text: false,
         }
     }

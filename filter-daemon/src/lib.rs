@@ -13,6 +13,7 @@ pub mod control;
 pub mod cut;
 pub mod dial;
 pub mod hashes;
+pub mod invited;
 pub mod keeper;
 pub mod lane;
 pub mod pump;

@@ -23,6 +23,8 @@ const SERVERS: &[Role] = &[Role::Drva];
 const PIECE_BYTES: usize = 128 * 1024;
 /// A TLS record's content.
 const RECORD_BYTES: usize = 16 * 1024;
+/// How often the socket is read in one call while nothing of it is content. A record takes up to four reads.
+const MAX_EMPTY_PULLS: usize = 64;
 const APPLIANCE: &str = "the appliance";
 
 /// The appliance that this host sends to.
@@ -56,14 +58,7 @@ impl InForce {
         if let Some(tls) = known {
             return tls.reload();
         }
-        let tls = ClientTls::load(tls::provider::ring(), folder.files(), SERVERS)?;
-        let own = tls.config().0;
-        if own.role != Role::Host {
-            return Err(TlsError::WrongRole {
-                own,
-                wanted: Role::Host,
-            });
-        }
+        let tls = ClientTls::load(tls::provider::ring(), folder.files(), Role::Host, SERVERS)?;
         *self.tls.write() = Some(Arc::new(tls));
         Ok(())
     }
@@ -130,6 +125,19 @@ impl Connector for TlsConnector {
     }
 }
 
+fn too_slow() -> io::Error {
+    let text = "the appliance does not answer in the handshake's time";
+    io::Error::new(io::ErrorKind::TimedOut, text)
+}
+
+/// The end of a wait, in words: a socket calls it "Resource temporarily unavailable".
+fn in_words(error: io::Error) -> io::Error {
+    match error.kind() {
+        io::ErrorKind::WouldBlock => too_slow(),
+        _ => error,
+    }
+}
+
 struct Tls {
     socket: TcpStream,
     connection: ClientConnection,
@@ -149,12 +157,12 @@ impl Tls {
         while self.connection.is_handshaking() || self.connection.wants_write() {
             let left = end.saturating_duration_since(Instant::now());
             if left.is_zero() {
-                return Err(io::ErrorKind::TimedOut.into());
+                return Err(too_slow());
             }
             self.set_limit(Some(left))?;
             if self.connection.wants_write() {
-                self.push()?;
-            } else if self.pull()? == 0 {
+                self.push().map_err(in_words)?;
+            } else if self.pull().map_err(in_words)? == 0 {
                 return Err(not_yet(
                     "the appliance ended the connection before it said who it is",
                 ));
@@ -208,7 +216,8 @@ impl Tls {
 impl Read for Tls {
     fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
         self.check()?;
-        loop {
+        // Records without content (of which TLS allows any number) are no reason to stay here for ever.
+        for _ in 0..MAX_EMPTY_PULLS {
             match self.connection.reader().read(into) {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                 // Cut off or closed in order: every frame says itself whether it is whole.
@@ -217,11 +226,13 @@ impl Read for Tls {
             }
             self.pull()?;
         }
+        Err(io::ErrorKind::WouldBlock.into())
     }
 }
 
 impl Write for Tls {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.check()?;
         self.push()?;
         let taken = bytes.len().min(PIECE_BYTES);
         let taken = self
@@ -254,6 +265,7 @@ impl Transport for Tls {
     }
 
     fn send_frame(&mut self, header: &[u8], run: &Run, sent: usize) -> io::Result<usize> {
+        self.check()?;
         self.push()?;
         let mut gone = 0;
         while gone < PIECE_BYTES {

@@ -7,7 +7,7 @@ use crate::TlsError;
 use crate::identity::{Identity, IdentityError, Role, serial_of};
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::client::{Resumption, WebPkiServerVerifier};
-use rustls::crypto::CryptoProvider;
+use rustls::crypto::{CryptoProvider, verify_tls12_signature, verify_tls13_signature};
 use rustls::pki_types::{
     CertificateDer, CertificateRevocationListDer, PrivateKeyDer, ServerName, UnixTime,
 };
@@ -62,6 +62,33 @@ impl Trust {
             roots: Arc::new(roots),
             crls: crl.into_iter().collect(),
         })
+    }
+
+    /// Whether a revocation list bears the name of this authority. Its signature is checked at handshakes.
+    pub fn issues(&self, list: &[u8]) -> bool {
+        let Ok(list) = webpki::OwnedCertRevocationList::from_der(list) else {
+            return false;
+        };
+        let list = webpki::CertRevocationList::from(list);
+        let mut roots = self.roots.roots.iter();
+        roots.any(|root| root.subject.as_ref() == list.issuer())
+    }
+
+    /// Whether the authority issued a certificate, for one who dials. `at`: the time that counts.
+    pub fn check_issued(
+        &self,
+        provider: &Arc<CryptoProvider>,
+        chain: &[CertificateDer<'static>],
+        at: UnixTime,
+    ) -> Result<(), TlsError> {
+        let (first, rest) = chain.split_first().ok_or(IdentityError::Missing)?;
+        let roots = self.roots.clone();
+        let verifier = WebPkiClientVerifier::builder_with_provider(roots, provider.clone())
+            .with_crls(self.crls.clone())
+            .build()
+            .map_err(|error| TlsError::Trust(error.to_string()))?;
+        let verified = verifier.verify_client_cert(first, rest, at);
+        verified.map(drop).map_err(TlsError::NotIssued)
     }
 }
 
@@ -185,6 +212,97 @@ fn check_role(certificate: &CertificateDer<'_>, roles: &[Role]) -> Result<(), ru
     Err(CertificateError::Other(other).into())
 }
 
+/// In a verifier that wraps another: the checks of signatures, which are the other's. `$inner` is the field
+/// that holds it (an `Arc`).
+#[macro_export]
+macro_rules! delegate_signatures {
+    ($inner:ident) => {
+        fn verify_tls12_signature(
+            &self,
+            message: &[u8],
+            certificate: &rustls::pki_types::CertificateDer<'_>,
+            signature: &rustls::DigitallySignedStruct,
+        ) -> Result<rustls::client::danger::HandshakeSignatureValid, rustls::Error> {
+            self.$inner
+                .verify_tls12_signature(message, certificate, signature)
+        }
+
+        fn verify_tls13_signature(
+            &self,
+            message: &[u8],
+            certificate: &rustls::pki_types::CertificateDer<'_>,
+            signature: &rustls::DigitallySignedStruct,
+        ) -> Result<rustls::client::danger::HandshakeSignatureValid, rustls::Error> {
+            self.$inner
+                .verify_tls13_signature(message, certificate, signature)
+        }
+
+        fn supported_verify_schemes(&self) -> Vec<rustls::SignatureScheme> {
+            self.$inner.supported_verify_schemes()
+        }
+    };
+}
+
+/// Asks for nothing but that the other end holds the key of the certificate that it shows.
+#[derive(Debug)]
+pub struct Anybody(Arc<CryptoProvider>);
+
+impl Anybody {
+    /// With these primitives.
+    pub fn new(provider: Arc<CryptoProvider>) -> Arc<Self> {
+        Arc::new(Self(provider))
+    }
+}
+
+impl ServerCertVerifier for Anybody {
+    fn verify_server_cert(
+        &self,
+        _end_entity: &CertificateDer<'_>,
+        _intermediates: &[CertificateDer<'_>],
+        _server_name: &ServerName<'_>,
+        _ocsp_response: &[u8],
+        _now: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        let known = &self.0.signature_verification_algorithms;
+        verify_tls12_signature(message, certificate, signature, known)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        let known = &self.0.signature_verification_algorithms;
+        verify_tls13_signature(message, certificate, signature, known)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.0.signature_verification_algorithms.supported_schemes()
+    }
+}
+
+/// For what is believed by its content (a digest that was told another way), whoever sends it.
+pub fn unverified_client_config(provider: &Arc<CryptoProvider>) -> Result<ClientConfig, TlsError> {
+    let mut config = ClientConfig::builder_with_provider(provider.clone())
+        .with_protocol_versions(&[&TLS13])
+        .map_err(TlsError::Own)?
+        .dangerous()
+        .with_custom_certificate_verifier(Anybody::new(provider.clone()))
+        .with_no_client_auth();
+    config.resumption = Resumption::disabled();
+    Ok(config)
+}
+
 #[derive(Debug)]
 struct ClientOfRole {
     inner: Arc<dyn ClientCertVerifier>,
@@ -213,27 +331,7 @@ impl ClientCertVerifier for ClientOfRole {
         Ok(verified)
     }
 
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        self.inner.verify_tls12_signature(message, cert, dss)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        self.inner.verify_tls13_signature(message, cert, dss)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.inner.supported_verify_schemes()
-    }
+    crate::delegate_signatures!(inner);
 }
 
 #[derive(Debug)]
@@ -262,25 +360,5 @@ impl ServerCertVerifier for ServerOfRole {
         Ok(verified)
     }
 
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        self.inner.verify_tls12_signature(message, cert, dss)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        self.inner.verify_tls13_signature(message, cert, dss)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.inner.supported_verify_schemes()
-    }
+    crate::delegate_signatures!(inner);
 }

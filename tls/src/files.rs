@@ -51,12 +51,25 @@ fn content(path: &Path, what: &'static str, why: impl ToString) -> TlsError {
 pub fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
     let what = "certificate in PEM";
     let bytes = read(path, what, MAX_PEM_BYTES)?;
-    let all: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&bytes).collect();
+    all_of(&bytes, path, what)
+}
+
+fn all_of(
+    pem: &[u8],
+    path: &Path,
+    what: &'static str,
+) -> Result<Vec<CertificateDer<'static>>, TlsError> {
+    let all: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(pem).collect();
     let all = all.map_err(|error| content(path, what, error))?;
     if all.is_empty() {
         return Err(content(path, what, "there is none"));
     }
     Ok(all)
+}
+
+/// The certificates of a PEM text, at least one. `name`: what an error calls it.
+pub fn certificates_of(pem: &[u8], name: &str) -> Result<Vec<CertificateDer<'static>>, TlsError> {
+    all_of(pem, Path::new(name), "certificate in PEM")
 }
 
 /// The private key of a PEM file that only its owner may read.
@@ -88,6 +101,14 @@ pub fn revocation_list(path: &Path) -> Result<CertificateRevocationListDer<'stat
 pub fn check_revocation_list(der: &[u8]) -> Result<(), String> {
     let parsed = webpki::BorrowedCertRevocationList::from_der(der);
     parsed.map(drop).map_err(|error| error.to_string())
+}
+
+/// Whether a revocation list names a serial number; one that cannot be read names everybody.
+pub fn is_on_list(der: &[u8], serial: &[u8]) -> bool {
+    webpki::BorrowedCertRevocationList::from_der(der)
+        .map(webpki::CertRevocationList::from)
+        .and_then(|list| list.find_serial(serial).map(|found| found.is_some()))
+        .unwrap_or(true)
 }
 
 #[cfg(test)]

@@ -6,6 +6,7 @@
 //! | `identity.pem` | this part's private key and certificate, in one file so that they change together; 0600 |
 //! | `revoked.der` | the authority's revocation list |
 //! | `token` | an enrolment token, until it was used |
+//! | `asked.pem` | the key for which a certificate is being asked, until it has come; 0600 |
 //! | `msa` | where the management server is, for a part that was not started with its address |
 //!
 //! Invariant: a file is there whole or not at all, also after a crash; none but its owner may read them.
@@ -20,9 +21,21 @@ use std::path::{Path, PathBuf};
 /// Kept over a boot.
 const STICKY: u32 = 0o1000;
 
+/// What tells one version of a file from another. A change of its mode alone counts: a key that others may
+/// read is refused until it is theirs no more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct FileStamp {
+    device_and_inode: (u64, u64),
+    len_bytes: u64,
+    mode: u32,
+    modified: (i64, i64),
+    /// Also set when the times are set back.
+    changed: (i64, i64),
+}
+
 /// What tells one version of a folder's files from another.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Stamp(Vec<Option<(u64, u64, i64, i64)>>);
+pub struct Stamp(Vec<Option<FileStamp>>);
 
 /// A part's folder.
 #[derive(Clone, Debug)]
@@ -59,6 +72,11 @@ impl Folder {
         self.0.join("token")
     }
 
+    /// The key for which a certificate is being asked.
+    pub fn asked(&self) -> PathBuf {
+        self.0.join("asked.pem")
+    }
+
     /// The management server's address.
     pub fn msa(&self) -> PathBuf {
         self.0.join("msa")
@@ -84,7 +102,13 @@ impl Folder {
     pub fn stamp(&self) -> Stamp {
         let of = |path: PathBuf| {
             let found = std::fs::metadata(path).ok()?;
-            Some((found.ino(), found.len(), found.mtime(), found.mtime_nsec()))
+            Some(FileStamp {
+                device_and_inode: (found.dev(), found.ino()),
+                len_bytes: found.len(),
+                mode: found.mode(),
+                modified: (found.mtime(), found.mtime_nsec()),
+                changed: (found.ctime(), found.ctime_nsec()),
+            })
         };
         let files = [
             self.authority(),
@@ -152,6 +176,21 @@ mod tests {
             assert_eq!(std::fs::read_to_string(folder.identity()).unwrap(), content);
         }
         assert!(folder.has_identity() && folder.stamp() != before);
+        // Its mode alone, and its content with the times set back.
+        let before = folder.stamp();
+        let open = std::fs::Permissions::from_mode(0o640);
+        std::fs::set_permissions(folder.identity(), open).unwrap();
+        assert_ne!(folder.stamp(), before);
+        std::fs::set_permissions(folder.identity(), std::fs::Permissions::from_mode(0o600))
+            .unwrap();
+        let (before, modified) = (
+            folder.stamp(),
+            folder.identity().metadata().unwrap().modified(),
+        );
+        std::fs::write(folder.identity(), "owt").unwrap();
+        let file = File::options().write(true).open(folder.identity()).unwrap();
+        file.set_modified(modified.unwrap()).unwrap();
+        assert_ne!(folder.stamp(), before);
         let mode = |path: &Path| path.metadata().unwrap().permissions().mode() & 0o7777;
         assert_eq!(mode(&folder.identity()), 0o600);
         assert_eq!(mode(folder.path()), 0o700);

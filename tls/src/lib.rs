@@ -101,6 +101,9 @@ pub enum TlsError {
     /// Certificate and key of this end cannot be used.
     #[error("this end's certificate and key cannot be used together: {0}")]
     Own(rustls::Error),
+    /// It is no certificate of the authority.
+    #[error("the authority did not issue this certificate: {0}")]
+    NotIssued(rustls::Error),
     /// The certificate is another kind of part's.
     #[error("the certificate is {own}'s, and this is a {wanted}: enrol this one")]
     WrongRole {

@@ -1,7 +1,7 @@
 //! An end's certificate, key, authority and revocation list as files that change while it runs.
 //!
 //! Invariant: what is in force is always one whole, consistent set; a set that cannot be read or used
-//! changes nothing, and says so. Connections that stand are not touched here: their owner asks
+//! changes nothing, and says so; a certificate of another role than this end's is no set. Connections that stand are not touched here: their owner asks
 //! `is_revoked` after each change and ends those whose peer was revoked.
 
 use crate::config::{Own, Peers, Trust, client_config, server_config};
@@ -14,7 +14,7 @@ use rustls::{ClientConfig, ServerConfig};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use webpki::BorrowedCertRevocationList;
+use webpki::{CertRevocationList, OwnedCertRevocationList};
 
 /// Where the material lies.
 #[derive(Clone, Debug)]
@@ -49,24 +49,36 @@ impl Files {
 struct InForce<C> {
     config: Arc<C>,
     own: Identity,
-    revoked: Option<CertificateRevocationListDer<'static>>,
+    /// Parsed once: it is asked for each connection again and again.
+    revoked: Option<CertRevocationList<'static>>,
 }
 
 impl<C> InForce<C> {
     fn is_revoked(&self, serial: &[u8]) -> bool {
-        let Some(list) = &self.revoked else {
-            return false;
-        };
-        // It was parsed when it was read; a list that no longer parses trusts nobody.
-        BorrowedCertRevocationList::from_der(list)
-            .map(webpki::CertRevocationList::from)
-            .and_then(|list| list.find_serial(serial).map(|found| found.is_some()))
-            .unwrap_or(true)
+        // A list that cannot be searched trusts nobody.
+        self.revoked.as_ref().is_some_and(|list| {
+            list.find_serial(serial)
+                .map_or(true, |found| found.is_some())
+        })
     }
+}
+
+fn parsed(
+    files: &Files,
+    list: &CertificateRevocationListDer<'_>,
+) -> Result<CertRevocationList<'static>, TlsError> {
+    let parsed = OwnedCertRevocationList::from_der(list);
+    let parsed = parsed.map_err(|error| TlsError::Content {
+        path: files.revocation_list.clone().unwrap_or_default(),
+        what: "certificate revocation list in DER",
+        why: error.to_string(),
+    })?;
+    Ok(parsed.into())
 }
 
 fn read<C>(
     files: &Files,
+    role: Role,
     make: impl FnOnce(&Own, &Trust) -> Result<C, TlsError>,
 ) -> Result<InForce<C>, TlsError> {
     // Read once: what is asked of the list must be what handshakes are judged by.
@@ -80,6 +92,10 @@ fn read<C>(
         .first()
         .ok_or(crate::IdentityError::Missing)
         .and_then(Identity::of_certificate)?;
+    if own.role != role {
+        return Err(TlsError::WrongRole { own, wanted: role });
+    }
+    let revoked = revoked.map(|list| parsed(files, &list)).transpose()?;
     Ok(InForce {
         config,
         own,
@@ -91,23 +107,26 @@ fn read<C>(
 pub struct ServerTls {
     provider: Arc<CryptoProvider>,
     files: Files,
+    role: Role,
     peers: Peers,
     in_force: RwLock<InForce<ServerConfig>>,
 }
 
 impl ServerTls {
-    /// Reads the files.
+    /// Reads the files; this end's certificate bears this role.
     pub fn load(
         provider: Arc<CryptoProvider>,
         files: Files,
+        role: Role,
         peers: Peers,
     ) -> Result<Self, TlsError> {
-        let read = read(&files, |own, trust| {
+        let read = read(&files, role, |own, trust| {
             server_config(&provider, own, trust, peers)
         })?;
         Ok(Self {
             provider,
             files,
+            role,
             peers,
             in_force: RwLock::new(read),
         })
@@ -115,7 +134,7 @@ impl ServerTls {
 
     /// Reads them again. After an error the old set is still in force.
     pub fn reload(&self) -> Result<(), TlsError> {
-        let fresh = read(&self.files, |own, trust| {
+        let fresh = read(&self.files, self.role, |own, trust| {
             server_config(&self.provider, own, trust, self.peers)
         })?;
         *self.in_force.write() = fresh;
@@ -142,24 +161,27 @@ impl ServerTls {
 pub struct ClientTls {
     provider: Arc<CryptoProvider>,
     files: Files,
+    role: Role,
     servers: &'static [Role],
     in_force: RwLock<InForce<ClientConfig>>,
     version: AtomicU64,
 }
 
 impl ClientTls {
-    /// Reads the files; who is dialled has one of these roles.
+    /// Reads the files; this end's certificate bears `role`, and who is dialled one of `servers`.
     pub fn load(
         provider: Arc<CryptoProvider>,
         files: Files,
+        role: Role,
         servers: &'static [Role],
     ) -> Result<Self, TlsError> {
-        let read = read(&files, |own, trust| {
+        let read = read(&files, role, |own, trust| {
             client_config(&provider, Some(own), trust, servers)
         })?;
         Ok(Self {
             provider,
             files,
+            role,
             servers,
             in_force: RwLock::new(read),
             version: AtomicU64::new(0),
@@ -168,7 +190,7 @@ impl ClientTls {
 
     /// Reads them again. After an error the old set is still in force.
     pub fn reload(&self) -> Result<(), TlsError> {
-        let fresh = read(&self.files, |own, trust| {
+        let fresh = read(&self.files, self.role, |own, trust| {
             client_config(&self.provider, Some(own), trust, self.servers)
         })?;
         *self.in_force.write() = fresh;

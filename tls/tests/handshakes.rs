@@ -377,7 +377,8 @@ fn a_revocation_is_in_force_after_a_reload_and_a_bad_file_changes_nothing() {
     store(&files.certificate, &pem("CERTIFICATE", &own.chain[0]));
     store(&files.key, &pem("PRIVATE KEY", own.key.secret_der()));
     store(&list, &authority.revoke(&[]));
-    let server = ServerTls::load(provider(), files, DATA_PATH).unwrap();
+    let server_files = files.clone();
+    let server = ServerTls::load(provider(), files, Role::Drva, DATA_PATH).unwrap();
     let host = authority.issue(&wanted(Role::Host, 7));
     let dial = || {
         let trust = authority.trust(&[]);
@@ -386,6 +387,25 @@ fn a_revocation_is_in_force_after_a_reload_and_a_bad_file_changes_nothing() {
     };
     let peer = dial().unwrap().1.unwrap();
     assert!(!server.is_revoked(&peer.serial));
+
+    // Another part's certificate in the folder: the role counts at each reading.
+    let other = authority.issue(&wanted(Role::Host, 101));
+    store(
+        &server_files.certificate,
+        &pem("CERTIFICATE", &other.chain[0]),
+    );
+    store(
+        &server_files.key,
+        &pem("PRIVATE KEY", other.key.secret_der()),
+    );
+    let said = server.reload().unwrap_err().to_string();
+    assert!(said.contains("this is a drva"), "{said}");
+    assert!(dial().is_ok());
+    store(
+        &server_files.certificate,
+        &pem("CERTIFICATE", &own.chain[0]),
+    );
+    store(&server_files.key, &pem("PRIVATE KEY", own.key.secret_der()));
 
     store(&list, b"no list at all");
     let said = server.reload().unwrap_err().to_string();

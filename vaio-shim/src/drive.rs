@@ -9,6 +9,7 @@ use crate::host::Level;
 use crate::instance::{HOUSEKEEPING_NS, RETRY_NS, Replicated, SYNC_RETRY_NS};
 use core::ffi::c_void;
 use filter_core::disk::hashes::Hash;
+use filter_core::disk::pace::PROBE_NS;
 use filter_core::disk::sync::{SyncStep, Ticket};
 use filter_core::lane::layout::DIRTY_BLOCK_BYTES;
 use sha2::{Digest, Sha256};
@@ -67,6 +68,19 @@ impl Replicated {
     pub(crate) fn arm_sync(self: &Arc<Self>, delay_ns: u64) {
         if !self.sync_armed.swap(true, SeqCst) && !self.arm(delay_ns, sync_task) {
             self.sync_armed.store(false, SeqCst);
+        }
+    }
+
+    /// Arms the timer by which the pace knows how late timers are. It is no part of the sync's own
+    /// chain of timers, which waits for itself.
+    fn arm_probe(self: &Arc<Self>) {
+        if self.probing.swap(true, SeqCst) {
+            return;
+        }
+        let due_ns = self.host.now_mono_ns() + PROBE_NS;
+        self.probe_due_ns.store(due_ns, Relaxed); // `arm` takes a lock after it
+        if !self.arm(PROBE_NS, probe_task) {
+            self.probing.store(false, SeqCst);
         }
     }
 
@@ -149,14 +163,17 @@ impl Replicated {
             if self.failed.load(SeqCst) {
                 return;
             }
-            let step = {
+            let (step, watches) = {
                 let stamps = self.stamps();
                 let now_ns = self.host.now_mono_ns();
                 let mut core = self.core.lock();
                 core.disk.tick();
-                core.disk.observe(now_ns, &self.latencies);
-                core.disk.sync_step(&stamps)
+                core.disk.observe(now_ns, &self.met);
+                (core.disk.sync_step(&stamps), core.disk.watches_timers())
             };
+            if watches {
+                self.arm_probe();
+            }
             // Only a sync has a use for the guest's latencies.
             let syncs = !matches!(step, SyncStep::Idle | SyncStep::Finished { .. });
             self.timing.store(syncs, Relaxed); // an I/O more or less makes no difference
@@ -286,6 +303,22 @@ unsafe extern "C" fn sync_read_done(
     });
     drop(read);
     owner.call_ended();
+}
+
+/// Callback of the host. Tells the pace how late it is, for as long as the pace wants to know.
+unsafe extern "C" fn probe_task(userdata: *mut c_void) {
+    // SAFETY: the userdata of `arm`, called once.
+    let this = unsafe { from_userdata(userdata) };
+    let now_ns = this.host.now_mono_ns();
+    let due_ns = this.probe_due_ns.load(Relaxed); // written before it was armed, which is a lock
+    this.met.timers.add(now_ns.saturating_sub(due_ns));
+    this.probing.store(false, SeqCst);
+    guard::disk(&this, "probe", || {
+        if this.core.lock().disk.watches_timers() {
+            this.arm_probe();
+        }
+    });
+    this.call_ended();
 }
 
 /// Callback of the host. Goes on with the sync.

@@ -11,7 +11,7 @@ use crate::open::{Attached, OpenError};
 use crate::vm::Stamps as VmStamps;
 use filter_core::disk::ack::Ack;
 use filter_core::disk::cut_hold::CutHold;
-use filter_core::disk::latency::Latencies;
+use filter_core::disk::pace::Met;
 use filter_core::disk::{Change, Decision, Disk, Why};
 use filter_core::lane::inflight::Token;
 use filter_core::lane::layout::LaneState;
@@ -22,7 +22,7 @@ use filter_core::record::RecordKind;
 use parking_lot::{Condvar, Mutex};
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::SeqCst};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::SeqCst};
 
 /// How soon held I/Os are tried again.
 pub const RETRY_NS: u64 = 500_000;
@@ -84,7 +84,10 @@ pub struct Replicated {
     pub(crate) sync_armed: AtomicBool,
     /// The guest's I/Os are timed, since a sync runs.
     pub(crate) timing: AtomicBool,
-    pub(crate) latencies: Latencies,
+    pub(crate) met: Met,
+    /// A timer is armed whose only job is to tell how late timers are; when it is due, ns.
+    pub(crate) probing: AtomicBool,
+    pub(crate) probe_due_ns: AtomicU64,
     /// Work for the region map is queued or runs: one is enough.
     pub(crate) intent_working: AtomicBool,
     /// The region map has come further; goes with `core`.
@@ -180,7 +183,9 @@ impl Replicated {
             failed: AtomicBool::new(false),
             sync_armed: AtomicBool::new(false),
             timing: AtomicBool::new(false),
-            latencies: Latencies::default(),
+            met: Met::default(),
+            probing: AtomicBool::new(false),
+            probe_due_ns: AtomicU64::new(0),
             intent_working: AtomicBool::new(false),
             intent_moved: Condvar::new(),
             lost_to_epoch: AtomicU32::new(0),
@@ -337,7 +342,7 @@ impl Replicated {
         let [token, since_ns] = unsafe { (*io).filter_word };
         if since_ns != 0 {
             let took_ns = self.host.now_mono_ns().saturating_sub(since_ns);
-            self.latencies.add(took_ns);
+            self.met.ios.add(took_ns);
         }
         let mut held = false;
         if let Some(token) = Token::from_word(token)

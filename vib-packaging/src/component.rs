@@ -18,6 +18,9 @@ pub const VENDOR_CODE: &str = "jet";
 /// Control, four times data, bulk.
 pub const PORTS: (u16, u16) = (32873, 32878);
 
+/// The management server's, if the site does not say another.
+pub const MSA_PORT: u16 = 8443;
+
 const LIBRARY: &str = "usr/lib64/vmware/plugin/libvmiof-disk-jetdr.so";
 const PROGRAM: &str = "opt/jetdr/bin/iofilterd-jetdr";
 const INIT: &str = "etc/init.d/iofilterd-jetdr";
@@ -58,21 +61,28 @@ impl std::str::FromStr for Firewall {
     }
 }
 
-/// The ruleset of the package.
-pub fn ruleset(firewall: Firewall) -> Ruleset {
-    let rule = |direction: Direction| FirewallRule {
+/// The ruleset of the package: the appliance's ports, and the way to the management server, which only the
+/// host dials.
+pub fn ruleset(firewall: Firewall, msa_port: u16) -> Ruleset {
+    let rule = |direction: Direction, ports: (u16, u16)| FirewallRule {
         direction,
         udp: false,
         source_ports: false,
-        ports: PORTS,
+        ports,
     };
+    let directions = match firewall {
+        Firewall::Outbound => vec![Direction::Outbound],
+        Firewall::Inbound => vec![Direction::Inbound],
+        Firewall::Both => vec![Direction::Outbound, Direction::Inbound],
+    };
+    let mut rules: Vec<FirewallRule> = directions
+        .into_iter()
+        .map(|direction| rule(direction, PORTS))
+        .collect();
+    rules.push(rule(Direction::Outbound, (msa_port, msa_port)));
     Ruleset {
         id: NAME.to_owned(),
-        rules: match firewall {
-            Firewall::Outbound => vec![rule(Direction::Outbound)],
-            Firewall::Inbound => vec![rule(Direction::Inbound)],
-            Firewall::Both => vec![rule(Direction::Outbound), rule(Direction::Inbound)],
-        },
+        rules,
         enabled: true,
         required: false,
     }
@@ -93,8 +103,13 @@ fn filter_config(version: &str) -> String {
         .document(true)
 }
 
-/// Everything that the package installs.
+/// Everything that the package installs, for a management server at its usual port.
 pub fn files(objects: Objects, version: &str, firewall: Firewall) -> Vec<File> {
+    files_for(objects, version, firewall, MSA_PORT)
+}
+
+/// The same for a management server at this port.
+pub fn files_for(objects: Objects, version: &str, firewall: Firewall, msa_port: u16) -> Vec<File> {
     let file = |path: &str, mode: u32, bytes: Vec<u8>| File {
         path: path.to_owned(),
         mode,
@@ -121,7 +136,7 @@ pub fn files(objects: Objects, version: &str, firewall: Firewall) -> Vec<File> {
         ),
         data(
             "etc/vmware/firewall/jetdr.xml",
-            ruleset(firewall).document().as_bytes(),
+            ruleset(firewall, msa_port).document().as_bytes(),
         ),
         data(
             "etc/vmware/vm-support/jetdr.mfx",

@@ -9,8 +9,10 @@ use crate::domain::Domain;
 use crate::hashes::Hasher;
 use crate::identity;
 use crate::log::{LogError, LogOptions};
+use crate::outbox::Outbox;
 use crate::presence::{Host, HostId};
-use crate::session::{self, Outbox};
+use crate::session;
+use crate::unopened::Unopened;
 use crate::upload::Uploader;
 use crossbeam::channel::{Receiver, Sender, bounded};
 use filter_core::mapping::domain_name_is_valid;
@@ -74,6 +76,9 @@ pub enum DomainError {
     /// There are enough.
     #[error("this appliance serves at most {MAX_DOMAINS} domains")]
     TooMany,
+    /// It was tried, and nothing has changed since.
+    #[error("domain `{0}` is not served: {1}")]
+    Unopened(String, String),
     /// A thread cannot be started.
     #[error("cannot start a thread: {0}")]
     Thread(std::io::Error),
@@ -99,6 +104,18 @@ struct Standing {
     shown: Option<(tls::Identity, Vec<u8>, i64)>,
 }
 
+/// The place of a connection among those that there may be; free again whatever becomes of its thread.
+struct Slot {
+    appliance: Arc<Appliance>,
+    id: u64,
+}
+
+impl Drop for Slot {
+    fn drop(&mut self) {
+        self.appliance.connections.lock().remove(&self.id);
+    }
+}
+
 /// An appliance.
 pub struct Appliance {
     /// Its lasting identity.
@@ -115,6 +132,8 @@ pub struct Appliance {
     pub assignments: Arc<assignments::InForce>,
     settings: Settings,
     domains: Mutex<BTreeMap<String, Arc<Domain>>>,
+    /// Domains that it should serve and cannot.
+    pub unopened: Unopened,
     threads: Mutex<Vec<JoinHandle<()>>>,
     hosts: Mutex<HashMap<HostId, Connected>>,
     waiters: Mutex<Vec<Waiter>>,
@@ -145,6 +164,7 @@ impl Appliance {
             assignments: settings.assignments.clone(),
             settings,
             domains: Mutex::default(),
+            unopened: Unopened::default(),
             threads: Mutex::default(),
             hosts: Mutex::default(),
             waiters: Mutex::default(),
@@ -159,6 +179,8 @@ impl Appliance {
                 // A folder of somebody else; a domain whose cuts another configuration uploads.
                 Err(DomainError::Name(_)) => {}
                 Err(error @ DomainError::NotServed(_)) => tracing::warn!("{error}: left alone"),
+                // The others are served.
+                Err(DomainError::Log(_)) => {}
                 Err(error) => return Err(error).with_context(|| format!("domain {name}")),
             }
         }
@@ -203,8 +225,14 @@ impl Appliance {
             return Err(DomainError::TooMany);
         }
         let dir = self.settings.data_dir.join("domains").join(name);
+        let log_dir = dir.join("log");
+        if let Some(why) = self.unopened.still(name, &log_dir) {
+            return Err(DomainError::Unopened(name.into(), why));
+        }
         let url = self.url_of(name)?;
-        let domain = Domain::open(name, &dir, self.settings.log)?;
+        let domain = Domain::open(name, &dir, self.settings.log)
+            .inspect_err(|error| self.unopened.failed(name, &log_dir, error.to_string()))?;
+        self.unopened.opened(name);
         let alarmed = domain.clone();
         let uploader = Uploader {
             domain: domain.clone(),
@@ -243,6 +271,24 @@ impl Appliance {
         Ok(domain)
     }
 
+    /// Where the container of a domain is, for people.
+    pub fn store_of(&self, domain: &str) -> String {
+        format!("{}/{domain}", self.settings.store.trim_end_matches('/'))
+    }
+
+    /// Brings all disks in step with the assignments.
+    pub fn follow_assignments(&self) {
+        for domain in self.domains() {
+            let takes = |vm: &[u8; 16]| self.assignments.takes(&domain.name, vm);
+            if let Err(error) = domain.follow(&takes) {
+                let text = format!("what is assigned cannot be written down: {error}");
+                domain.alarm("assignments", Some(text));
+            } else {
+                domain.alarm("assignments", None);
+            }
+        }
+    }
+
     /// A domain that is open already.
     pub fn known_domain(&self, name: &str) -> Option<Arc<Domain>> {
         self.domains.lock().get(name).cloned()
@@ -268,6 +314,7 @@ impl Appliance {
     /// Ends the connections whose peer's certificate was revoked, or is valid no more.
     pub fn end_connections(&self, tls: &ServerTls) {
         let now_s = enrol::steps::now_s();
+        // The list was parsed when it was read: to look a number up is quick, and the lock is soon free.
         for standing in self.connections.lock().values_mut() {
             let Some((identity, serial, until_s)) = &standing.shown else {
                 continue;
@@ -403,18 +450,21 @@ impl Appliance {
                 let (stream, shown) = (second, None);
                 connections.insert(id, Standing { stream, shown });
             }
-            let this = self.clone();
-            let run = move || {
-                session::serve(&this, role, &stream, id);
-                this.connections.lock().remove(&id);
+            let slot = Slot {
+                appliance: self.clone(),
+                id,
             };
-            if let Ok(thread) = std::thread::Builder::new()
+            let run = move || session::serve(&slot.appliance, role, &stream, slot.id);
+            match std::thread::Builder::new()
                 .name("session".into())
                 .spawn(run)
             {
-                let mut threads = self.threads.lock();
-                threads.retain(|thread| !thread.is_finished());
-                threads.push(thread);
+                Ok(thread) => {
+                    let mut threads = self.threads.lock();
+                    threads.retain(|thread| !thread.is_finished());
+                    threads.push(thread);
+                }
+                Err(error) => tracing::warn!("refused a connection of {peer}: no thread: {error}"),
             }
         }
     }
@@ -470,4 +520,50 @@ pub fn bind(address: IpAddr, base: u16) -> anyhow::Result<(u16, Vec<(PortRole, T
         };
     }
     anyhow::bail!("no six free consecutive ports on {address}")
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn a_connections_place_is_free_again_whatever_became_of_its_thread() {
+        let dir = tempfile::tempdir().unwrap();
+        let appliance = Appliance::open(Settings {
+            name: "dr".into(),
+            data_dir: dir.path().join("data"),
+            store: dir.path().join("store").display().to_string(),
+            store_options: Vec::new(),
+            served: Vec::new(),
+            cut_every: Duration::from_secs(1),
+            log: LogOptions {
+                segment_bytes: 4 << 20,
+                max_bytes: 64 << 20,
+            },
+            part_bytes: 1 << 20,
+            tls: None,
+            assignments: Arc::new(assignments::InForce::any()),
+        })
+        .unwrap();
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        for panics in [false, true] {
+            let stream = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+            let standing = Standing {
+                stream,
+                shown: None,
+            };
+            appliance.connections.lock().insert(7, standing);
+            let slot = Slot {
+                appliance: appliance.clone(),
+                id: 7,
+            };
+            let thread = std::thread::spawn(move || {
+                let _slot = slot;
+                assert!(!panics, "as a defect would");
+            });
+            assert_eq!(thread.join().is_err(), panics);
+            assert!(appliance.connections.lock().is_empty(), "{panics}");
+        }
+    }
 }

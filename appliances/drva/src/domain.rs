@@ -301,6 +301,7 @@ impl Domain {
         host: &Host,
         route: Route,
         again: Option<u64>,
+        may_take: &dyn Fn(&Uuid) -> Result<(), Refused>,
     ) -> Result<Option<(Arc<Disk>, u64)>, Refused> {
         let fenced = |refusal: Refusal| {
             let word = refusal.fenced_by().unwrap_or(0).into();
@@ -318,6 +319,8 @@ impl Domain {
             let mut disks = self.disks.write();
             match disks.get(&lane.disk_id) {
                 Some(disk) => {
+                    // Asked under this lock: two machines that present a disk at once are one after the other.
+                    may_take(&disk.info.read().vm_uuid)?;
                     // Nor may it describe what is not its own.
                     disk.may_open(attach, &lane.lineage).map_err(fenced)?;
                     let mut known = disk.info.write();
@@ -392,6 +395,24 @@ impl Domain {
                 (false, _) => {}
             });
             self.write_down(disk, &|| self.is_stopping())?;
+        }
+        Ok(())
+    }
+
+    /// Brings the disks in step with the assignments: of a machine that is not taken now cuts are made
+    /// without it. `takes`: whether a machine is taken.
+    pub fn follow(&self, takes: &dyn Fn(&[u8; 16]) -> bool) -> Result<(), LogError> {
+        let disks: Vec<Arc<Disk>> = self.disks.read().values().cloned().collect();
+        for disk in disks {
+            let takes = takes(disk.info.read().vm_uuid.as_bytes());
+            let changed = disk.change_presence(|presence| {
+                presence.standing = presence.standing.assigned(takes);
+            });
+            if changed {
+                let word = if takes { "taken in again" } else { "left out" };
+                tracing::warn!("domain {}: disk {} is {word}", self.name, disk.label());
+                self.write_down(&disk, &|| self.is_stopping())?;
+            }
         }
         Ok(())
     }

@@ -8,7 +8,7 @@
 
 use crate::disk::Disk;
 use crate::domain::Domain;
-use crate::session::Outbox;
+use crate::outbox::Outbox;
 use crossbeam::channel::RecvTimeoutError;
 use filter_core::lane::layout::{DIRTY_BLOCK_BYTES, HASH_BYTES};
 use filter_core::mutant::{Guard, holds};

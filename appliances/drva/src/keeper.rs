@@ -1,19 +1,21 @@
-//! Who this appliance is, whom it lets in, and for what: the flags, and the thread that keeps it true.
+//! Who this appliance is, whom it lets in, and for what: the flags, and the threads that keep it true.
 //!
 //! Invariant: without being told so in so many words, nothing is taken in plain text, and no host may speak
-//! for a machine that was not assigned. Whoever is let in no more is cut off, also where a connection stands.
+//! for a machine that was not assigned. Whoever is let in no more is cut off, also where a connection stands,
+//! and however long the management server takes to answer: it is asked on a thread of its own.
 
 use crate::appliance::Appliance;
 use crate::assignments::{self, Assignments, InForce};
 use crate::identity::make_folder;
+use crate::report;
 use anyhow::{Context, bail};
-use enrol::http::Client;
-use enrol::{Agent, EnrolError, Server};
+use enrol::follow::{Follower, Problems};
+use enrol::{Agent, EnrolError, Server, documents};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
-use tls::{Folder, Peers, Role, ServerTls, TlsError};
+use tls::{Folder, Peers, Role, ServerTls};
 
 /// How often files and connections are looked at.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
@@ -70,8 +72,10 @@ pub struct Security {
     pub tls: Option<Arc<ServerTls>>,
     /// Who may speak for which machine.
     pub assignments: Arc<InForce>,
-    agent: Option<Agent>,
+    /// Asks the management server, and follows the folder.
+    agent: Option<(Agent, Follower)>,
     source: Source,
+    every_s: u64,
 }
 
 impl Security {
@@ -91,6 +95,7 @@ impl Security {
                 assignments: Arc::new(InForce::any()),
                 agent: None,
                 source: Source::Fixed,
+                every_s: args.msa_poll_s,
             });
         };
         let source = match (&args.msa, &args.assignments, args.assign) {
@@ -108,38 +113,54 @@ impl Security {
             first_certificate(&folder, args.msa.as_ref())?;
         }
         let provider = tls::provider::aws_lc_rs();
-        let tls = ServerTls::load(provider, folder.files(), PEERS)?;
-        let own = tls.own();
-        if own.role != Role::Drva {
-            let wanted = Role::Drva;
-            return Err(TlsError::WrongRole { own, wanted }.into());
+        let tls = ServerTls::load(provider, folder.files(), Role::Drva, PEERS)?;
+        if matches!(source, Source::Msa(_)) {
+            make_folder(data_dir)?;
         }
-        let mut agent = Agent::new(folder, args.msa.clone(), every);
-        agent.has_changed(); // what is there now was just read
+        let follower = Follower::new(folder.clone());
+        let agent = Agent::new(folder, args.msa.clone(), Role::Drva, every);
         Ok(Self {
             tls: Some(Arc::new(tls)),
             assignments: Arc::new(initial(&source)?),
-            agent: Some(agent),
+            agent: Some((agent, follower)),
             source,
+            every_s: args.msa_poll_s,
         })
     }
 
-    /// Starts the thread that looks after it. It ends with the process: a request to the server may be
+    /// Starts the threads that look after it. They end with the process: a request to the server may be
     /// under way.
     pub fn keep(self, appliance: Arc<Appliance>) -> std::io::Result<()> {
-        let (Some(tls), Some(agent)) = (self.tls, self.agent) else {
+        let (Some(tls), Some((agent, follower))) = (self.tls, self.agent) else {
             return Ok(());
         };
+        let (assignments, file) = (self.assignments.clone(), self.source.kept());
+        let of = appliance.clone();
+        let every_s = self.every_s;
+        let asker = move || ask(agent, every_s, file.as_deref(), &assignments, &of);
+        let thread = std::thread::Builder::new().name("enrolment".into());
+        thread.spawn(asker).map(drop)?;
         let keeper = Keeper {
             tls,
             assignments: self.assignments,
-            agent,
+            follower,
             source: self.source,
             seen: None,
+            problems: Problems::default(),
             appliance,
         };
         let thread = std::thread::Builder::new().name("keeper".into());
         thread.spawn(move || keeper.run()).map(drop)
+    }
+}
+
+impl Source {
+    /// The file in which the management server's assignments are kept.
+    fn kept(&self) -> Option<PathBuf> {
+        match self {
+            Self::Msa(path) => Some(path.clone()),
+            Self::Fixed | Self::File(_) => None,
+        }
     }
 }
 
@@ -152,7 +173,8 @@ fn first_certificate(folder: &Folder, msa: Option<&Server>) -> anyhow::Result<()
         );
     };
     let token = std::fs::read_to_string(folder.token())?;
-    let enrolled = enrol::steps::enrol(folder, msa, &token).context("cannot enrol")?;
+    let enrolled = enrol::steps::enrol(folder, msa, &token, None, &[Role::Drva]);
+    let enrolled = enrolled.context("cannot enrol")?;
     std::fs::remove_file(folder.token())?;
     tracing::info!("enrolled as {}", enrolled.identity);
     Ok(())
@@ -180,69 +202,79 @@ fn initial(source: &Source) -> anyhow::Result<InForce> {
     Ok(in_force)
 }
 
+/// Asks the management server, when it is due, and tells it how the disks stand by what it said.
+fn ask(
+    mut agent: Agent,
+    every_s: u64,
+    kept: Option<&Path>,
+    in_force: &InForce,
+    appliance: &Appliance,
+) {
+    while !appliance.stopping.load(Ordering::Acquire) {
+        agent.work(&mut |client| {
+            let Some(path) = kept else {
+                return Ok(());
+            };
+            let fresh = documents::fetch(client, "/machine/assignments", path, |document| {
+                let misfit = |error: assignments::Malformed| EnrolError::Misfit(error.to_string());
+                Assignments::parse(document).map_err(misfit)
+            })?;
+            told(in_force, fresh.ok_or(EnrolError::Lacks("assignments"))?);
+            appliance.follow_assignments();
+            let said = report::document(appliance, every_s);
+            client.call("PUT", "/machine/report", Some(&said))?;
+            Ok(())
+        });
+        std::thread::sleep(LOOK_EVERY);
+    }
+}
+
 struct Keeper {
     tls: Arc<ServerTls>,
     assignments: Arc<InForce>,
-    agent: Agent,
+    follower: Follower,
     source: Source,
-    /// The version of an operator's file that was read last.
+    /// The version of an operator's file that was taken last.
     seen: Option<(u64, std::time::SystemTime)>,
+    problems: Problems,
     appliance: Arc<Appliance>,
 }
+
+const ASSIGNMENTS: &str = "assignments";
 
 impl Keeper {
     fn run(mut self) {
         while !self.appliance.stopping.load(Ordering::Acquire) {
-            let Self {
-                agent,
-                assignments,
-                source,
-                ..
-            } = &mut self;
-            agent.work(&mut |client| match source {
-                Source::Msa(path) => fetch(client, path, assignments),
-                _ => Ok(()),
-            });
-            self.follow_certificates();
+            let tls = &self.tls;
+            self.follower.follow(|_| tls.reload());
             self.follow_file();
+            self.appliance.follow_assignments();
             self.appliance.end_connections(&self.tls);
             std::thread::sleep(LOOK_EVERY);
         }
     }
 
-    fn follow_certificates(&mut self) {
-        if !self.agent.has_changed() {
-            return;
-        }
-        match self.tls.reload() {
-            Ok(()) => tracing::info!("certificates have changed: the new ones are in force"),
-            Err(error) => {
-                let text = format!("certificates are not taken, the old ones stay: {error}");
-                self.agent.problem(text);
-            }
-        }
-    }
-
-    /// Takes an operator's file when it has changed.
+    /// Takes an operator's file when it has changed. Until it can be read, what was taken last stays.
     fn follow_file(&mut self) {
         let Source::File(path) = &self.source else {
             return;
         };
         let found = std::fs::metadata(path).and_then(|found| Ok((found.len(), found.modified()?)));
-        let Ok(found) = found else {
-            return; // What was read last stays.
-        };
-        if self.seen.replace(found) == Some(found) {
+        if found.as_ref().is_ok_and(|found| self.seen == Some(*found)) {
             return;
         }
-        match assignments::read(path) {
-            Ok(Some(read)) => told(&self.assignments, read),
-            Ok(None) => {}
-            Err(error) => {
-                let text = format!("assignments are not taken, the old ones stay: {error:#}");
-                self.agent.problem(text);
+        let why = match (assignments::read(path), found) {
+            (Ok(Some(read)), Ok(found)) => {
+                self.seen = Some(found);
+                self.problems.solved(ASSIGNMENTS);
+                return told(&self.assignments, read);
             }
-        }
+            (Ok(_), Err(error)) => format!("{}: {error}", path.display()),
+            (Ok(None), Ok(_)) => format!("{} is gone", path.display()),
+            (Err(error), _) => format!("{error:#}"),
+        };
+        let text = format!("assignments are not taken, the old ones stay: {why}");
+        self.problems.tell(ASSIGNMENTS, text);
     }
 }
 
@@ -250,24 +282,6 @@ fn told(in_force: &InForce, fresh: Assignments) {
     if in_force.set(fresh) {
         tracing::info!("the assignments have changed");
     }
-}
-
-/// Asks the management server, and keeps what it says before it counts.
-fn fetch(client: &Client, path: &Path, in_force: &InForce) -> Result<(), EnrolError> {
-    let document = client.call("GET", "/machine/assignments", None)?;
-    let misfit = |error: assignments::Malformed| EnrolError::Misfit(error.to_string());
-    let fresh = Assignments::parse(&document).map_err(misfit)?;
-    let text = document.to_string();
-    if !std::fs::read(path).is_ok_and(|kept| kept == text.as_bytes()) {
-        let folder = path.parent().unwrap_or(Path::new("."));
-        let written = make_folder(folder).map_err(|source| TlsError::Write {
-            path: path.to_owned(),
-            source,
-        });
-        written.and_then(|()| Folder::at(folder).write(path, text.as_bytes()))?;
-    }
-    told(in_force, fresh);
-    Ok(())
 }
 
 #[cfg(test)]

@@ -34,6 +34,31 @@ pub enum Standing {
     Closed,
     /// An operator leaves it out of cuts until it is opened again.
     SetAside,
+    /// Its machine is not to be replicated now, by the assignments: it was paused, or taken out of the domain.
+    LeftOut,
+    /// The same of a disk that had been closed in order.
+    LeftOutClosed,
+}
+
+impl Standing {
+    /// Whether cuts are made without it.
+    pub const fn is_left_out(self) -> bool {
+        matches!(self, Self::SetAside | Self::LeftOut | Self::LeftOutClosed)
+    }
+
+    /// How it stands once its machine is taken (`takes`), or not taken any more. What an operator set aside
+    /// stays so.
+    #[must_use]
+    pub const fn assigned(self, takes: bool) -> Self {
+        match (self, takes) {
+            (Self::Open, false) => Self::LeftOut,
+            (Self::Closed, false) => Self::LeftOutClosed,
+            (Self::LeftOut, true) => Self::Open,
+            // Should it have been opened since, its host reports it, and it counts as that says.
+            (Self::LeftOutClosed, true) => Self::Closed,
+            (same, _) => same,
+        }
+    }
 }
 
 /// Where a disk is. Durable, with its description.
@@ -160,7 +185,7 @@ pub fn assemble(
     let mut unopened = None;
     for (id, disk) in disks {
         let presence = disk.presence();
-        if presence.standing == Standing::SetAside {
+        if presence.standing.is_left_out() {
             cut.left_out.insert(*id);
             continue;
         }

@@ -148,3 +148,20 @@ fn only_another_opening_takes_a_disk_back() {
     assert_eq!((taken.standing, taken.host), (Standing::Open, B));
     assert_eq!(taken.hosts.len(), 2);
 }
+
+/// A machine that is not taken is in no cut, and comes back as it stood; what an operator set aside stays so.
+#[test]
+fn what_is_not_assigned_is_left_out_and_comes_back_as_it_stood() {
+    use Standing::{Closed, LeftOut, LeftOutClosed, Open, SetAside};
+    for (before, without, again) in [
+        (Open, LeftOut, Open),
+        (Closed, LeftOutClosed, Closed),
+        (SetAside, SetAside, SetAside),
+    ] {
+        assert_eq!(before.assigned(true), before);
+        assert_eq!(before.assigned(false), without);
+        assert_eq!(without.assigned(false), without);
+        assert_eq!(without.assigned(true), again);
+        assert!(without.is_left_out() && (before == SetAside || !before.is_left_out()));
+    }
+}

@@ -1,21 +1,22 @@
 //! Connections of hosts: hello, lanes, records in, acknowledgements out.
 //!
 //! Invariant: whatever a peer sends, it harms only its own connection; a length is checked before
-//! anything is reserved for it; a peer that does not read never holds the log up.
+//! anything is reserved for it; a peer that does not read is cut off, and never holds the log up.
 
 use crate::appliance::Appliance;
 use crate::cut::Answer;
+use crate::disk::Refused;
 use crate::disk::{Disk, Outcome, Route};
 use crate::domain::Domain;
 use crate::hashes::Ask;
 use crate::link::{Link, LinkReader};
+use crate::outbox::{MAX_WAITING, MAX_WAITING_BYTES, Outbox};
 use crate::presence::Host;
 use filter_core::wire::{
     DiskReport, ErrorCode, FRAME_HEADER_BYTES, FrameHeader, FrameKind, Hello, Message, OpenLane,
     PROTOCOL_NEWEST, PROTOCOL_OLDEST, PeerRole, PortRole, WireError,
 };
-use parking_lot::{Condvar, Mutex};
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::io::{self, BufReader, Read};
 use std::net::TcpStream;
 use std::sync::Arc;
@@ -25,106 +26,8 @@ use uuid::Uuid;
 
 /// A peer that sends nothing for so long is given up.
 const SILENCE_LIMIT: Duration = Duration::from_secs(30);
-/// Small frames that may wait for one peer.
-const MAX_WAITING: usize = 4096;
 /// Lanes of one connection.
 const MAX_CHANNELS: usize = 1024;
-
-#[derive(Default)]
-struct Waiting {
-    frames: Vec<Vec<u8>>,
-    acks: BTreeMap<u32, (u64, u64)>,
-    closed: bool,
-}
-
-impl Waiting {
-    fn drain(&mut self, out: &mut Vec<u8>) {
-        for frame in self.frames.drain(..) {
-            out.extend_from_slice(&frame);
-        }
-        for (channel, (durable_seq, uploaded_seq)) in std::mem::take(&mut self.acks) {
-            let ack = Message::Ack {
-                durable_seq,
-                uploaded_seq,
-            };
-            out.extend_from_slice(&ack.encode(channel));
-        }
-    }
-}
-
-/// What is to be sent to one peer. Acknowledgements of a lane replace each other, so it stays small.
-pub struct Outbox {
-    waiting: Mutex<Waiting>,
-    changed: Condvar,
-}
-
-impl Default for Outbox {
-    fn default() -> Self {
-        Self::new()
-    }
-}
-
-impl Outbox {
-    /// Nothing waits.
-    pub fn new() -> Self {
-        Self {
-            waiting: Mutex::default(),
-            changed: Condvar::new(),
-        }
-    }
-
-    /// Queues an acknowledgement.
-    pub fn acknowledge(&self, channel: u32, durable_seq: u64, uploaded_seq: u64) {
-        self.waiting
-            .lock()
-            .acks
-            .insert(channel, (durable_seq, uploaded_seq));
-        self.changed.notify_one();
-    }
-
-    /// Queues a frame. A peer that lets too many wait is cut off.
-    pub fn send(&self, message: &Message, channel: u32) {
-        let mut waiting = self.waiting.lock();
-        if waiting.frames.len() >= MAX_WAITING {
-            waiting.closed = true;
-        }
-        waiting.frames.push(message.encode(channel));
-        self.changed.notify_one();
-    }
-
-    fn close(&self) {
-        self.waiting.lock().closed = true;
-        self.changed.notify_all();
-    }
-
-    /// Takes what waits: whole frames.
-    pub fn drain(&self) -> Vec<u8> {
-        let mut out = Vec::new();
-        self.waiting.lock().drain(&mut out);
-        out
-    }
-
-    /// Sends until the connection ends.
-    fn run(&self, link: &Link<'_>) {
-        loop {
-            let mut out = Vec::new();
-            {
-                let mut waiting = self.waiting.lock();
-                while waiting.frames.is_empty() && waiting.acks.is_empty() && !waiting.closed {
-                    self.changed.wait(&mut waiting);
-                }
-                waiting.drain(&mut out);
-                if waiting.closed && out.is_empty() {
-                    break;
-                }
-            }
-            if link.send(&out).is_err() {
-                break;
-            }
-        }
-        link.close();
-    }
-}
 
 /// Why a connection ended.
 #[derive(Debug, thiserror::Error)]
@@ -137,6 +40,10 @@ enum SessionError {
     Protocol(String),
     #[error("the host sent nothing for {} s", SILENCE_LIMIT.as_secs())]
     Silent,
+    #[error(
+        "the host does not read what it is answered: over {MAX_WAITING} answers, or {MAX_WAITING_BYTES} bytes, wait"
+    )]
+    Unread,
 }
 
 impl From<io::Error> for SessionError {
@@ -145,6 +52,32 @@ impl From<io::Error> for SessionError {
             io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => Self::Silent,
             _ => Self::Io(error),
         }
+    }
+}
+
+/// A peer's text with nothing that a terminal or a log's reader obeys.
+fn plain(text: &str) -> String {
+    text.chars()
+        .map(|c| if c.is_control() { '.' } else { c })
+        .collect()
+}
+
+/// An end of a wait, in words: a socket calls it "Resource temporarily unavailable".
+fn why(error: &io::Error) -> String {
+    match error.kind() {
+        io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => {
+            "the handshake was not done in its time".into()
+        }
+        _ => error.to_string(),
+    }
+}
+
+/// Ends the sending thread, however the session ends.
+struct Closes<'a>(&'a Outbox);
+
+impl Drop for Closes<'_> {
+    fn drop(&mut self) {
+        self.0.close();
     }
 }
 
@@ -179,14 +112,21 @@ pub fn serve(appliance: &Arc<Appliance>, role: PortRole, stream: &TcpStream, id:
         None => (Link::plain(stream), None),
         Some(tls) => match Link::secure(stream, tls) {
             Ok((link, shown)) if appliance.let_in(id, &shown) => (link, Some(shown.identity.id)),
-            Ok((link, _)) => {
+            Ok((link, shown)) => {
+                // Revoked while the handshake was under way.
+                let who = shown.identity;
+                tracing::warn!(
+                    "refused {peer} on port +{}: the certificate of {who} was revoked",
+                    role.offset()
+                );
                 link.close();
                 return;
             }
             // Who only looks whether the port is open says nothing.
             Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return,
             Err(error) => {
-                tracing::warn!("refused {peer} on port +{}: {error}", role.offset());
+                let why = why(&error);
+                tracing::warn!("refused {peer} on port +{}: {why}", role.offset());
                 return;
             }
         },
@@ -198,6 +138,7 @@ pub fn serve(appliance: &Arc<Appliance>, role: PortRole, stream: &TcpStream, id:
         let sender = outbox.clone();
         let link = &link;
         scope.spawn(move || sender.run(link));
+        let closes = Closes(&outbox);
         let mut session = Session {
             appliance,
             role,
@@ -209,12 +150,16 @@ pub fn serve(appliance: &Arc<Appliance>, role: PortRole, stream: &TcpStream, id:
             assigned: 0,
         };
         let ended = session.run();
-        session.leave();
+        drop(session); // it leaves
         match ended {
             Ok(()) => {}
             Err(SessionError::Io(e)) if e.kind() == io::ErrorKind::UnexpectedEof => {}
             Err(SessionError::Io(e)) if e.kind() == io::ErrorKind::ConnectionReset => {}
             Err(error) => {
+                if matches!(error, SessionError::Unread) {
+                    // Else the sender would wait for it until the end of its time.
+                    let _ = stream.shutdown(std::net::Shutdown::Both);
+                }
                 if !appliance.stopping.load(Ordering::Acquire) {
                     tracing::warn!("connection of {peer} on port +{}: {error}", role.offset());
                 }
@@ -230,7 +175,7 @@ pub fn serve(appliance: &Arc<Appliance>, role: PortRole, stream: &TcpStream, id:
                 outbox.send(&message, 0);
             }
         }
-        outbox.close();
+        drop(closes);
     });
 }
 
@@ -288,7 +233,7 @@ impl Session<'_> {
         }
         self.host = Host {
             id: hello.peer_id,
-            name: hello.name,
+            name: plain(&hello.name),
         };
         if self.role == PortRole::Control {
             self.appliance
@@ -298,6 +243,9 @@ impl Session<'_> {
             let header = self.header()?;
             if self.appliance.stopping.load(Ordering::Acquire) {
                 return Ok(());
+            }
+            if self.outbox.has_overflowed() {
+                return Err(SessionError::Unread);
             }
             self.judge_again();
             if header.kind == FrameKind::Data {
@@ -325,7 +273,10 @@ impl Session<'_> {
                 Ok(())
             }
             Message::Heartbeat { .. } => Ok(()),
-            Message::OpenLane(lane) if self.role != PortRole::Control => {
+            Message::OpenLane(mut lane) if self.role != PortRole::Control => {
+                for name in [&mut lane.vm_name, &mut lane.disk_label] {
+                    *name = plain(name);
+                }
                 self.open(channel, &lane);
                 Ok(())
             }
@@ -352,7 +303,7 @@ impl Session<'_> {
                 Ok(())
             }
             Message::Error { seq, text, .. } if self.role == PortRole::Control => {
-                self.appliance.cut_refused(self.host.id, seq, &text);
+                self.appliance.cut_refused(self.host.id, seq, &plain(&text));
                 Ok(())
             }
             other => {
@@ -399,16 +350,14 @@ impl Session<'_> {
         self.appliance.cut_answer(&domain, self.host.id, answer);
     }
 
-    /// Whether this host may speak for the lane's machine, and for the one whose disk it was before.
-    fn judge(&self, lane: &OpenLane) -> Result<(), String> {
+    /// Whether this host may have a disk that another machine presented: else it could have any by calling
+    /// it one of its own machines'.
+    fn may_take(&self, lane: &OpenLane, before: &Uuid) -> Result<(), Refused> {
         let rule = &self.appliance.assignments;
-        rule.judge(&self.host.id, &lane.domain, &lane.vm_id)?;
-        let known = self.appliance.known_domain(&lane.domain);
-        let known = known.and_then(|domain| domain.disk(&lane.disk_id));
-        // Else a host could have any disk by calling it its own.
-        known.map_or(Ok(()), |disk| {
-            let before = disk.info.read().vm_uuid;
-            rule.judge(&self.host.id, &lane.domain, before.as_bytes())
+        let judged = rule.judge(&self.host.id, &lane.domain, before.as_bytes());
+        judged.map_err(|why| {
+            let text = format!("the disk is VM {before}'s, and of that: {why}");
+            (ErrorCode::Domain, 0, text)
         })
     }
 
@@ -455,7 +404,9 @@ impl Session<'_> {
             return;
         }
         // Before anything is made for it.
-        if let Err(text) = self.judge(lane) {
+        let rule = &self.appliance.assignments;
+        let domain = plain(&lane.domain);
+        if let Err(text) = rule.judge(&self.host.id, &domain, &lane.vm_id) {
             refuse(ErrorCode::Domain, 0, text);
             return;
         }
@@ -478,7 +429,8 @@ impl Session<'_> {
             // It was closed while the news was under way.
             (true, None) => return,
         };
-        match domain.open_lane(lane, &self.host, route, again) {
+        let may_take = |before: &Uuid| self.may_take(lane, before);
+        match domain.open_lane(lane, &self.host, route, again, &may_take) {
             Ok(None) => {}
             Ok(Some((disk, generation))) => {
                 let opened = Channel {
@@ -547,9 +499,11 @@ impl Session<'_> {
         }
         Ok(())
     }
+}
 
-    /// The connection is gone: nothing more is sent to it.
-    fn leave(&mut self) {
+/// The connection is gone: nothing more is sent to it.
+impl Drop for Session<'_> {
+    fn drop(&mut self) {
         for channel in self.channels.values() {
             channel.disk.detach(channel.generation, false);
         }

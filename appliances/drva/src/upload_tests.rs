@@ -3,8 +3,8 @@ use super::*;
 use crate::disk::{Outcome, Route};
 use crate::domain::{Asked, CloseError};
 use crate::log::LogOptions;
+use crate::outbox::Outbox;
 use crate::presence::Host;
-use crate::session::Outbox;
 use filter_core::record::{
     FLAG_STREAM_BASE, FLAG_SYNC_BEGIN, FLAG_SYNC_END, RecordHeader, RecordKind,
 };
@@ -59,7 +59,7 @@ fn present(domain: &Domain, disk_id: [u8; 16], host: [u8; 16]) -> (Arc<crate::di
     let name = String::new();
     let host = Host { id: host, name };
     domain
-        .open_lane(&lane, &host, route, None)
+        .open_lane(&lane, &host, route, None, &|_| Ok(()))
         .unwrap()
         .unwrap()
 }

@@ -279,3 +279,28 @@ fn a_closed_lane_stands_where_it_stood() {
     assert_eq!(last.disks.len(), 2);
     assert!(recovered[&disks[1].uuid] == disks[1].model.bytes, "differs");
 }
+
+/// It sends, and reads nothing of what it is answered.
+#[test]
+fn a_host_that_does_not_read_is_cut_off() {
+    let site = Site::new(&[]);
+    let drva = site.start();
+    let mut deaf = drva.connect(PortRole::Control);
+    let question = Message::Heartbeat {
+        clock_ns: 1,
+        answer: false,
+    };
+    let many = question.encode(0).repeat(1000);
+    let deadline = std::time::Instant::now() + scripted::LIMIT;
+    while deaf.stream.write_all(&many).is_ok() {
+        assert!(std::time::Instant::now() < deadline, "it is not cut off");
+    }
+    // What is told is the reason, and who else is connected goes on.
+    let said = site.said();
+    assert!(said.contains("does not read what it is answered"), "{said}");
+    let mut disk = Disk::new(1);
+    let mut link = drva.connect(DATA);
+    assert_eq!(link.open(1, &disk), Ok(0));
+    link.records(1, &disk.begin());
+    link.wait_durable(1, disk.seq);
+}

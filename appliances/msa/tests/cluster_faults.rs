@@ -231,6 +231,7 @@ fn what_was_detached_before_a_restart_is_given_back_too() {
     let policy = |id: &str| FilterSource::Policy(id.into());
     {
         let mut state = site.world.state.lock();
+        state.policies.insert("gold".into(), Vec::new());
         for (key, id) in [(2000, "gold"), (2001, "deleted")] {
             state.sources.insert(("vm-1".into(), key), policy(id));
         }

@@ -3,14 +3,12 @@
 //! Invariant: a configuration that is handed out checks the server's certificate and that the server
 //! holds its key; there is no setting that checks nothing.
 
-use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::crypto::{CryptoProvider, verify_tls12_signature, verify_tls13_signature};
+use rustls::client::danger::{ServerCertVerified, ServerCertVerifier};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
-use rustls::{
-    CertificateError, ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme,
-};
+use rustls::{CertificateError, ClientConfig, RootCertStore};
 use std::sync::Arc;
+use tls::config::Anybody;
 
 /// Whom to believe.
 #[derive(Clone, Debug)]
@@ -73,7 +71,7 @@ impl Trust {
         };
         let verifier = Pinned {
             fingerprint,
-            provider,
+            inner: Anybody::new(provider),
         };
         Ok(builder
             .dangerous() // the verifier takes one certificate and no other
@@ -91,7 +89,7 @@ fn sha256(certificate: &CertificateDer<'_>) -> [u8; 32] {
 #[derive(Debug)]
 struct Pinned {
     fingerprint: [u8; 32],
-    provider: Arc<CryptoProvider>,
+    inner: Arc<Anybody>,
 }
 
 impl ServerCertVerifier for Pinned {
@@ -111,29 +109,5 @@ impl ServerCertVerifier for Pinned {
         ))
     }
 
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        let known = &self.provider.signature_verification_algorithms;
-        verify_tls12_signature(message, certificate, signature, known)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        let known = &self.provider.signature_verification_algorithms;
-        verify_tls13_signature(message, certificate, signature, known)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.provider
-            .signature_verification_algorithms
-            .supported_schemes()
-    }
+    tls::delegate_signatures!(inner);
 }

@@ -46,8 +46,7 @@ use crate::record::RecordKind;
 use guard::Guard;
 use hashes::Hashes;
 use intent::Intent;
-use latency::Latencies;
-use pace::Pace;
+use pace::{Met, Pace};
 use sync::Sync;
 pub use values::{Change, Completed, Config, Counters, Decision, Start, Why};
 
@@ -202,10 +201,15 @@ impl Disk {
 
     /// Tells the sync what the guest's I/Os met, so that it yields; without this it goes as fast as
     /// it can. Call it before [`Disk::sync_step`], with monotonic time.
-    pub fn observe(&mut self, now_ns: u64, latencies: &Latencies) {
+    pub fn observe(&mut self, now_ns: u64, met: &Met) {
         if self.sync.active() {
-            self.pace.observe(now_ns, latencies);
+            self.pace.observe(now_ns, met);
         }
+    }
+
+    /// Whether a sync wants to know how late timers are: see [`pace::PROBE_NS`].
+    pub fn watches_timers(&self) -> bool {
+        self.sync.active() && self.mode != Mode::Tracking && self.pace.watches()
     }
 
     /// Whether changes are held by the caller.

@@ -5,12 +5,20 @@
 //! I/O in a hundred takes longer than the quiet 99th percentile by more than the tolerance, and is cut
 //! as soon as there is evidence of the contrary. It never falls below the floor, so a sync ends.
 //!
+//! There are two witnesses, and the worse one decides:
+//!
+//! - *the guest's I/Os*, from where they reach the filter to their completion: the disk below, and
+//!   the filter's lock;
+//! - *timers*: how late one is that has nothing to do with the sync. An I/O that waits for a core, since
+//!   the sync's own work (or the daemon's) has it, waits before the filter sees it, and a timer waits as
+//!   long. It counts against the sync from where such a wait would lift a usual I/O over the limit.
+//!
 //! The sync's time is cut into phases:
 //!
 //! | phase | the sync | what is counted | ends |
 //! |---|---|---|---|
-//! | quiet | pauses | the baseline: what latencies are without it | enough I/Os seen, at most a second |
-//! | busy | reads at its rate | I/Os beyond the baseline's limit | half a second and enough I/Os seen |
+//! | quiet | pauses | the baselines: what is met without it | enough I/Os seen, at most a second |
+//! | busy | reads at its rate | what is beyond the baselines' limits | half a second and enough I/Os seen |
 //! | idle | reads as fast as it may | nothing | the guest's next I/O |
 //!
 //! The first moments of a phase are not counted: they still belong to the phase before. What is old
@@ -46,6 +54,10 @@ const LOOK_NS: u64 = 10 * MS;
 const SLACK_NS: u64 = 2 * MS;
 /// How soon to ask again during a pause.
 const PAUSE_POLL_NS: u64 = 5 * MS;
+/// How often a timer is to be looked at, while [`Pace::watches`].
+pub const PROBE_NS: u64 = 2_500_000;
+/// Pieces of a second's rate.
+const PIECES_S: u64 = 100;
 /// As good as no limit.
 const MOST_BYTES_S: u64 = 1 << 40;
 
@@ -80,13 +92,98 @@ enum Phase {
     Idle,
 }
 
-/// What the baseline allows.
+/// What a baseline allows.
 #[derive(Clone, Copy, Debug)]
 struct Limit {
     /// The highest bucket that is still within the tolerance.
     bucket: usize,
-    /// I/Os of the baseline above it.
+    /// Of the baseline, those above it.
     without: u64,
+}
+
+/// What a look at a witness calls for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Verdict {
+    /// More than chance is beyond the limit.
+    Cut,
+    /// Not enough seen, or neither good nor bad.
+    Wait,
+    /// Neither good nor bad for so long that it is looked at afresh.
+    Afresh,
+    /// Good enough.
+    Rise,
+}
+
+/// One witness: what it met without the sync, and what since a moment.
+#[derive(Debug, Default)]
+struct Witness {
+    span: Span,
+    baseline: Histogram,
+    limit: Option<Limit>,
+}
+
+impl Witness {
+    /// What was seen since the span began goes into the baseline, and what is old counts for less.
+    fn learn(&mut self, met: &Latencies) {
+        if self.baseline.total() >= BASELINE_MOST {
+            self.baseline.halve();
+        }
+        self.baseline.merge(self.span.look(met));
+    }
+
+    fn forget(&mut self) {
+        self.baseline.clear();
+        self.limit = None;
+    }
+
+    fn allow(&mut self, most_ns: u64) {
+        let bucket = bucket_of(most_ns);
+        self.limit = Some(Limit {
+            bucket,
+            without: self.baseline.above(bucket),
+        });
+    }
+
+    /// The quantile's shortest latency, in ns.
+    fn baseline_ns(&self, permille: u64) -> Option<u64> {
+        self.baseline.quantile(permille).map(lowest_ns)
+    }
+
+    fn known(&self) -> bool {
+        self.baseline.total() >= BASELINE_SAMPLES
+    }
+
+    /// What was seen since the span began.
+    fn verdict(&mut self, met: &Latencies) -> Verdict {
+        let Some(limit) = self.limit.filter(|_| self.known()) else {
+            return Verdict::Wait;
+        };
+        let seen = self.span.look(met);
+        let (total, slow) = (seen.total(), seen.above(limit.bucket));
+        let of_itself = |total: u64| total * limit.without / self.baseline.total();
+        // Half of what is allowed, so that what a rise overdoes is made up for; or what the
+        // guest has of itself.
+        let few = (total / 200).max(of_itself(total));
+        let most = total.max(RISE_SAMPLES);
+        if slow > by_chance((most / 100).max(of_itself(most))) {
+            Verdict::Cut
+        } else if total >= RISE_SAMPLES && slow <= few {
+            Verdict::Rise
+        } else if total >= HOLD_SAMPLES {
+            Verdict::Afresh
+        } else {
+            Verdict::Wait
+        }
+    }
+}
+
+/// What the disk's filter met since it was opened.
+#[derive(Debug, Default)]
+pub struct Met {
+    /// How long the guest's I/Os took.
+    pub ios: Latencies,
+    /// How late timers were that were to run every [`PROBE_NS`]; empty without such timers.
+    pub timers: Latencies,
 }
 
 /// Figures, for status and tests.
@@ -96,6 +193,8 @@ pub struct PaceFigures {
     pub rate_bytes_s: u64,
     /// The guest's 99th percentile without the sync, in ns; 0 if not known.
     pub quiet_p99_ns: u64,
+    /// How late a timer usually is without the sync, in ns; 0 if not known.
+    pub quiet_late_ns: u64,
     /// Times that the rate was cut.
     pub cuts: u64,
 }
@@ -103,10 +202,10 @@ pub struct PaceFigures {
 impl core::fmt::Display for PaceFigures {
     fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
         let (rate, p99_us) = (self.rate_bytes_s >> 20, self.quiet_p99_ns / 1000);
+        let (late_us, cuts) = (self.quiet_late_ns / 1000, self.cuts);
         write!(
             f,
-            "{rate} MiB/s for a busy guest, whose quiet p99 is {p99_us} us; {} cuts",
-            self.cuts
+            "{rate} MiB/s for a busy guest, whose quiet p99 is {p99_us} us where timers are {late_us} us late; {cuts} cuts"
         )
     }
 }
@@ -121,9 +220,8 @@ pub struct Pace {
     /// The phase's first moments are over: `span` counts.
     counting: bool,
     looked_ns: u64,
-    span: Span,
-    baseline: Histogram,
-    limit: Option<Limit>,
+    ios: Witness,
+    timers: Witness,
     rate_bytes_s: u64,
     /// How long the busy phase is to be, and the floor in it.
     busy_ns: u64,
@@ -138,10 +236,8 @@ pub struct Pace {
     cuts: u64,
 }
 
-/// I/Os out of `total` that may be above the limit by chance: one in a hundred and a standard
-/// deviation, and one.
-const fn by_chance(total: u64) -> u64 {
-    let expected = total / 100;
+/// As many may be above the limit by chance where this many are expected: a standard deviation more, and one.
+const fn by_chance(expected: u64) -> u64 {
     expected + expected.isqrt() + 1
 }
 
@@ -169,9 +265,8 @@ impl Pace {
             phase_since_ns: 0,
             counting: false,
             looked_ns: 0,
-            span: Span::default(),
-            baseline: Histogram::default(),
-            limit: None,
+            ios: Witness::default(),
+            timers: Witness::default(),
             rate_bytes_s: floor_bytes_s,
             busy_ns: BUSY_MIN_NS,
             floor_now_bytes_s: floor_bytes_s,
@@ -188,7 +283,8 @@ impl Pace {
     pub fn figures(&self) -> PaceFigures {
         PaceFigures {
             rate_bytes_s: self.rate_bytes_s,
-            quiet_p99_ns: self.baseline.quantile(990).map_or(0, lowest_ns),
+            quiet_p99_ns: self.ios.baseline_ns(990).unwrap_or(0),
+            quiet_late_ns: self.timers.baseline_ns(500).unwrap_or(0),
             cuts: self.cuts,
         }
     }
@@ -198,15 +294,30 @@ impl Pace {
         self.phase = Phase::Off;
     }
 
-    /// Looks at what the guest's I/Os met. Call it before each [`Pace::take`].
-    pub fn observe(&mut self, now_ns: u64, latencies: &Latencies) {
+    /// Whether it wants to know how late timers are: one is to run every [`PROBE_NS`].
+    pub const fn watches(&self) -> bool {
+        matches!(self.phase, Phase::Quiet | Phase::Busy)
+    }
+
+    /// The most that one read should have, in bytes: a hundredth of a second at the rate that the guest
+    /// bears. An I/O that waits for a core, or for the disk's lock, waits for one piece at most.
+    pub const fn piece_bytes(&self) -> u64 {
+        if self.watches() {
+            self.rate_bytes_s / PIECES_S
+        } else {
+            u64::MAX
+        }
+    }
+
+    /// Looks at what the guest's I/Os and the timers met. Call it before each [`Pace::take`].
+    pub fn observe(&mut self, now_ns: u64, met: &Met) {
         self.now_ns = self.now_ns.max(now_ns);
-        let count = latencies.count();
+        let count = met.ios.count();
         let moved = count != self.last_count;
         self.last_count = count;
         if self.phase == Phase::Off {
             self.active_ns = self.now_ns;
-            self.enter(Phase::Quiet, latencies);
+            self.enter(Phase::Quiet, met);
             return;
         }
         if moved {
@@ -216,39 +327,39 @@ impl Pace {
             if moved {
                 // The first of its I/Os have met full speed: make up for it.
                 self.slow_down();
-                let known = self.baseline.total() >= BASELINE_SAMPLES;
-                self.enter(if known { Phase::Busy } else { Phase::Quiet }, latencies);
+                let known = self.ios.known();
+                self.enter(if known { Phase::Busy } else { Phase::Quiet }, met);
             }
             return;
         }
         if self.now_ns - self.active_ns >= IDLE_NS {
-            self.enter(Phase::Idle, latencies);
+            self.enter(Phase::Idle, met);
             return;
         }
         let in_phase_ns = self.now_ns - self.phase_since_ns;
         if !self.counting {
             if self.now_ns - self.looked_ns >= SETTLE_NS {
                 self.counting = true;
-                self.span.begin(latencies);
+                self.begin(met);
             }
             return;
         }
         if self.now_ns - self.looked_ns >= LOOK_NS {
             self.looked_ns = self.now_ns;
             if self.phase == Phase::Quiet {
-                self.look_quiet(in_phase_ns, latencies);
+                self.look_quiet(in_phase_ns, met);
             } else {
-                self.look_busy(in_phase_ns, latencies);
+                self.look_busy(in_phase_ns, met);
             }
         }
     }
 
-    fn enter(&mut self, phase: Phase, latencies: &Latencies) {
+    fn enter(&mut self, phase: Phase, met: &Met) {
         self.phase = phase;
         self.phase_since_ns = self.now_ns;
         self.next_ns = self.now_ns;
         self.held_back = false;
-        self.last_count = latencies.count();
+        self.last_count = met.ios.count();
         self.settle();
     }
 
@@ -258,67 +369,84 @@ impl Pace {
         self.looked_ns = self.now_ns;
     }
 
-    fn look_quiet(&mut self, in_phase_ns: u64, latencies: &Latencies) {
-        let seen = self.span.look(latencies);
-        let wanted = if self.baseline.total() < QUIET_SAMPLES_FIRST {
+    /// Both witnesses count from now on.
+    fn begin(&mut self, met: &Met) {
+        self.ios.span.begin(&met.ios);
+        self.timers.span.begin(&met.timers);
+    }
+
+    fn look_quiet(&mut self, in_phase_ns: u64, met: &Met) {
+        let seen = self.ios.span.look(&met.ios);
+        let wanted = if self.ios.baseline.total() < QUIET_SAMPLES_FIRST {
             QUIET_SAMPLES_FIRST
         } else {
             QUIET_SAMPLES
         };
-        let enough = seen.total() >= wanted && in_phase_ns >= QUIET_MIN_NS;
+        let timed = self.timers.span.look(&met.timers).total();
+        let enough = seen.total() >= wanted
+            && in_phase_ns >= QUIET_MIN_NS
+            && (timed == 0 || self.timers.baseline.total() + timed >= 2 * BASELINE_SAMPLES);
         if !enough && in_phase_ns < QUIET_MAX_NS {
             return;
         }
-        if is_quicker(seen, &self.baseline) {
+        if is_quicker(seen, &self.ios.baseline) {
             // The old tail would excuse too much for a long time.
-            self.baseline.clear();
-        } else if self.baseline.total() >= BASELINE_MOST {
-            self.baseline.halve();
+            self.ios.forget();
+            self.timers.forget();
         }
-        self.baseline.merge(seen);
-        self.limit = self.baseline.quantile(990).map(|bucket| {
-            let limit = bucket_of(lowest_ns(bucket) / 100 * (100 + self.config.tolerance_percent));
-            Limit {
-                bucket: limit,
-                without: self.baseline.above(limit),
-            }
-        });
+        self.ios.learn(&met.ios);
+        self.timers.learn(&met.timers);
+        self.allow();
         // The floor holds on average: what the pause took from it comes on top until the next one.
         self.busy_ns = BUSY_MIN_NS.max(2 * in_phase_ns);
         self.floor_now_bytes_s = self.config.floor_bytes_s
             + (u128::from(self.config.floor_bytes_s) * u128::from(in_phase_ns)
                 / u128::from(self.busy_ns)) as u64;
-        self.enter(Phase::Busy, latencies);
+        self.enter(Phase::Busy, met);
     }
 
-    fn look_busy(&mut self, in_phase_ns: u64, latencies: &Latencies) {
-        let seen = self.span.look(latencies);
-        let total = seen.total();
-        if is_quicker(seen, &self.baseline) {
-            return self.enter(Phase::Quiet, latencies);
+    /// Sets the limits by the baselines.
+    fn allow(&mut self) {
+        let Some(p99_ns) = self.ios.baseline_ns(990) else {
+            return;
+        };
+        let most_ns = p99_ns / 100 * (100 + self.config.tolerance_percent);
+        self.ios.allow(most_ns);
+        let usual = (self.ios.baseline_ns(500), self.timers.baseline_ns(500));
+        if let (Some(io_ns), Some(timer_ns)) = usual {
+            // What a usual I/O may have to wait without being a slow one.
+            let wait_ns = most_ns.saturating_sub(io_ns);
+            self.timers.allow(timer_ns + wait_ns);
         }
-        if let Some(limit) = self.limit
-            && self.baseline.total() >= BASELINE_SAMPLES
-        {
-            let slow = seen.above(limit.bucket);
-            // Half of what is allowed, so that what a rise overdoes is made up for; or what the
-            // guest has of itself.
-            let few = (total / 200).max(total * limit.without / self.baseline.total());
-            if slow > by_chance(total.max(RISE_SAMPLES)) {
+    }
+
+    fn look_busy(&mut self, in_phase_ns: u64, met: &Met) {
+        let seen = self.ios.span.look(&met.ios);
+        let total = seen.total();
+        if is_quicker(seen, &self.ios.baseline) {
+            return self.enter(Phase::Quiet, met);
+        }
+        let mut verdict = self.ios.verdict(&met.ios);
+        if self.timers.known() {
+            verdict = verdict.min(self.timers.verdict(&met.timers));
+        }
+        match verdict {
+            Verdict::Cut => {
                 self.cut();
                 self.settle();
-            } else if total >= RISE_SAMPLES && slow <= few {
+            }
+            Verdict::Rise => {
                 if self.held_back {
                     self.rise();
                 }
-                self.span.begin(latencies);
-            } else if total >= HOLD_SAMPLES {
-                self.span.begin(latencies);
+                self.begin(met);
             }
+            Verdict::Afresh => self.begin(met),
+            Verdict::Wait => {}
         }
         let enough = total >= QUIET_SAMPLES && in_phase_ns >= self.busy_ns;
         if enough || in_phase_ns >= BUSY_MAX_NS {
-            self.enter(Phase::Quiet, latencies);
+            self.enter(Phase::Quiet, met);
         }
     }
 

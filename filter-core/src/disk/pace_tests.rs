@@ -1,9 +1,12 @@
 //! The pace against a guest and a disk in virtual time, each shape with and without the sync.
 #![allow(clippy::unwrap_used)]
 
-use super::{Pace, PaceConfig};
-use crate::disk::latency::Latencies;
-use crate::lane::test_lane::{Numbers, with_seeds};
+use super::{Met, PROBE_NS, Pace, PaceConfig};
+use crate::disk::{Config, Disk, Start};
+use crate::lane::layout::{DIRTY_BLOCK_BYTES, MIN_RING_BYTES};
+use crate::lane::producer::{Producer, Stamps};
+use crate::lane::sync::{AtomicU32, AtomicU64};
+use crate::lane::test_lane::{HeapLane, Numbers, with_seeds};
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 
@@ -73,9 +76,35 @@ enum Guest {
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Event {
     Arrive,
-    Done { since_ns: u64 },
+    Done {
+        since_ns: u64,
+        wait_ns: u64,
+    },
     SyncTimer,
     SyncDone,
+    /// The timer that is only there to be late.
+    Probe {
+        due_ns: u64,
+    },
+}
+
+/// The core that guest, filter and sync share, or none. An I/O that waits for it waits before the filter
+/// sees it.
+#[derive(Clone, Copy)]
+struct Core {
+    free_ns: u64,
+    /// What the sync takes of it for each piece, beside what it copies.
+    piece_ns: u64,
+    bytes_per_us: u64,
+}
+
+impl Core {
+    /// When who comes now gets it; it then keeps it for so long.
+    fn get(&mut self, now_ns: u64, for_ns: u64) -> u64 {
+        let from = now_ns.max(self.free_ns);
+        self.free_ns = from + for_ns;
+        from
+    }
 }
 
 struct Outcome {
@@ -111,7 +140,12 @@ struct World {
     numbers: Numbers,
     events: BinaryHeap<Reverse<(u64, Event)>>,
     pace: Pace,
-    latencies: Latencies,
+    met: Met,
+    core: Option<Core>,
+    /// Timers are looked at.
+    probes: bool,
+    probing: bool,
+    read_bytes: u64,
     seen: Vec<(u64, u64)>,
     left: u64,
     reading: u32,
@@ -151,18 +185,26 @@ impl World {
 
     fn arrive(&mut self, now_ns: u64) {
         let bytes = self.guest_bytes(now_ns);
-        let done = self.storage.serve(now_ns, bytes, &mut self.numbers);
-        self.at(done, Event::Done { since_ns: now_ns });
+        let from = self.core.as_mut().map_or(now_ns, |c| c.get(now_ns, 5_000));
+        let done = self.storage.serve(from, bytes, &mut self.numbers);
+        let (since_ns, wait_ns) = (from, from - now_ns);
+        self.at(done, Event::Done { since_ns, wait_ns });
     }
 
     fn drive_sync(&mut self, now_ns: u64) {
-        self.pace.observe(now_ns, &self.latencies);
+        self.pace.observe(now_ns, &self.met);
+        if self.probes && self.pace.watches() && !self.probing {
+            self.probing = true;
+            let due_ns = now_ns + PROBE_NS;
+            self.at(due_ns, Event::Probe { due_ns });
+        }
+        let bytes = self.read_bytes;
         while self.left > 0 && self.reading < READS {
-            match self.pace.take(READ_BYTES) {
+            match self.pace.take(bytes) {
                 Ok(()) => {
-                    self.left -= READ_BYTES;
+                    self.left -= bytes;
                     self.reading += 1;
-                    let done = self.storage.serve(now_ns, READ_BYTES, &mut self.numbers);
+                    let done = self.storage.serve(now_ns, bytes, &mut self.numbers);
                     self.at(done, Event::SyncDone);
                 }
                 Err(wait_ns) => {
@@ -201,9 +243,9 @@ impl World {
                         self.at(next, Event::Arrive);
                     }
                 }
-                Event::Done { since_ns } => {
-                    self.latencies.add(now_ns - since_ns);
-                    self.seen.push((now_ns, now_ns - since_ns));
+                Event::Done { since_ns, wait_ns } => {
+                    self.met.ios.add(now_ns - since_ns);
+                    self.seen.push((now_ns, now_ns - since_ns + wait_ns));
                     if matches!(self.guest, Guest::Depth(_)) {
                         self.at(now_ns + 2000, Event::Arrive);
                     }
@@ -212,8 +254,23 @@ impl World {
                     self.timer_armed = false;
                     self.drive_sync(now_ns);
                 }
+                Event::Probe { due_ns } => {
+                    // 50 us are what timers are late by on a machine without anything to do.
+                    let late_ns = 50_000 + self.numbers.below(10_000);
+                    let from = self.core.as_mut().map_or(now_ns, |c| c.get(now_ns, 3_000));
+                    self.met.timers.add(from + late_ns - due_ns);
+                    self.probing = self.pace.watches();
+                    if self.probing {
+                        let due_ns = from + PROBE_NS;
+                        self.at(due_ns, Event::Probe { due_ns });
+                    }
+                }
                 Event::SyncDone => {
                     self.reading -= 1;
+                    let bytes = self.read_bytes;
+                    if let Some(core) = &mut self.core {
+                        core.get(now_ns, core.piece_ns + bytes * 1000 / core.bytes_per_us);
+                    }
                     if self.left == 0 && self.reading == 0 {
                         finished_ns = Some(now_ns);
                     }
@@ -244,7 +301,11 @@ fn run_with(
         numbers: Numbers::new(seed),
         events: BinaryHeap::new(),
         pace: Pace::new(config),
-        latencies: Latencies::default(),
+        met: Met::default(),
+        core: None,
+        probes: false,
+        probing: false,
+        read_bytes: READ_BYTES,
         seen: Vec::new(),
         left: sync_bytes,
         reading: 0,
@@ -410,26 +471,73 @@ fn without_a_pace_the_guest_would_notice() {
     );
 }
 
+/// A guest that shares its core with the sync, on a disk in memory.
+fn run_on_one_core(seed: u64, sync_bytes: u64, probes: bool) -> Outcome {
+    let core = Core {
+        free_ns: 0,
+        piece_ns: 15_000,
+        bytes_per_us: 2000,
+    };
+    let world = World {
+        guest: Guest::Paced(2000),
+        storage: Storage::memory(),
+        numbers: Numbers::new(seed),
+        events: BinaryHeap::new(),
+        pace: Pace::new(PaceConfig::default()),
+        met: Met::default(),
+        core: Some(core),
+        probes,
+        probing: false,
+        read_bytes: 64 << 10,
+        seen: Vec::new(),
+        left: sync_bytes,
+        reading: 0,
+        timer_armed: false,
+    };
+    world.run(20 * SECOND, sync_bytes > 0)
+}
+
+/// What waits for a core is not seen by who looks at the I/Os alone: timers see it.
+#[test]
+fn a_guest_on_the_syncs_core_is_yielded_to() {
+    with_seeds(3, |seed| {
+        let alone = run_on_one_core(seed, 0, false).p99();
+        let blind = run_on_one_core(seed, 100 << 30, false);
+        let seeing = run_on_one_core(seed, 100 << 30, true);
+        let (without, with) = (
+            blind.p99_between(5 * SECOND, 20 * SECOND),
+            seeing.p99_between(5 * SECOND, 20 * SECOND),
+        );
+        eprintln!(
+            "seed {seed}: alone {alone}, blind {without} at {}, seeing {with} at {}",
+            blind.pace.figures().rate_bytes_s >> 20,
+            seeing.pace.figures().rate_bytes_s >> 20
+        );
+        assert!(
+            with <= alone * 12 / 10,
+            "seed {seed}: {alone} ns alone, {with} with"
+        );
+        assert!(
+            without > alone * 12 / 10,
+            "seed {seed}: the model shows nothing"
+        );
+    });
+}
+
 /// The disk's machine asks the pace, and loses no mark by waiting.
 #[test]
 fn a_disks_sync_waits_for_its_pace() {
     use crate::disk::sync::SyncStep;
-    use crate::disk::{Config, Disk, Start};
-    use crate::lane::layout::MIN_RING_BYTES;
-    use crate::lane::producer::{Producer, Stamps};
-    use crate::lane::sync::{AtomicU32, AtomicU64};
-    use crate::lane::test_lane::HeapLane;
 
     let bytes = 8 * READ_BYTES;
-    let lane = HeapLane::new(bytes, MIN_RING_BYTES, 1);
-    let producer = Producer::new(lane.memory(), 1, 0, 1);
-    let mut disk = Disk::new(producer, bytes, Start::Full, None, Config::default());
+    let lane = lane_for(bytes);
+    let mut disk = disk_of(&lane, bytes);
     let stamps = Stamps {
         stamp: &AtomicU64::new(0),
         cut_epoch: &AtomicU32::new(1),
         time_ns: 1,
     };
-    let latencies = Latencies::default();
+    let latencies = Met::default();
     for ms in 0..490 {
         disk.observe(SECOND + ms * MS, &latencies);
         let step = disk.sync_step(&stamps);
@@ -440,8 +548,51 @@ fn a_disks_sync_waits_for_its_pace() {
     }
     disk.observe(2 * SECOND, &latencies);
     let step = disk.sync_step(&stamps);
-    let SyncStep::Read { offset_bytes, .. } = step else {
+    let SyncStep::Read {
+        offset_bytes,
+        len_bytes,
+        ..
+    } = step
+    else {
         panic!("the guest is idle: {step:?}");
     };
     assert_eq!(offset_bytes, 0, "what had to wait is still the first");
+    assert_eq!(len_bytes, READ_BYTES);
+}
+
+/// Beside a guest that uses the disk nothing is in its way for longer than a small piece takes, until it is
+/// known to bear more.
+#[test]
+fn a_busy_guest_meets_small_pieces() {
+    use crate::disk::sync::SyncStep;
+
+    let lane = lane_for(8 * READ_BYTES);
+    let mut disk = disk_of(&lane, 8 * READ_BYTES);
+    let (stamp, cut_epoch) = (AtomicU64::new(0), AtomicU32::new(1));
+    let stamps = Stamps {
+        stamp: &stamp,
+        cut_epoch: &cut_epoch,
+        time_ns: 1,
+    };
+    let met = Met::default();
+    let mut read = None;
+    for ms in 0..2000 {
+        met.ios.add(50_000);
+        disk.observe(SECOND + ms * MS, &met);
+        if let SyncStep::Read { len_bytes, .. } = disk.sync_step(&stamps) {
+            let rate_bytes_s = disk.pace().figures().rate_bytes_s;
+            assert_eq!(len_bytes, DIRTY_BLOCK_BYTES, "at {rate_bytes_s}");
+            read = Some(ms);
+        }
+    }
+    assert!(read.is_some() && disk.watches_timers());
+}
+
+fn lane_for(bytes: u64) -> HeapLane {
+    HeapLane::new(bytes, MIN_RING_BYTES, 1)
+}
+
+fn disk_of(lane: &HeapLane, bytes: u64) -> Disk {
+    let producer = Producer::new(lane.memory(), 1, 0, 1);
+    Disk::new(producer, bytes, Start::Full, None, Config::default())
 }

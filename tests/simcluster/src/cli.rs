@@ -27,6 +27,9 @@ pub enum Command {
     /// Put the rulesets in a root in force; a host's `esxcli` calls it.
     #[command(hide = true)]
     FirewallRefresh(RefreshArgs),
+    /// Define, set or remove an advanced option of a root; a host's `esxcli` calls it.
+    #[command(hide = true)]
+    HostOption(host::OptionArgs),
     /// Dial an address, as a process of a host.
     #[command(hide = true)]
     Probe(ProbeArgs),
@@ -101,6 +104,7 @@ pub fn run(command: &Command) -> anyhow::Result<()> {
         Command::Do(args) => tell(args),
         Command::Vm(args) => simhost::vm::run(args),
         Command::FirewallRefresh(args) => host::refresh(&args.root, &args.rules),
+        Command::HostOption(args) => host::option_command(args),
         Command::Probe(args) => {
             let stream = TcpStream::connect_timeout(&args.to, PROBE_LIMIT);
             let stream = stream.with_context(|| format!("cannot reach {}", args.to))?;

@@ -275,20 +275,26 @@ fn options_networks_and_recent_tasks_are_there() {
         let change = serde_json::json!([{"key": "UserVars.Token", "value": value}]);
         site.world.update_options(manager, &change)
     };
-    let shown = || {
-        let mut list = std::process::Command::new(site.root(&site.hosts[0]).join("bin/esxcli"));
-        let words = [
-            "system",
-            "settings",
-            "advanced",
-            "list",
-            "-o",
-            "/UserVars/Token",
-        ];
-        let output = list.args(words).output().unwrap();
-        String::from_utf8(output.stdout).unwrap()
+    let esxcli = |words: &str| {
+        let mut esxcli = std::process::Command::new(site.root(&site.hosts[0]).join("bin/esxcli"));
+        esxcli.args(["system", "settings", "advanced"]);
+        let output = esxcli.args(words.split(' ')).output().unwrap();
+        (
+            output.status.success(),
+            String::from_utf8(output.stdout).unwrap(),
+        )
     };
+    let shown = || esxcli("list -o /UserVars/Token").1;
     assert_eq!(shown(), "");
+    // As on a host: what nobody defined is not there.
+    let refused = set("too early").unwrap_err();
+    assert!(
+        format!("{refused:?}").contains("InvalidName"),
+        "{refused:?}"
+    );
+    assert!(!esxcli("set -d -o /UserVars/Token").0 && !esxcli("remove -o Token").0);
+    assert!(esxcli("add -o Token -t string -d words").0 && !esxcli("add -o Token -t string").0);
+    assert!(shown().ends_with("String Value: \n"), "{}", shown());
     set("first word's").unwrap();
     assert!(
         shown().ends_with("String Value: first word's\n"),
@@ -297,7 +303,9 @@ fn options_networks_and_recent_tasks_are_there() {
     );
     assert!(site.world.options(manager, Some("UserVars.Other")).is_err());
     assert!(set("two\nlines").is_err());
-    set("").unwrap();
+    assert!(esxcli("set -d -o /UserVars/Token").0);
+    assert!(shown().ends_with("String Value: \n"), "{}", shown());
+    assert!(esxcli("remove -o Token").0);
     assert!(shown().is_empty() && before == site.listing(&site.hosts[0]));
     host.set(|settings| settings.is_reachable = false);
     assert!(set("nobody hears").is_err());

@@ -4,19 +4,28 @@
 
 mod support;
 
+use msa::certificates::{self, CertificateRole};
 use msa::clock::SystemClock;
 use msa::connect::ViJson;
 use msa::executions::table::{self, NewExecution};
+use msa::inventory;
 use msa::outside::{Outside, Patience};
 use msa::service::{self, Msa, PasswordCost};
-use msa::store::Actor;
+use msa::store::{Actor, Done};
 use serde_json::json;
+use std::collections::HashSet;
+use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
 use std::time::Duration;
-use support::{Site, server};
+use support::{LIMIT, Site, server};
+use tls::{Folder, Identity, Peers, Role, ServerTls};
+
+/// The option by which hosts are invited.
+const OPTION: &str = "UserVars.JetdrEnrolment";
 
 struct Managed {
     msa: Arc<Msa>,
+    address: SocketAddr,
     runtime: Option<tokio::runtime::Runtime>,
     _stop: tokio::sync::watch::Sender<bool>,
     _dir: tempfile::TempDir,
@@ -40,7 +49,7 @@ impl Managed {
         outside.resolves = Box::new(|_| true); // its hosts' names are in no DNS
         outside.patience = Patience {
             poll: Duration::from_millis(20),
-            settle: Duration::from_secs(10),
+            settle: LIMIT,
             undo: Duration::from_secs(60),
         };
         let cost = PasswordCost::default();
@@ -60,6 +69,7 @@ impl Managed {
         runtime.spawn(msa::rest::server::serve(listener, msa.clone(), stopped));
         let managed = Self {
             msa,
+            address,
             runtime: Some(runtime),
             _stop: stop,
             _dir: dir,
@@ -70,7 +80,8 @@ impl Managed {
     }
 
     fn upload(&self, site: &Site, version: &str) {
-        server::upload(&self.msa.store, self.msa.data_dir(), site, version);
+        let (msa, port) = (&self.msa, self.address.port());
+        server::upload_for(&msa.store, msa.data_dir(), site, version, port);
     }
 
     /// Runs an execution; how it ended, and its output with its error.
@@ -90,6 +101,39 @@ impl Managed {
         let mut output: String = lines.into_iter().map(|line| line.text + "\n").collect();
         output.push_str(&ended.error.unwrap_or_default());
         (ended.state.word().into(), output)
+    }
+
+    /// An appliance with a certificate of its own, in a folder.
+    fn appliance(&self, address: SocketAddr, dir: &std::path::Path) -> Folder {
+        let store = &self.msa.store;
+        let now_ms = store.now_ms();
+        let new = json!({"name": "dr1", "address": address.ip(), "port_base": address.port()});
+        let new: inventory::NewDrva = serde_json::from_value(new).unwrap();
+        let mut token = None;
+        let made = store.change(&Actor::system(), "create appliance", |t| {
+            let made: inventory::Drva = inventory::create(t, &new, now_ms)?;
+            let asked = certificates::make_token(t, CertificateRole::Drva, made.id, 5, now_ms);
+            token = Some(asked.unwrap().token);
+            Ok(Done::new((), "dr1"))
+        });
+        made.unwrap();
+        let folder = Folder::at(dir);
+        folder.make().unwrap();
+        let ca = std::fs::read(self.msa.data_dir().join("ca.pem")).unwrap();
+        let server = format!("https://{}", self.address).parse().unwrap();
+        let token = token.unwrap();
+        enrol::steps::enrol(&folder, &server, &token, Some(&ca), &[Role::Drva]).unwrap();
+        folder
+    }
+
+    /// The numbers of the certificates that hosts have.
+    fn host_serials(&self, site: &Site) -> Vec<Vec<u8>> {
+        let own = |host: &String| {
+            let folder = Folder::at(site.root(host).join("etc/config/jetdr/tls"));
+            let own = folder.files().own().unwrap();
+            tls::identity::serial_of(&own.chain[0]).unwrap()
+        };
+        site.hosts.iter().map(own).collect()
     }
 
     fn succeeds(&self, name: &str, kind: &str) -> String {
@@ -123,6 +167,70 @@ fn a_cluster_is_enabled_upgraded_and_disabled_and_nothing_is_left() {
     let output = managed.succeeds("disable", "disable-cluster");
     assert!(output.contains("its ports are closed"), "{output}");
     assert_eq!(site.listings(), before);
+}
+
+/// Which hosts show their certificates at a listener, until so many have.
+fn who_comes(listener: &TcpListener, tls: &ServerTls, hosts: usize) -> HashSet<Identity> {
+    let mut came = HashSet::new();
+    while came.len() < hosts {
+        let (mut socket, _) = listener.accept().unwrap();
+        socket.set_read_timeout(Some(LIMIT)).unwrap();
+        let mut connection = rustls::ServerConnection::new(tls.config()).unwrap();
+        while connection.is_handshaking() {
+            connection.complete_io(&mut socket).unwrap();
+        }
+        came.insert(tls::peer_of(&connection).unwrap().unwrap().identity);
+    }
+    came
+}
+
+#[test]
+fn hosts_are_invited_get_certificates_and_lose_them_with_the_cluster() {
+    let site = Site::new(3);
+    let managed = Managed::new(&site);
+    let number = std::process::id();
+    let address = format!("127.31.{}.{}", number >> 8 & 255, number & 255);
+    let listener = TcpListener::bind((address.as_str(), 32873)).unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let folder = managed.appliance(listener.local_addr().unwrap(), dir.path());
+    let before = site.listings();
+    let output = managed.succeeds("enable", "enable-cluster");
+    assert!(
+        output.contains("host esx-2 has its certificate"),
+        "{output}"
+    );
+    // No host has a secret left where vCenter's users see it, nor a token.
+    for host in &site.hosts {
+        let options = site.world.host(host).unwrap().options();
+        assert_eq!(options.get(OPTION).map(String::as_str), Some(""));
+        let tls = Folder::at(site.root(host).join("etc/config/jetdr/tls"));
+        assert!(!tls.token().exists() && !tls.asked().exists());
+    }
+    // Their daemons come to their appliance with these certificates.
+    let provider = tls::provider::ring();
+    let peers = Peers::Only(&[Role::Host]);
+    let tls = ServerTls::load(provider, folder.files(), Role::Drva, peers).unwrap();
+    let came = who_comes(&listener, &tls, 3);
+    let rows = managed.msa.store.read(|t| {
+        let mut query = t.prepare("SELECT id FROM hosts WHERE state = 'ready'")?;
+        let ids = query.query_map([], |row| row.get::<_, msa::text::Id>(0))?;
+        Ok(ids.collect::<Result<Vec<_>, _>>()?)
+    });
+    let rows = rows.unwrap().into_iter();
+    let rows: HashSet<Identity> = rows.map(|id| Identity::new(Role::Host, id.0)).collect();
+    assert_eq!(came, rows);
+    let serials = managed.host_serials(&site);
+    managed.succeeds("disable", "disable-cluster");
+    let list = managed.msa.revocation_list().to_vec();
+    for serial in &serials {
+        assert!(tls::files::is_on_list(&list, serial));
+    }
+    assert_eq!(site.listings(), before);
+    // Once more: new certificates.
+    managed.succeeds("again", "enable-cluster");
+    for serial in managed.host_serials(&site) {
+        assert!(!serials.contains(&serial) && !tls::files::is_on_list(&list, &serial));
+    }
 }
 
 #[test]

@@ -10,7 +10,7 @@ use drva::disk::Disk;
 use drva::hashes::{
     AFTER_FAILURE, BlockHash, MAX_WAITING, OPEN_LIMIT, PATIENCE, READ_LIMIT, Unknown, View, hash_of,
 };
-use drva::session::Outbox;
+use drva::outbox::Outbox;
 use filter_core::disk::hashes::Hash;
 use filter_core::lane::layout::DIRTY_BLOCK_BYTES;
 use filter_core::wire::Message;

@@ -496,8 +496,8 @@ impl World {
     }
 
     /// A write that could not wait for the sidecar any longer, and of which neither sidecar nor appliance knows
-    /// when the host loses its power: the one case in which a crash loses sight of something. What follows in
-    /// this run is not judged.
+    /// when the host loses its power: the one case in which a crash loses sight of something. From here on this
+    /// disk's content is not judged; all else is.
     fn look_for_lost_sight(&mut self, disk: usize) {
         let Some(this) = self.disks.get(disk) else {
             return;
@@ -512,7 +512,7 @@ impl World {
         if told > durable && known.is_none_or(|known| known < told) {
             self.count("crash: sight of a write was lost");
             self.say(|| format!("disk {disk}: a write had passed that nobody knows of"));
-            self.lost_sight = true;
+            self.lost_sight.insert(disk);
         }
     }
 

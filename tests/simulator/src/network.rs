@@ -4,7 +4,7 @@
 //! Invariant: what arrives on a connection is a prefix of what was sent on it; after an end has given up
 //! what is still under way may arrive at the other.
 
-use drva::session::Outbox;
+use drva::outbox::Outbox;
 use filter_core::wire::{Message, PortRole};
 use std::collections::VecDeque;
 use std::sync::Arc;

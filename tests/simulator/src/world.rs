@@ -223,8 +223,8 @@ pub struct World {
     pub blind: BTreeSet<u32>,
     /// The newest epoch of each disk that was presented to the appliance, since it lost its log last.
     pub presented: BTreeMap<[u8; 16], u32>,
-    /// A host has crashed after a write had passed that neither sidecar nor appliance knew of.
-    pub lost_sight: bool,
+    /// Disks whose host crashed after a write had passed that neither sidecar nor appliance knew of.
+    pub lost_sight: BTreeSet<usize>,
     /// The longest time that a guest's write was held, in ns.
     pub longest_held_ns: u64,
     /// The longest time that a completion was held for a cut, in ns.
@@ -270,7 +270,7 @@ impl World {
             asked: BTreeMap::new(),
             blind: BTreeSet::new(),
             presented: BTreeMap::new(),
-            lost_sight: false,
+            lost_sight: BTreeSet::new(),
             longest_held_ns: 0,
             longest_cut_hold_ns: 0,
             longest_acked_ns: 0,
@@ -322,9 +322,6 @@ impl World {
 
     /// A promise was broken.
     pub fn violated(&mut self, what: impl Into<String>) {
-        if self.lost_sight {
-            return;
-        }
         let what = what.into();
         self.say(|| format!("VIOLATED: {what}"));
         self.violation.get_or_insert(what);

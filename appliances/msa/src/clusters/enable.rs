@@ -64,9 +64,13 @@ struct Parameters {
     package_version: Option<VersionText>,
     drva: Option<Name>,
     min_hosts: Option<usize>,
-    /// Give each host a token by an option of the host. Without it, operators lay tokens there.
-    #[serde(default)]
+    /// Give each host a token by an option of the host. If not, operators lay tokens there.
+    #[serde(default = "yes")]
     enrol: bool,
+}
+
+fn yes() -> bool {
+    true
 }
 
 pub(super) struct Enable {

@@ -68,7 +68,7 @@ impl Enable {
         }
         for host in waiting {
             withdraw(context, &site.link, &host)?;
-            let why = "its daemon has not asked for a certificate: does it reach this server? Then resolve";
+            let why = "its daemon has not asked for a certificate: its log says why (does its firewall open this server's port? `jetdr vib build --msa-port`); then resolve";
             self.spoil(context, &host, why)?;
         }
         self.still_any_good(context, &site)

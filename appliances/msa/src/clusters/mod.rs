@@ -33,6 +33,18 @@ pub use site::{Link, Plan, Site, registered};
 /// The key under which vCenter knows this product's plug-in.
 pub const PLUGIN: &str = "jetdr";
 
+/// What the server's user in vCenter must be allowed: to look, to have filters put on hosts and disks, to empty
+/// hosts one by one, and to give a host its token.
+pub const PRIVILEGES: [&str; 7] = [
+    "Global.CancelTask",
+    "Host.Config.AdvancedConfig",
+    "Host.Config.Maintenance",
+    "Host.Config.Patch",
+    "StorageProfile.Update",
+    "StorageProfile.View",
+    "VirtualMachine.Config.EditDevice",
+];
+
 /// What vCenter refused, as a step's error that says what was asked for.
 pub fn refused(what: &str) -> impl Fn(Fault) -> StepError + '_ {
     move |fault| StepError::failed(format!("{what}: {fault}"))

@@ -449,5 +449,11 @@ impl Vcenter for Client {
 
     fn set_host_option(&self, host: &Moid, key: &str, value: &str) -> Result<(), Fault> {
         self.update_option(host, key, value)
+            .map_err(|fault| match fault {
+                Fault::Other(words) if words.starts_with("InvalidName") => {
+                    Fault::NotFound(format!("the host has no option {key}"))
+                }
+                fault => fault,
+            })
     }
 }

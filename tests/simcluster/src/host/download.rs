@@ -5,10 +5,7 @@
 
 use super::{Host, HostError};
 use reqwest::blocking::Client;
-use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::crypto::{CryptoProvider, verify_tls12_signature, verify_tls13_signature};
-use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
-use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
+use rustls::{ClientConfig, RootCertStore};
 use std::io::Read;
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -19,47 +16,6 @@ use vib_packaging::Limits;
 
 const CONNECT_LIMIT: Duration = Duration::from_secs(5);
 const WHOLE_LIMIT: Duration = Duration::from_secs(60);
-
-/// Whoever holds the key of the certificate that is shown: that is all that is asked.
-#[derive(Debug)]
-struct Anybody(Arc<CryptoProvider>);
-
-impl ServerCertVerifier for Anybody {
-    fn verify_server_cert(
-        &self,
-        _end_entity: &CertificateDer<'_>,
-        _intermediates: &[CertificateDer<'_>],
-        _server_name: &ServerName<'_>,
-        _ocsp_response: &[u8],
-        _now: UnixTime,
-    ) -> Result<ServerCertVerified, rustls::Error> {
-        Ok(ServerCertVerified::assertion())
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        let known = &self.0.signature_verification_algorithms;
-        verify_tls12_signature(message, certificate, signature, known)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        let known = &self.0.signature_verification_algorithms;
-        verify_tls13_signature(message, certificate, signature, known)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.0.signature_verification_algorithms.supported_schemes()
-    }
-}
 
 /// `authorities`: PEM, may be empty: then nobody is believed.
 fn config(trust: &VibTrust, authorities: &[u8]) -> Result<ClientConfig, String> {
@@ -80,7 +36,7 @@ fn config(trust: &VibTrust, authorities: &[u8]) -> Result<ClientConfig, String> 
         VibTrust::Pinned(pem) => Trust::pinned_to(pem.as_bytes()),
         VibTrust::Anybody => {
             let mut config = believe_nobody()?;
-            let anybody = Arc::new(Anybody(provider.clone()));
+            let anybody = tls::config::Anybody::new(provider.clone());
             config.dangerous().set_certificate_verifier(anybody);
             return Ok(config);
         }

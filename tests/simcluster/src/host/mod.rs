@@ -23,6 +23,7 @@ pub use download::fetch;
 pub use firewall::refresh;
 pub use install::{HostError, Package, listing};
 pub use machines::{Machine, MachineDisk};
+pub use options::{OptionArgs, command as option_command};
 
 use parking_lot::{Condvar, Mutex};
 use std::collections::BTreeMap;

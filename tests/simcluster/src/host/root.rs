@@ -61,6 +61,11 @@ case "$*" in
         echo "Unable to find option $6" >&2
         exit 1
         ;;
+    'system settings advanced add '* | 'system settings advanced set '* | 'system settings advanced remove '*)
+        verb=$4
+        shift 4
+        exec @PROGRAM@ host-option @ROOT@ "$verb" "$@"
+        ;;
 esac
 echo "esxcli: unknown: $*" >&2
 exit 1

@@ -82,11 +82,21 @@ impl Packager {
         version: &str,
         change: impl FnOnce(&mut vib_packaging::Descriptor),
     ) -> Vec<u8> {
+        self.package_for(version, component::MSA_PORT, change)
+    }
+
+    /// The same, for a management server at this port.
+    pub fn package_for(
+        &self,
+        version: &str,
+        msa_port: u16,
+        change: impl FnOnce(&mut vib_packaging::Descriptor),
+    ) -> Vec<u8> {
         let mut descriptor = component::descriptor(version, DATE, AcceptanceLevel::Partner);
         change(&mut descriptor);
         let builder = Builder {
             descriptor,
-            files: component::files(objects(), version, Firewall::Outbound),
+            files: component::files_for(objects(), version, Firewall::Outbound, msa_port),
             payload: "jetdr".into(),
             format: Format::Vgz,
             limits: Limits::default(),

@@ -10,6 +10,7 @@ use rustls::pki_types::pem::PemObject;
 use serde_json::json;
 use sha2::Digest;
 use std::path::Path;
+use vib_packaging::component;
 
 /// Makes it, as an operator would.
 pub fn init(folder: &Path) {
@@ -48,7 +49,12 @@ pub fn register(store: &Store, folder: &Path, site: &Site) {
 
 /// Uploads the site's package.
 pub fn upload(store: &Store, folder: &Path, site: &Site, version: &str) {
-    let vib = site.packager.package(version);
+    upload_for(store, folder, site, version, component::MSA_PORT);
+}
+
+/// The same, for hosts that reach the server at this port.
+pub fn upload_for(store: &Store, folder: &Path, site: &Site, version: &str, port: u16) {
+    let vib = site.packager.package_for(version, port, |_| {});
     let package = packages::take(folder, vib, store.now_ms()).unwrap();
     let done = store.change(&Actor::system(), "upload package", |t| {
         packages::insert(t, &package)?;
