@@ -108,7 +108,7 @@ pub struct PreflightUninstall {
 pub struct EnableCluster {
     #[command(flatten)]
     run: Run,
-    /// The cluster's name in vCenter.
+    /// The cluster's name in vCenter, or its id there.
     #[arg(long)]
     protected_cluster: String,
     /// The package's version; without it, the one that was uploaded last.
@@ -130,7 +130,7 @@ pub struct EnableCluster {
 pub struct DisableCluster {
     #[command(flatten)]
     run: Run,
-    /// The cluster's name in vCenter.
+    /// The cluster's name in vCenter, or its id there.
     #[arg(long)]
     protected_cluster: String,
     /// End the protection of disks that have it.
@@ -146,7 +146,7 @@ pub struct DisableCluster {
 pub struct UpgradeCluster {
     #[command(flatten)]
     run: Run,
-    /// The cluster's name in vCenter.
+    /// The cluster's name in vCenter, or its id there.
     #[arg(long)]
     protected_cluster: String,
     /// The package's version; without it, the one that was uploaded last.
@@ -159,7 +159,7 @@ pub struct UpgradeCluster {
 pub struct ResolveCluster {
     #[command(flatten)]
     run: Run,
-    /// The cluster's name in vCenter.
+    /// The cluster's name in vCenter, or its id there.
     #[arg(long)]
     protected_cluster: String,
     /// The appliance of hosts that have none.
@@ -393,6 +393,8 @@ pub(crate) fn failed_hosts(client: &Client, kind: &str) -> anyhow::Result<ExitCo
                     text(host, "problem")
                 );
                 failed += 1;
+            } else if text(host, "state") == "ready" && !text(host, "problem").is_empty() {
+                eprintln!("host {}: {}", text(host, "name"), text(host, "problem"));
             }
         }
         match part.get("next").and_then(Value::as_i64) {

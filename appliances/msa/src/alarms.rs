@@ -78,6 +78,14 @@ pub fn raise(
     event(t, kind, subject, text, now_ms)
 }
 
+/// Whether it is open.
+pub fn is_open(t: &Transaction<'_>, kind: &str, subject: &str) -> Result<bool, StoreError> {
+    let sql = "SELECT count(*) FROM alarms \
+               WHERE kind = ?1 AND subject = ?2 AND cleared_at_ms IS NULL";
+    let open: i64 = t.query_row(sql, [kind, subject], |row| row.get(0))?;
+    Ok(open > 0)
+}
+
 /// Its cause is gone. No alarm of it: nothing happens.
 pub fn clear(
     t: &Transaction<'_>,

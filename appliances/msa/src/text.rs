@@ -8,60 +8,18 @@ use rusqlite::types::{FromSql, FromSqlError, FromSqlResult, ToSql, ToSqlOutput, 
 use serde::{Deserialize, Serialize};
 use std::borrow::Cow;
 use std::fmt;
-use std::str::FromStr;
 use utoipa::openapi::RefOr;
 use utoipa::openapi::schema::{KnownFormat, ObjectBuilder, Schema, SchemaFormat, Type};
 use uuid::Uuid;
-
-/// What is wrong with a text: the rule that it breaks.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{what} takes {rule}")]
-pub struct BadText {
-    what: &'static str,
-    rule: String,
-}
+pub use vcenter::BadText;
 
 macro_rules! text_types {
     ($( $(#[$about:meta])* $name:ident: $min:literal to $max:literal, $rule:literal, $pattern:literal, $check:expr; )*) => { $(
-        $(#[$about])*
-        #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
-        #[serde(try_from = "String")]
-        pub struct $name(String);
-
-        impl $name {
-            /// The text.
-            pub fn as_str(&self) -> &str {
-                &self.0
-            }
-        }
-
-        impl TryFrom<String> for $name {
-            type Error = BadText;
-
-            fn try_from(text: String) -> Result<Self, BadText> {
-                let check: fn(&str) -> bool = $check;
-                let fits = (($min)..=($max)).contains(&text.chars().count());
-                if fits && check(&text) {
-                    return Ok(Self(text));
-                }
-                let what = stringify!($name);
-                let rule = format!("{} to {} characters: {}", $min, $max, $rule);
-                Err(BadText { what, rule })
-            }
-        }
-
-        impl FromStr for $name {
-            type Err = BadText;
-
-            fn from_str(text: &str) -> Result<Self, BadText> {
-                Self::try_from(text.to_owned())
-            }
-        }
-
-        impl fmt::Display for $name {
-            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str(&self.0)
-            }
+        vcenter::text_type! {
+            $(#[$about])*
+            #[derive(Serialize, Deserialize)]
+            #[serde(try_from = "String")]
+            $name: $min to $max, $rule, $check
         }
 
         impl ToSql for $name {
@@ -232,9 +190,8 @@ impl TryFrom<String> for Secret {
         if (1..=256).contains(&text.chars().count()) && !text.chars().any(char::is_control) {
             return Ok(Self(text));
         }
-        let rule = "1 to 256 characters, no control characters".into();
-        let what = "Secret";
-        Err(BadText { what, rule })
+        let rule = "1 to 256 characters, no control characters";
+        Err(BadText::new("Secret", rule))
     }
 }
 
@@ -280,11 +237,8 @@ impl TryFrom<String> for Password {
         if (12..=256).contains(&text.chars().count()) && !text.chars().any(char::is_control) {
             return Ok(Self(text));
         }
-        let rule = "12 to 256 characters, no control characters".into();
-        Err(BadText {
-            what: "Password",
-            rule,
-        })
+        let rule = "12 to 256 characters, no control characters";
+        Err(BadText::new("Password", rule))
     }
 }
 
@@ -426,9 +380,9 @@ impl From<&vcenter::VersionText> for VersionText {
 }
 
 impl TryFrom<&Moid> for vcenter::Moid {
-    type Error = vcenter::BadText;
+    type Error = BadText;
 
-    fn try_from(id: &Moid) -> Result<Self, vcenter::BadText> {
+    fn try_from(id: &Moid) -> Result<Self, BadText> {
         id.as_str().parse()
     }
 }

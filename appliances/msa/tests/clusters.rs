@@ -215,16 +215,32 @@ fn hosts_join_and_leave() {
     }
     let output = process.succeeds("keep", "reconcile-cluster", &cluster());
     let expected = ["esx1", "esx3", "esx4", "esx8", "esx9"];
+    // What vCenter does not list once is not taken for gone.
+    assert_eq!(
+        process.enrolled(),
+        ["esx1", "esx2", "esx3", "esx4", "esx8", "esx9"]
+    );
+    assert_eq!(process.open_alarms(), ["host-not-listed esx2"]);
+    assert!(
+        output.contains("host esx2: vCenter does not list it"),
+        "{output}"
+    );
+    assert!(
+        output.contains("host esx8: asking vCenter to try again"),
+        "{output}"
+    );
+    process.succeeds("soon", "reconcile-cluster", &cluster());
+    assert_eq!(process.certificates_in_force(), 6, "it was asked too soon");
+    site.clock.advance_ms(msa::clusters::rows::GONE_AFTER_MS);
+    let output = process.succeeds("once", "reconcile-cluster", &cluster());
+    assert!(output.contains("host esx2 left the cluster"), "{output}");
     assert_eq!(process.enrolled(), expected, "{output}");
+    assert!(process.open_alarms().is_empty());
     assert_eq!(
         process.hosts(),
         expected.map(|name| format!("{name} ready drva1"))
     );
     assert_eq!(installed(&site), vec!["0.1.0-1"; 5]);
-    assert!(
-        output.contains("host esx8: asking vCenter to try again"),
-        "{output}"
-    );
     assert!(output.contains("5 of 5 hosts are ready"), "{output}");
     assert_eq!(
         process.certificates_in_force(),
@@ -306,13 +322,27 @@ fn a_disabling_that_fails_is_taken_back() {
         "its protection is gone"
     );
     assert_eq!(process.clusters(), ["Gold enabled 0.1.0-1"]);
+    // Those that had lost the component have no certificate any more; the one that kept it has.
+    let expected = [
+        "esx1 failed drva1",
+        "esx2 failed drva1",
+        "esx3 ready drva1",
+        "esx4 failed drva1",
+    ];
+    assert_eq!(process.hosts(), expected);
+    assert_eq!(process.enrolled(), ["esx3"]);
+    process.all_hold_theirs("after the undo");
+    assert!(process.problems()[0].contains("and its certificate with it"));
+    assert_eq!(process.open_alarms().len(), 3);
     assert!(
-        process
-            .hosts()
-            .iter()
-            .all(|host| host.contains("ready drva1"))
+        output.contains("host esx1: it had lost the component"),
+        "{output}"
     );
+    let output = process.succeeds("resolve", "resolve-cluster", &cluster());
+    assert!(output.contains("4 of 4 hosts are ready"), "{output}");
     assert_eq!(process.certificates_in_force(), 4);
+    process.all_hold_theirs("after resolving");
+    assert!(process.open_alarms().is_empty());
     // DRS is looked at before anything is begun.
     site.world.state.lock().drs_off = true;
     asked(&site);

@@ -156,13 +156,27 @@ fn a_cluster_by_rest_is_kept_in_step() {
     }
     assert_eq!(watch::look(&server.msa).unwrap().as_deref(), Some("Gold"));
     assert_eq!(ended(&operator, "reconcile")["state"], "succeeded");
-    let names: Vec<String> = operator.get("/hosts")["items"]
-        .as_array()
-        .unwrap()
-        .iter()
-        .map(|host| host["name"].as_str().unwrap().to_owned())
-        .collect();
-    assert_eq!(names, ["esx2", "esx3", "esx9"]);
+    let names = || {
+        let hosts = operator.get("/hosts");
+        let hosts = hosts["items"].as_array().unwrap().clone();
+        let name = |host: &Value| host["name"].as_str().unwrap().to_owned();
+        hosts.iter().map(name).collect::<Vec<String>>()
+    };
+    // What joined is there at once; what is missed is not gone before it was missed for a while.
+    assert_eq!(names(), ["esx1", "esx2", "esx3", "esx9"]);
+    assert_eq!(watch::look(&server.msa).unwrap(), None);
+    let alarms = || admin.get("/alarms").to_string();
+    assert!(alarms().contains("host-not-listed"), "{}", alarms());
+    server.clock.advance_ms(msa::clusters::rows::GONE_AFTER_MS);
+    assert_eq!(watch::look(&server.msa).unwrap().as_deref(), Some("Gold"));
+    wait_for("the end of the second reconciliation", || {
+        let all = operator.get("/executions?limit=200");
+        let all = all["items"].as_array()?.clone();
+        let ours = all.iter().filter(|one| one["kind"] == "reconcile-cluster");
+        let ended: Vec<_> = ours.filter(|one| one["state"] == "succeeded").collect();
+        (ended.len() == 2).then_some(())
+    });
+    assert_eq!(names(), ["esx2", "esx3", "esx9"]);
     // The one that left may not speak any more, and the list says so.
     let revoked = admin
         .get("/certificates")
@@ -170,6 +184,23 @@ fn a_cluster_by_rest_is_kept_in_step() {
         .matches("\"reason\":\"removed\"")
         .count();
     assert_eq!(revoked, 1);
+    assert_eq!(watch::look(&server.msa).unwrap(), None);
+    // A vCenter that lists no host at all is not believed, however long it does.
+    let list_none = |is_unlisted: bool| {
+        let mut state = world.state.lock();
+        let mut hosts = state.hosts.values_mut();
+        hosts
+            .by_ref()
+            .for_each(|host| host.is_unlisted = is_unlisted);
+    };
+    list_none(true);
+    for _ in 0..3 {
+        assert_eq!(watch::look(&server.msa).unwrap(), None);
+        server.clock.advance_ms(msa::clusters::rows::GONE_AFTER_MS);
+    }
+    let said = alarms().matches("cluster-not-listed").count();
+    assert_eq!((said, names().len()), (1, 3));
+    list_none(false);
     assert_eq!(watch::look(&server.msa).unwrap(), None);
     // A vCenter that is away changes nothing, and is said.
     world.state.lock().is_down = true;

@@ -69,7 +69,12 @@ fn names_and_numbers() {
         state.hosts.remove("host-3");
     });
     let parameters = json!({"protected_cluster": "Silver"});
-    finds(ClusterUnknown, &parameters, "it has [Gold]", |_| {});
+    finds(
+        ClusterUnknown,
+        &parameters,
+        "it has [Gold (domain-c1)]",
+        |_| {},
+    );
     finds(
         VmNameTaken,
         &of(json!({"vm_name": "Taken"})),

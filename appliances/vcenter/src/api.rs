@@ -90,6 +90,10 @@ pub trait Vcenter: Send + Sync {
     /// The storage policies for virtual disks.
     fn policies(&self) -> Result<Vec<Policy>, Fault>;
 
+    /// The id of the storage policy that a disk of a virtual machine has; nothing: it has none.
+    /// [`Fault::NotFound`], [`Fault::InvalidArgument`]: no such machine, or disk.
+    fn disk_policy(&self, disk: &FilterDisk) -> Result<Option<String>, Fault>;
+
     /// Makes a storage policy that puts a filter on disks. `properties` are the filter's.
     /// [`Fault::AlreadyExists`]: one has the name.
     fn create_policy(

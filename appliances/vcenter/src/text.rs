@@ -1,20 +1,28 @@
-//! The texts of a vCenter that travel on: ids and versions.
+//! Texts with a rule: how such a type is made, and those of a vCenter that travel on: ids and versions.
 //!
 //! Invariant: a value keeps its rule wherever it came from, so an id can stand in a path as it is.
-
-use std::fmt;
-use std::str::FromStr;
 
 /// What is wrong with a text: the rule that it breaks.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{what} takes {rule}")]
 pub struct BadText {
     what: &'static str,
-    rule: &'static str,
+    rule: String,
 }
 
-macro_rules! text_types {
-    ($( $(#[$about:meta])* $name:ident: $max:literal, $rule:literal, $check:expr; )*) => { $(
+impl BadText {
+    /// A text of the type `what` breaks its rule.
+    pub fn new(what: &'static str, rule: impl Into<String>) -> Self {
+        let rule = rule.into();
+        Self { what, rule }
+    }
+}
+
+/// Makes a type whose values are texts that keep a rule: how many characters, and a check in words and in
+/// code. There is no other way to make a value than through that check.
+#[macro_export]
+macro_rules! text_type {
+    ($(#[$about:meta])* $name:ident: $min:literal to $max:literal, $rule:literal, $check:expr) => {
         $(#[$about])*
         #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
         pub struct $name(String);
@@ -27,44 +35,49 @@ macro_rules! text_types {
         }
 
         impl TryFrom<String> for $name {
-            type Error = BadText;
+            type Error = $crate::BadText;
 
-            fn try_from(text: String) -> Result<Self, BadText> {
+            fn try_from(text: String) -> Result<Self, $crate::BadText> {
                 let check: fn(&str) -> bool = $check;
-                if (1..=$max).contains(&text.len()) && check(&text) {
+                let fits = (($min)..=($max)).contains(&text.chars().count());
+                if fits && check(&text) {
                     return Ok(Self(text));
                 }
-                Err(BadText { what: stringify!($name), rule: $rule })
+                let rule = format!("{} to {} characters: {}", $min, $max, $rule);
+                Err($crate::BadText::new(stringify!($name), rule))
             }
         }
 
-        impl FromStr for $name {
-            type Err = BadText;
+        impl std::str::FromStr for $name {
+            type Err = $crate::BadText;
 
-            fn from_str(text: &str) -> Result<Self, BadText> {
+            fn from_str(text: &str) -> Result<Self, $crate::BadText> {
                 Self::try_from(text.to_owned())
             }
         }
 
-        impl fmt::Display for $name {
-            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        impl std::fmt::Display for $name {
+            fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
                 f.write_str(&self.0)
             }
         }
-    )* };
+    };
 }
 
-text_types! {
+text_type! {
     /// A managed object's id in its vCenter, like `domain-c8`.
-    Moid: 80, "1 to 80 letters, digits and hyphens",
-        |text| text.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-');
+    Moid: 1 to 80, "letters, digits and hyphens",
+        |text| text.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-')
+}
+
+text_type! {
     /// A version as its maker writes it, like `8.0.2`.
-    VersionText: 40, "1 to 40 letters, digits and . -, a letter or digit at both ends",
+    VersionText: 1 to 40, "letters, digits and . -, a letter or digit at both ends",
         |text| {
             let is = |b: Option<u8>| b.is_some_and(|b| b.is_ascii_alphanumeric());
             is(text.bytes().next()) && is(text.bytes().last())
                 && text.bytes().all(|b| b.is_ascii_alphanumeric() || b".-".contains(&b))
-        };
+        }
 }
 
 #[cfg(test)]

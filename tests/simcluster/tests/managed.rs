@@ -8,20 +8,16 @@ use msa::certificates::{self, CertificateRole};
 use msa::clock::SystemClock;
 use msa::connect::ViJson;
 use msa::executions::table::{self, NewExecution};
-use msa::inventory::{self, NewVcenter};
-use msa::outside::{self, Login, Outside, Patience};
+use msa::inventory;
+use msa::outside::{Outside, Patience};
 use msa::service::{self, Msa, PasswordCost};
 use msa::store::{Actor, Done};
-use msa::{cli, packages};
-use rustls::pki_types::CertificateDer;
-use rustls::pki_types::pem::PemObject;
 use serde_json::json;
-use sha2::Digest;
 use std::collections::HashSet;
 use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
 use std::time::Duration;
-use support::{LIMIT, PASSWORD, Site, USER};
+use support::{LIMIT, Site, server};
 use tls::{Folder, Identity, Peers, Role, ServerTls};
 
 /// The option by which hosts are invited.
@@ -48,15 +44,7 @@ impl Managed {
     fn new(site: &Site) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let folder = dir.path().join("msa");
-        let password_file = dir.path().join("password");
-        std::fs::write(&password_file, "correct horse battery").unwrap();
-        msa::run(&msa::Command::Init(cli::InitArgs {
-            data_dir: folder.clone(),
-            names: vec!["127.0.0.1".parse().unwrap()],
-            admin: "admin".parse().unwrap(),
-            password_file,
-        }))
-        .unwrap();
+        server::init(&folder);
         let mut outside = Outside::new(Box::new(ViJson));
         outside.resolves = Box::new(|_| true); // its hosts' names are in no DNS
         outside.patience = Patience {
@@ -86,43 +74,14 @@ impl Managed {
             _stop: stop,
             _dir: dir,
         };
-        managed.register(site);
+        server::register(&managed.msa.store, managed.msa.data_dir(), site);
         managed.upload(site, "0.1.0-1");
         managed
     }
 
-    fn register(&self, site: &Site) {
-        let pem = site.server.certificate.as_bytes();
-        let certificate = CertificateDer::from_pem_slice(pem).unwrap();
-        let digest = sha2::Sha256::digest(certificate.as_ref());
-        let fingerprint: String = digest.iter().map(|byte| format!("{byte:02x}")).collect();
-        let address = site.server.address;
-        let new: NewVcenter = serde_json::from_value(json!({
-            "name": "vc1", "address": address.ip(), "port": address.port(),
-            "fingerprint": fingerprint,
-        }))
-        .unwrap();
-        let store = &self.msa.store;
-        let now_ms = store.now_ms();
-        let made = store.change(&Actor::system(), "create vCenter", |t| {
-            let made: inventory::Vcenter = inventory::create(t, &new, now_ms)?;
-            Ok(Done::new(made.id, "vc1"))
-        });
-        let login = json!({"user": USER, "password": PASSWORD});
-        let login: Login = serde_json::from_value(login).unwrap();
-        outside::keep_login(self.msa.data_dir(), made.unwrap(), &login).unwrap();
-    }
-
     fn upload(&self, site: &Site, version: &str) {
-        let port = self.address.port();
-        let vib = site.packager.package_for(version, port, |_| {});
-        let store = &self.msa.store;
-        let package = packages::take(self.msa.data_dir(), vib, store.now_ms()).unwrap();
-        let done = store.change(&Actor::system(), "upload package", |t| {
-            packages::insert(t, &package)?;
-            Ok(Done::new((), version))
-        });
-        done.unwrap();
+        let (msa, port) = (&self.msa, self.address.port());
+        server::upload_for(&msa.store, msa.data_dir(), site, version, port);
     }
 
     /// Runs an execution; how it ended, and its output with its error.

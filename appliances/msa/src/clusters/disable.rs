@@ -3,21 +3,21 @@
 //! It is refused while disks are protected, unless their protection is to end (`detach`).
 //!
 //! Invariant: until the last step, which is one transaction, everything can be taken back: disks get
-//! their filter again, hosts the package. A host's certificates end in that last step, not before.
+//! their filter again, hosts the package. A host's certificates end in that last step; if it is taken back,
+//! those of hosts that had lost the package by then end too, and only `resolve-cluster` makes them ready.
 
 use super::preflight::{self, Wanted};
 use super::{
-    Link, moid, needed, note, noted, package_url, parameters, refused, rows, tasks, trust, verify,
+    Link, Plan, Site, note, noted, package_url, parameters, refused, rows, tasks, trust, verify,
 };
-use crate::alarms::{self, Severity};
 use crate::executions::operation::Making;
 use crate::executions::{Context, Kind, Operation, StepError};
-use crate::inventory::{Cluster, ClusterState, HostState};
+use crate::inventory::{ClusterState, HostState};
 use crate::packages::{self, Package};
-use crate::store::{Actor, Done};
+use crate::store::Done;
 use crate::text::{self, Id, Label, Name};
 use crate::vcenter::{Connection, Fault, FilterDisk, FilterSource, Moid};
-use serde::{Deserialize, Serialize};
+use serde::Deserialize;
 use std::collections::BTreeMap;
 
 /// The kind `disable-cluster`.
@@ -40,6 +40,12 @@ struct Parameters {
     leave_unreachable: bool,
 }
 
+/// What is said of hosts of a cluster that is not disabled after all.
+const NOT_READY: &str = "it was not ready before disabling was tried: resolve";
+const LOST: &str = "it had lost the component when disabling was taken back, and its certificate with it: that is revoked, it needs a new one; resolve";
+const AWAY: &str =
+    "vCenter did not reach it when disabling was taken back: reconnect it, then resolve";
+
 struct Disable {
     given: Parameters,
 }
@@ -49,72 +55,44 @@ fn make(making: &Making<'_>) -> Result<Box<dyn Operation>, String> {
     Ok(Box::new(Disable { given }))
 }
 
-/// What the first step found.
-#[derive(Serialize, Deserialize)]
-struct Plan {
-    moid: text::Moid,
-    /// None: nothing is on the cluster.
-    package: Option<Id>,
-    state: String,
-}
-
-/// Disks of a machine, by their keys.
-type Detached = BTreeMap<String, Vec<i32>>;
-
-struct Site {
-    link: Link,
-    moid: Moid,
-    package: Package,
-    cluster: Cluster,
-}
+/// Disks of machines, by their keys there, with the storage policy that each had.
+type Detached = BTreeMap<String, BTreeMap<i32, Option<String>>>;
 
 impl Disable {
     /// Nothing, if there is nothing to do.
     fn site(&self, context: &Context) -> Result<Option<Site>, StepError> {
-        let plan: Plan = needed(context, "plan")?;
-        let Some(package) = plan.package else {
-            return Ok(None);
-        };
-        let link = Link::open(context, self.given.vcenter.as_ref())?;
-        let moid = moid(&plan.moid)?;
-        let (package, cluster) = context.store.read(|t| {
-            let package = packages::get(t, package)?;
-            Ok((package, rows::cluster(t, link.vcenter.id, &moid)?))
-        })?;
-        let cluster =
-            cluster.ok_or_else(|| StepError::failed("the cluster is not in the state any more"))?;
-        Ok(Some(Site {
-            link,
-            moid,
-            package,
-            cluster,
-        }))
+        match noted::<Plan>(context, "plan")? {
+            Some(_) => Site::load(context, self.given.vcenter.as_ref()).map(Some),
+            None => Ok(None),
+        }
     }
 
     /// Looks, and changes nothing.
     fn check(&self, context: &Context) -> Result<(), StepError> {
         let link = Link::open(context, self.given.vcenter.as_ref())?;
         let name = self.given.protected_cluster.as_str();
-        let info = preflight::cluster_named(&link, name)?;
-        let row = context
-            .store
-            .read(|t| rows::cluster(t, link.vcenter.id, &info.moid))?;
+        let (info, row) = link.find(context, name)?;
         let package = row.as_ref().and_then(|row| row.package_id);
-        let state = row.as_ref().map_or(ClusterState::Disabled, |row| row.state);
+        let (Some(row), Some(package)) = (row, package) else {
+            return context.log(format!("cluster {name} is not enabled: nothing to do"));
+        };
+        let known = context.store.read(|t| rows::hosts(t, row.id))?;
+        if info.hosts.is_empty() && !known.is_empty() && !self.given.leave_unreachable {
+            let why = rows::NO_HOSTS;
+            return Err(StepError::failed(format!("cluster {name}: {why}")));
+        }
         let plan = Plan {
             moid: text::Moid::from(&info.moid),
             package,
-            state: state.word().into(),
-        };
-        let (Some(row), Some(package)) = (row, package) else {
-            note(context, "plan", &plan)?;
-            return context.log(format!("cluster {name} is not enabled: nothing to do"));
+            from: None,
+            esx_version: String::new(),
+            was_enabled: row.state == ClusterState::Enabled,
         };
         let findings = preflight::leave(
             context,
             &link,
             &Wanted {
-                cluster: name,
+                cluster: info.moid.as_str(),
                 ..Wanted::default()
             },
         )?;
@@ -157,9 +135,10 @@ impl Disable {
         let Some(site) = self.site(context)? else {
             return Ok(());
         };
+        let cluster = site.cluster()?.id;
         let earlier: Option<BTreeMap<Id, String>> = noted(context, "before")?;
         if earlier.is_none() {
-            let hosts = context.store.read(|t| rows::hosts(t, site.cluster.id))?;
+            let hosts = context.store.read(|t| rows::hosts(t, cluster))?;
             let before: BTreeMap<Id, &str> = hosts
                 .iter()
                 .map(|host| (host.id, host.state.word()))
@@ -168,8 +147,8 @@ impl Disable {
         }
         Ok(context.store.record(|t| {
             let package = Some(site.package.id);
-            rows::set_cluster(t, site.cluster.id, ClusterState::Disabling, package)?;
-            for host in rows::hosts(t, site.cluster.id)? {
+            rows::set_cluster(t, cluster, ClusterState::Disabling, package)?;
+            for host in rows::hosts(t, cluster)? {
                 rows::set_host(t, host.id, HostState::Removing, None)?;
             }
             Ok(())
@@ -181,25 +160,23 @@ impl Disable {
         let (Some(before), Some(site)) = (before, self.site(context)?) else {
             return Ok(());
         };
+        let cluster = site.cluster()?.id;
+        let lost: BTreeMap<String, String> = noted(context, "lost")?.unwrap_or_default();
         let now_ms = context.store.now_ms();
         Ok(context.store.record(|t| {
             // What an earlier operation left half done is enabled to us: the component is on it.
             let package = Some(site.package.id);
-            rows::set_cluster(t, site.cluster.id, ClusterState::Enabled, package)?;
-            for host in rows::hosts(t, site.cluster.id)? {
-                match before.get(&host.id).map(String::as_str) {
-                    Some("ready") => rows::set_host(t, host.id, HostState::Ready, None)?,
-                    _ => {
-                        let why = "it was not ready before disabling was tried: resolve";
-                        rows::set_host(t, host.id, HostState::Failed, Some(why))?;
-                        let text = format!("host {}: {why}", host.name);
-                        let severity = Severity::Critical;
-                        let name = host.name.as_str();
-                        alarms::raise(t, severity, rows::HOST_ALARM, name, &text, now_ms)?;
-                    }
+            rows::set_cluster(t, cluster, ClusterState::Enabled, package)?;
+            for host in rows::hosts(t, cluster)? {
+                let was_ready = before.get(&host.id).map(String::as_str) == Some("ready");
+                let why = lost.get(host.moid.as_str()).map(String::as_str);
+                match why {
+                    None if was_ready => rows::set_host(t, host.id, HostState::Ready, None)?,
+                    why => rows::fail_host(t, &host, why.unwrap_or(NOT_READY), now_ms)?,
                 }
             }
-            Ok(())
+            // What is said of those that have no certificate.
+            rows::settle_certificates(t, cluster, now_ms)
         })?)
     }
 
@@ -210,31 +187,33 @@ impl Disable {
         };
         tasks::settle(context, &site.link, &site.moid, None)?;
         let mut detached: Detached = noted(context, "detached")?.unwrap_or_default();
-        let mut now: Detached = Detached::new();
-        for disk in disks(&site.link, &site.moid, &site.package)? {
-            now.entry(disk.vm.to_string())
-                .or_default()
-                .push(disk.disk_key);
-        }
+        let now = disks(&site.link, &site.moid, &site.package)?;
         if !now.is_empty() && !self.given.detach {
             return Err(StepError::failed(
                 "disks were protected since this began: end their protection first, or give detach",
             ));
         }
-        for (vm, keys) in now {
+        let mut of_vm: BTreeMap<Moid, Vec<i32>> = BTreeMap::new();
+        for disk in now {
             context.check()?;
-            let moid: Moid = vm
-                .parse()
-                .map_err(|error| StepError::failed(format!("machine {vm:?}: {error}")))?;
-            // Noted before it is done: what is taken back is whatever may have been done.
-            detached.insert(vm.clone(), keys.clone());
-            note(context, "detached", &detached)?;
+            let policy = site.link.api.disk_policy(&disk);
+            let what = format!(
+                "asking for the policy of {} disk {}",
+                disk.vm, disk.disk_key
+            );
+            let policy = policy.map_err(refused(&what))?;
+            let before = detached.entry(disk.vm.to_string()).or_default();
+            // What a try before a restart found is what was before.
+            before.entry(disk.disk_key).or_insert(policy);
+            of_vm.entry(disk.vm).or_default().push(disk.disk_key);
+        }
+        // Noted before it is done: what is taken back is whatever may have been done.
+        note(context, "detached", &detached)?;
+        for (vm, keys) in of_vm {
+            context.check()?;
             let what = format!("taking the filter off machine {vm}");
-            let task = site
-                .link
-                .api
-                .detach_filters(&moid, &keys)
-                .map_err(refused(&what))?;
+            let task = site.link.api.detach_filters(&vm, &keys);
+            let task = task.map_err(refused(&what))?;
             let ended = tasks::wait_for(context, &site.link, &task, None, &mut || Ok(()))?;
             ended.map_err(refused(&what))?;
             context.log(format!(
@@ -250,27 +229,17 @@ impl Disable {
         let Some(site) = self.site(context)? else {
             return Ok(());
         };
-        let limit = Some(context.outside.patience.undo);
-        let source = FilterSource::Filter {
-            name: site.package.name.clone(),
-            properties: Vec::new(),
-        };
-        for (vm, keys) in detached {
-            let moid: Moid = vm
+        for (vm, disks) in detached {
+            let vm: Moid = vm
                 .parse()
                 .map_err(|error| StepError::failed(format!("machine {vm:?}: {error}")))?;
-            let what = format!("putting the filter on machine {vm} again");
-            let asked = site.link.api.attach_filter(&moid, &keys, &source);
-            let task = match asked {
-                // The machine is gone: nothing is to be given back.
-                Err(Fault::NotFound(_)) => continue,
-                asked => asked.map_err(refused(&what))?,
-            };
-            let ended = tasks::wait_for(context, &site.link, &task, limit, &mut || Ok(()))?;
-            ended.map_err(refused(&what))?;
-            context.log(format!(
-                "machine {vm}: its disks have the filter again, and are synchronised anew"
-            ))?;
+            let mut with: BTreeMap<Option<String>, Vec<i32>> = BTreeMap::new();
+            for (key, policy) in disks {
+                with.entry(policy).or_default().push(key);
+            }
+            for (policy, keys) in with {
+                attach_again(context, &site, &vm, &keys, policy)?;
+            }
         }
         Ok(())
     }
@@ -304,22 +273,17 @@ impl Disable {
     }
 
     fn look_for_rest(&self, context: &Context, site: &Site) -> Result<(), StepError> {
-        let left = verify::left_over(context, &site.link, &site.moid, &site.package)?;
-        let (away, wrong): (Vec<_>, Vec<_>) = left
-            .into_iter()
-            .partition(|(host, _)| host.connection != Connection::Connected);
-        for (host, what) in wrong.iter().chain(&away) {
-            context.log(format!("host {}: {what}", host.name))?;
-        }
-        let mut bad = wrong.len();
+        let known = site.cluster()?.id;
+        let known = context.store.read(|t| rows::hosts(t, known))?;
+        let left = verify::left_over(context, &site.link, &site.moid, &site.package, &known)?;
+        let mut bad = left.wrong.len();
         if !self.given.leave_unreachable {
-            bad += away.len();
+            bad += left.away.len();
         }
-        let all: Vec<String> = wrong
-            .iter()
-            .chain(&away)
-            .map(|(host, what)| format!("{}: {what}", host.name))
-            .collect();
+        let all: Vec<String> = left.wrong.into_iter().chain(left.away).collect();
+        for what in &all {
+            context.log(format!("host {what}"))?;
+        }
         match bad {
             0 => context.log("all hosts are free of the component; its ports are closed"),
             _ => Err(StepError::failed(format!(
@@ -336,6 +300,7 @@ impl Disable {
         let moid = &site.moid;
         let limit = Some(context.outside.patience.undo);
         tasks::settle(context, &site.link, moid, limit)?;
+        note_lost(context, &site)?;
         let task = match site.link.filter(moid, &site.package)? {
             Some(filter) => site.link.api.resolve_on_cluster(moid, &filter.id),
             None => {
@@ -360,27 +325,111 @@ impl Disable {
         let Some(site) = self.site(context)? else {
             return Ok(());
         };
+        let cluster = site.cluster()?;
         let now_ms = context.store.now_ms();
-        let what = format!("cluster {}", site.cluster.name);
-        context
-            .store
-            .change(&Actor::system(), "disable cluster", |t| {
-                for host in rows::hosts(t, site.cluster.id)? {
-                    rows::clean_host(t, &host, now_ms)?;
-                }
-                t.execute(
-                    "UPDATE vms SET domain_id = NULL, state = 'unprotected' WHERE cluster_id = ?1",
-                    [site.cluster.id],
-                )?;
-                rows::set_cluster(t, site.cluster.id, ClusterState::Disabled, None)?;
-                Ok(Done::new((), what))
-            })?;
+        context.commit("disable cluster", |t| {
+            for host in rows::hosts(t, cluster.id)? {
+                rows::clean_host(t, &host, now_ms)?;
+            }
+            t.execute(
+                "UPDATE vms SET domain_id = NULL, state = 'unprotected' WHERE cluster_id = ?1",
+                [cluster.id],
+            )?;
+            rows::set_cluster(t, cluster.id, ClusterState::Disabled, None)?;
+            rows::find_cluster(t, cluster, now_ms)?;
+            let name = &cluster.name;
+            let line = format!("cluster {name} is disabled, its hosts' certificates are revoked");
+            Ok(Done::new(vec![line], format!("cluster {name}")))
+        })?;
         context.outside.revoked();
-        context.log(format!(
-            "cluster {} is disabled, its hosts' certificates are revoked",
-            site.cluster.name
-        ))
+        Ok(())
     }
+}
+
+/// Gives disks of a machine their filter again: by the policy that they had, else the filter itself.
+fn attach_again(
+    context: &Context,
+    site: &Site,
+    vm: &Moid,
+    keys: &[i32],
+    policy: Option<String>,
+) -> Result<(), StepError> {
+    let limit = Some(context.outside.patience.undo);
+    let cluster = site.cluster()?.id;
+    let domain = context.store.read(|t| rows::domain_of(t, cluster, vm))?;
+    let alone = FilterSource::Filter {
+        name: site.package.name.clone(),
+        properties: domain,
+    };
+    let what = format!("putting the filter on machine {vm} again");
+    let asked = match &policy {
+        Some(id) => {
+            let source = FilterSource::Policy(id.clone());
+            match site.link.api.attach_filter(vm, keys, &source) {
+                Err(Fault::InvalidArgument(why)) => {
+                    context.log(format!(
+                        "machine {vm}: its policy {id} cannot be given back ({why}): it gets the filter without one"
+                    ))?;
+                    site.link.api.attach_filter(vm, keys, &alone)
+                }
+                asked => asked,
+            }
+        }
+        None => site.link.api.attach_filter(vm, keys, &alone),
+    };
+    let task = match asked {
+        // The machine is gone: nothing is to be given back.
+        Err(Fault::NotFound(_)) => return Ok(()),
+        asked => asked.map_err(refused(&what))?,
+    };
+    let ended = tasks::wait_for(context, &site.link, &task, limit, &mut || Ok(()))?;
+    ended.map_err(refused(&what))?;
+    context.log(format!(
+        "machine {vm}: its disks have the filter again, and are synchronised anew"
+    ))
+}
+
+/// Notes which hosts have lost the component, before it is installed again: afterwards nobody could tell
+/// any more that key and certificate went with it. What those certificates may do ends here.
+fn note_lost(context: &Context, site: &Site) -> Result<(), StepError> {
+    let mut lost: BTreeMap<String, String> = noted(context, "lost")?.unwrap_or_default();
+    let seen = verify::Seen::look(context, &site.link, &site.moid)?;
+    let cluster = site.cluster()?.id;
+    let hosts = context.store.read(|t| rows::hosts(t, cluster))?;
+    let mut bare = Vec::new();
+    for host in &hosts {
+        let seen = seen.hosts.iter();
+        let found = seen
+            .clone()
+            .find(|one| one.moid.as_str() == host.moid.as_str());
+        let why = match found {
+            Some(found) if !verify::has_filter(found, &site.package) => {
+                bare.push(host.id);
+                LOST
+            }
+            Some(found) if found.connection == Connection::Connected => continue,
+            // Whether it lost it is seen when it is looked at again.
+            _ => AWAY,
+        };
+        let said = lost.entry(host.moid.to_string()).or_default();
+        if said.as_str() != LOST {
+            *said = why.into();
+        }
+    }
+    note(context, "lost", &lost)?;
+    if bare.is_empty() {
+        return Ok(());
+    }
+    let now_ms = context.store.now_ms();
+    context.store.record(|t| {
+        let mut bare = bare.iter();
+        bare.try_for_each(|host| rows::disenrol(t, *host, now_ms))
+    })?;
+    context.outside.revoked();
+    for host in hosts.iter().filter(|host| bare.contains(&host.id)) {
+        context.log(format!("host {}: {LOST}", host.name))?;
+    }
+    Ok(())
 }
 
 /// The disks that use the filter.

@@ -12,18 +12,19 @@
 use super::preflight::{self, Wanted};
 use super::verify::{self, Verdict, Verdicts};
 use super::{
-    Link, moid, needed, note, noted, package, package_url, parameters, refused, rows, tasks, trust,
+    Link, Plan, Site, moid, needed, note, noted, package, package_url, parameters, refused, rows,
+    tasks, trust,
 };
 use crate::alarms;
 use crate::executions::operation::Making;
 use crate::executions::{Context, Kind, Operation, StepError};
 use crate::inventory::{Cluster, ClusterState, Host, HostState};
 use crate::packages::{self, Package};
-use crate::store::{Actor, Done};
+use crate::store::Done;
 use crate::text::{self, Id, Label, Name, VersionText};
-use crate::vcenter::{Fault, FilterIssues, Moid};
+use crate::vcenter::{Connection, Fault, FilterIssues, HostInfo};
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// The kind `enable-cluster`.
 pub const ENABLE: Kind = Kind {
@@ -44,6 +45,10 @@ pub const RESOLVE: Kind = Kind {
     make: |making| make(making, Scope::Keep),
 };
 
+/// What is said of a host that lost the filter behind this server's back.
+const STRIPPED: &str =
+    "the filter is gone from it, and with it its certificate: that is revoked, it needs a new one";
+
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Scope {
     Enable,
@@ -53,7 +58,7 @@ enum Scope {
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Parameters {
-    /// The cluster's name in vCenter.
+    /// The cluster's name in vCenter, or its id there.
     protected_cluster: Label,
     vcenter: Option<Name>,
     package_version: Option<VersionText>,
@@ -81,16 +86,6 @@ fn make(making: &Making<'_>, scope: Scope) -> Result<Box<dyn Operation>, String>
     Ok(Box::new(Enable { scope, given }))
 }
 
-/// What the first step found, for the others.
-#[derive(Serialize, Deserialize)]
-pub(super) struct Plan {
-    moid: text::Moid,
-    package: Id,
-    esx_version: String,
-    /// The component was on the cluster before.
-    pub(super) was_enabled: bool,
-}
-
 /// How a host was before.
 #[derive(Clone, Serialize, Deserialize)]
 struct Before {
@@ -100,47 +95,15 @@ struct Before {
     drva_id: Option<Id>,
 }
 
-/// What an operation works on.
-pub(super) struct Site {
-    pub(super) link: Link,
-    pub(super) plan: Plan,
-    moid: Moid,
-    package: Package,
-    pub(super) cluster: Option<Cluster>,
-}
-
-impl Site {
-    fn cluster(&self) -> Result<&Cluster, StepError> {
-        let found = self.cluster.as_ref();
-        found.ok_or_else(|| StepError::failed("the cluster is not in the state: start anew"))
-    }
-}
-
 impl Enable {
     pub(super) fn site(&self, context: &Context) -> Result<Site, StepError> {
-        let link = Link::open(context, self.given.vcenter.as_ref())?;
-        let plan: Plan = needed(context, "plan")?;
-        let moid = moid(&plan.moid)?;
-        let (package, cluster) = context.store.read(|t| {
-            let package = packages::get(t, plan.package)?;
-            Ok((package, rows::cluster(t, link.vcenter.id, &moid)?))
-        })?;
-        Ok(Site {
-            link,
-            moid,
-            plan,
-            package,
-            cluster,
-        })
+        Site::load(context, self.given.vcenter.as_ref())
     }
 
     fn preflight(&self, context: &Context) -> Result<(), StepError> {
         let link = Link::open(context, self.given.vcenter.as_ref())?;
         let name = self.given.protected_cluster.as_str();
-        let known = preflight::cluster_named(&link, name)?;
-        let row = context
-            .store
-            .read(|t| rows::cluster(t, link.vcenter.id, &known.moid))?;
+        let (known, row) = link.find(context, name)?;
         let was_enabled = row
             .as_ref()
             .is_some_and(|row| row.state == ClusterState::Enabled);
@@ -158,7 +121,7 @@ impl Enable {
         };
         if !was_enabled {
             let wanted = Wanted {
-                cluster: name,
+                cluster: known.moid.as_str(),
                 min_hosts: self.given.min_hosts.unwrap_or(preflight::MIN_HOSTS),
                 package: Some(&package),
                 ..Wanted::default()
@@ -171,6 +134,7 @@ impl Enable {
         let plan = Plan {
             moid: text::Moid::from(&known.moid),
             package: package.id,
+            from: None,
             esx_version,
             was_enabled,
         };
@@ -203,9 +167,10 @@ impl Enable {
             .api
             .hosts(&site.moid)
             .map_err(refused("asking for the cluster's hosts"))?;
+        let listed: BTreeSet<String> = found.iter().map(|host| host.moid.to_string()).collect();
         let now_ms = context.store.now_ms();
         let earlier: Option<BTreeMap<String, Before>> = noted(context, "before")?;
-        let before = context.store.record(|t| {
+        let (before, difference) = context.store.record(|t| {
             let cluster = rows::ensure_cluster(t, &site.link.vcenter, &info, now_ms)?;
             for host in &found {
                 rows::ensure_host(t, &cluster, host, now_ms)?;
@@ -213,16 +178,24 @@ impl Enable {
             let hosts = rows::hosts(t, cluster.id)?;
             // What a first try noted is what was before.
             let before = earlier.unwrap_or_else(|| hosts.iter().map(before).collect());
-            Ok(before)
+            Ok((before, rows::compare(t, &cluster, &listed, now_ms)?))
         })?;
+        let Some(difference) = difference else {
+            return Err(StepError::failed(format!(
+                "cluster {}: {}",
+                info.name,
+                rows::NO_HOSTS
+            )));
+        };
         note(context, "before", &before)?;
+        note(context, "gone", &difference.gone)?;
         context.store.record(|t| {
             let cluster = rows::ensure_cluster(t, &site.link.vcenter, &info, now_ms)?;
             if !site.plan.was_enabled {
                 rows::set_cluster(t, cluster.id, ClusterState::Enabling, Some(site.package.id))?;
             }
             for host in rows::hosts(t, cluster.id)? {
-                if host.state != HostState::Ready {
+                if host.state != HostState::Ready && listed.contains(host.moid.as_str()) {
                     rows::set_host(t, host.id, HostState::Installing, None)?;
                 }
             }
@@ -313,6 +286,7 @@ impl Enable {
             if verify::has_package(&host, &site.package) {
                 continue;
             }
+            strip(context, site, &host)?;
             context.log(format!("host {}: asking vCenter to try again", host.name))?;
             match site.link.api.resolve_on_host(&host.moid, filter) {
                 Ok(task) => {
@@ -371,8 +345,12 @@ impl Enable {
 
     /// Says each host's verdict. With no good host at all there is nothing to go on with.
     fn judge(&self, context: &Context, site: &Site, verdicts: &Verdicts) -> Result<(), StepError> {
-        let cluster = site.cluster()?.id;
-        let hosts = context.store.read(|t| rows::hosts(t, cluster))?;
+        let cluster = site.cluster()?;
+        if verdicts.is_empty() {
+            let (name, why) = (&cluster.name, rows::NO_HOSTS);
+            return Err(StepError::failed(format!("cluster {name}: {why}")));
+        }
+        let hosts = context.store.read(|t| rows::hosts(t, cluster.id))?;
         let bad = verify::say(context, &hosts, verdicts, &site.package)?;
         note(context, "verdicts", verdicts)?;
         let is_any_good = verdicts.values().any(|verdict| *verdict == Verdict::Good);
@@ -404,43 +382,73 @@ impl Enable {
         let asked = self.given.drva.as_ref().map(Name::as_str);
         let now_ms = context.store.now_ms();
         let what = format!("cluster {}", cluster.name);
-        let (lines, revoked) = context.store.change(&Actor::system(), "enable cluster", |t| {
-            let mut lines = Vec::new();
-            let revoked = rows::settle_hosts(t, cluster.id, &verdicts, &site.package, now_ms)?;
+        let gone: BTreeSet<Id> = noted(context, "gone")?.unwrap_or_default();
+        let package = &site.package;
+        let mut revoked = false;
+        context.commit("enable cluster", |t| {
+            let mut settled =
+                rows::settle_hosts(t, cluster.id, &verdicts, &gone, package, now_ms)?;
             for host in rows::hosts(t, cluster.id)? {
                 if host.state != HostState::Ready || host.drva_id.is_some() {
                     continue;
                 }
-                match rows::appliance_for(t, asked)? {
+                settled.lines.push(match rows::appliance_for(t, asked)? {
                     Some((drva, name)) => {
                         rows::assign(t, host.id, drva)?;
-                        lines.push(format!("host {} sends to appliance {name}", host.name));
+                        format!("host {} sends to appliance {name}", host.name)
                     }
-                    None => lines.push(format!(
+                    None => format!(
                         "host {} sends to no appliance: none is registered yet; reconcile-cluster assigns one",
                         host.name
-                    )),
-                }
+                    ),
+                });
             }
-            let package = Some(site.package.id);
-            rows::set_cluster(t, cluster.id, ClusterState::Enabled, package)?;
-            Ok(Done::new((lines, revoked), what))
+            rows::set_cluster(t, cluster.id, ClusterState::Enabled, Some(package.id))?;
+            settled.lines.push(ready_line(&settled, verdicts.len()));
+            revoked = settled.revoked;
+            Ok(Done::new(settled.lines, what))
         })?;
         if revoked {
             context.outside.revoked();
         }
-        for line in lines {
-            context.log(line)?;
-        }
-        let bad = verdicts
-            .values()
-            .filter(|verdict| **verdict != Verdict::Good);
-        context.log(format!(
-            "{} of {} hosts are ready",
-            verdicts.len() - bad.count(),
-            verdicts.len()
-        ))
+        Ok(())
     }
+}
+
+/// How many of so many hosts are ready, and what they lack all the same.
+fn ready_line(settled: &rows::Settled, hosts: usize) -> String {
+    let ready = format!("{} of {hosts} hosts are ready", settled.ready);
+    match settled.without_certificate {
+        0 => ready,
+        lacking => format!("{ready}; {lacking} of these without a certificate: they send nothing"),
+    }
+}
+
+/// A host that vCenter reaches and that lacks the filter altogether has lost whatever it had: what it gets
+/// now has no key and no certificate.
+fn strip(context: &Context, site: &Site, host: &HostInfo) -> Result<(), StepError> {
+    if host.connection != Connection::Connected || verify::has_filter(host, &site.package) {
+        return Ok(());
+    }
+    let cluster = site.cluster()?.id;
+    let now_ms = context.store.now_ms();
+    let stripped = context.store.record(|t| {
+        let known = rows::hosts(t, cluster)?;
+        let known = known
+            .iter()
+            .find(|one| one.moid.as_str() == host.moid.as_str());
+        match known {
+            Some(known) if rows::is_enrolled(t, known.id, now_ms)? => {
+                rows::strip_host(t, known, STRIPPED, now_ms).map(|()| true)
+            }
+            _ => Ok(false),
+        }
+    })?;
+    if stripped {
+        context.log(format!("host {}: {STRIPPED}", host.name))?;
+        context.outside.revoked();
+    }
+    Ok(())
 }
 
 /// How a host is before the operation.

@@ -3,9 +3,9 @@
 //! Invariant: which hosts may have got a token is noted before any does, so that all of it can be taken
 //! back; and no option stays on a host that vCenter reaches.
 
-use super::enable::{Enable, Site};
+use super::enable::Enable;
 use super::verify::{Verdict, Verdicts};
-use super::{Link, moid, needed, note, noted, rows};
+use super::{Link, Site, moid, needed, note, noted, rows};
 use crate::certificates::{self, CertificateRole, EnrolError};
 use crate::executions::{Context, StepError};
 use crate::inventory::Host;
@@ -103,7 +103,7 @@ impl Enable {
             return Ok(());
         }
         let site = self.site(context)?;
-        let hosts = context.store.read(|t| match &site.cluster {
+        let hosts = context.store.read(|t| match site.row() {
             Some(cluster) => rows::hosts(t, cluster.id),
             None => Ok(Vec::new()),
         })?;

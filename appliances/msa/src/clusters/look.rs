@@ -7,7 +7,7 @@ use super::verify::{MAX_SKEW_MS, Seen};
 use super::{Link, PLUGIN, refused};
 use crate::executions::{Context, StepError};
 use crate::packages::Package;
-use crate::text::words;
+use crate::text::{Name, words};
 use crate::vcenter::{ClusterInfo, Connection, HostInfo};
 use std::collections::BTreeMap;
 use std::fmt;
@@ -29,8 +29,10 @@ words! {
         VcenterClock = "vcenter-clock",
         /// A name does not resolve here.
         DnsMissing = "dns-missing",
-        /// No cluster of this name.
+        /// No cluster of this name or id.
         ClusterUnknown = "cluster-unknown",
+        /// Several clusters of this name.
+        ClusterAmbiguous = "cluster-ambiguous",
         /// The cluster has too few hosts.
         TooFewHosts = "too-few-hosts",
         /// No datastore of this name on the cluster.
@@ -80,7 +82,7 @@ impl fmt::Display for Finding {
 /// What is looked at; what is not given is not.
 #[derive(Default)]
 pub struct Wanted<'a> {
-    /// The cluster's name.
+    /// The cluster's name, or its id.
     pub cluster: &'a str,
     /// How many hosts it has at least.
     pub min_hosts: usize,
@@ -94,6 +96,41 @@ pub struct Wanted<'a> {
     pub vm_name: Option<&'a str>,
     /// Whether the plug-in must be there, or must not.
     pub plugin: Option<bool>,
+}
+
+/// The cluster that is meant by a name or an id. Clusters of different datacenters may have one name: then
+/// none of them is guessed.
+pub(super) fn pick<'a>(
+    vcenter: &Name,
+    all: &'a [ClusterInfo],
+    wanted: &str,
+) -> Result<&'a ClusterInfo, Finding> {
+    let is_meant = |one: &&ClusterInfo| one.moid.as_str() == wanted || one.name == wanted;
+    let meant: Vec<&ClusterInfo> = all.iter().filter(is_meant).collect();
+    let list = |some: &[&ClusterInfo]| {
+        let some: Vec<String> = some
+            .iter()
+            .map(|one| format!("{} ({})", one.name, one.moid))
+            .collect();
+        some.join(", ")
+    };
+    match meant.as_slice() {
+        [only] => Ok(only),
+        [] => Err(Finding {
+            kind: FindingKind::ClusterUnknown,
+            text: format!(
+                "vCenter {vcenter} has no cluster `{wanted}`: it has [{}]; give the name or the id of one of these, a single host is no cluster",
+                list(&all.iter().collect::<Vec<_>>())
+            ),
+        }),
+        several => Err(Finding {
+            kind: FindingKind::ClusterAmbiguous,
+            text: format!(
+                "vCenter {vcenter} has several clusters `{wanted}`: {}; give the id of the one that is meant",
+                list(several)
+            ),
+        }),
+    }
 }
 
 /// What is looked by: the clock and the names of this machine. There need not be a server yet.
@@ -207,18 +244,12 @@ impl Look<'_> {
             .api
             .clusters()
             .map_err(refused("asking for clusters"))?;
-        let known: Vec<&str> = all.iter().map(|cluster| cluster.name.as_str()).collect();
-        let Some(cluster) = all.iter().find(|cluster| cluster.name == wanted.cluster) else {
-            self.find(
-                FindingKind::ClusterUnknown,
-                format!(
-                    "vCenter {} has no cluster `{}`: it has [{}]; correct the name, a single host is no cluster",
-                    self.link.vcenter.name,
-                    wanted.cluster,
-                    known.join(", ")
-                ),
-            );
-            return Ok(None);
+        let cluster = match pick(&self.link.vcenter.name, &all, wanted.cluster) {
+            Ok(cluster) => cluster,
+            Err(finding) => {
+                self.findings.push(finding);
+                return Ok(None);
+            }
         };
         let count = cluster.hosts.len();
         if count < wanted.min_hosts {

@@ -2,7 +2,7 @@
 //!
 //! [`preflight`] looks ([`look`]) and changes nothing; [`enable`], [`disable`] and [`upgrade`] are operations in
 //! steps; [`verify`] says whether a host is as it should be, [`enrol`]
-//! gives it its certificate; [`tasks`] waits for vCenter; [`rows`] is
+//! gives it its certificate; [`site`] is where they work; [`tasks`] waits for vCenter; [`rows`] is
 //! what the state keeps of it; [`watch`] asks for what clusters need when their hosts come and go.
 //!
 //! Invariant: what an operation must know after a restart is noted before it is needed, and a host's or
@@ -14,21 +14,21 @@ pub mod enrol;
 pub mod look;
 pub mod preflight;
 pub mod rows;
+pub mod site;
 pub mod tasks;
 pub mod upgrade;
 pub mod verify;
 pub mod watch;
 
+use crate::authority;
 use crate::executions::{Context, StepError};
-use crate::inventory;
 use crate::packages::{self, Package};
 use crate::rest::PREFIX;
 use crate::service::SERVER_PEM;
-use crate::text::Name;
-use crate::vcenter::{ClusterFilter, ClusterInfo, Fault, Moid, Vcenter, VibTrust};
+use crate::vcenter::{Fault, Moid, VibTrust};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use std::sync::Arc;
+pub use site::{Link, Plan, Site, registered};
 
 /// The key under which vCenter knows this product's plug-in.
 pub const PLUGIN: &str = "jetdr";
@@ -45,101 +45,20 @@ pub const PRIVILEGES: [&str; 7] = [
     "VirtualMachine.Config.EditDevice",
 ];
 
-/// A vCenter of the inventory, and a session with it.
-pub struct Link {
-    /// As the inventory has it.
-    pub vcenter: inventory::Vcenter,
-    /// The session.
-    pub api: Arc<dyn Vcenter>,
-}
-
 /// What vCenter refused, as a step's error that says what was asked for.
 pub fn refused(what: &str) -> impl Fn(Fault) -> StepError + '_ {
     move |fault| StepError::failed(format!("{what}: {fault}"))
 }
 
-/// The vCenter of this name; without one, the only one that there is.
-pub fn registered(context: &Context, name: Option<&Name>) -> Result<inventory::Vcenter, StepError> {
-    let all = context
-        .store
-        .read(|t| inventory::list::<inventory::Vcenter>(t, 0, i64::MAX))?;
-    let known: Vec<String> = all.iter().map(|one| one.name.to_string()).collect();
-    let known = known.join(", ");
-    let mut fitting = all.into_iter().filter(|one| {
-        name.is_none_or(|name| one.name.as_str().eq_ignore_ascii_case(name.as_str()))
-    });
-    match (fitting.next(), fitting.next(), name) {
-        (Some(one), None, _) => Ok(one),
-        (Some(_), Some(_), _) => Err(StepError::failed(format!(
-            "several vCenters are registered ({known}): say which by the parameter vcenter"
-        ))),
-        (None, _, Some(name)) => Err(StepError::failed(format!(
-            "no vCenter {name} is registered here: known are [{known}]; correct the name, or register it"
-        ))),
-        (None, _, None) => Err(StepError::failed(
-            "no vCenter is registered here: POST /api/v1/vcenters, then its login",
-        )),
-    }
-}
-
-impl Link {
-    /// Logs in.
-    pub fn open(context: &Context, name: Option<&Name>) -> Result<Self, StepError> {
-        let vcenter = registered(context, name)?;
-        let what = format!("vCenter {}", vcenter.name);
-        let api = context
-            .outside
-            .vcenter(&context.data_dir, &vcenter)
-            .map_err(refused(&what))?;
-        Ok(Self { vcenter, api })
-    }
-
-    /// The cluster with this id.
-    pub fn cluster(&self, moid: &Moid) -> Result<ClusterInfo, StepError> {
-        let all = self
-            .api
-            .clusters()
-            .map_err(refused("asking for clusters"))?;
-        let found = all.into_iter().find(|cluster| &cluster.moid == moid);
-        found.ok_or_else(|| {
-            StepError::failed(format!(
-                "vCenter {} has no cluster {moid} any more: remove it here too",
-                self.vcenter.name
-            ))
-        })
-    }
-
-    /// This product's filter on a cluster, of whatever version.
-    pub fn filter(
-        &self,
-        cluster: &Moid,
-        package: &Package,
-    ) -> Result<Option<ClusterFilter>, StepError> {
-        let filters = self
-            .api
-            .filters(cluster)
-            .map_err(refused("asking for the filters of the cluster"))?;
-        let ours =
-            |filter: &ClusterFilter| filter.name == package.name && filter.vendor == package.vendor;
-        Ok(filters.into_iter().find(ours))
-    }
-}
-
-/// By what hosts know this server when they fetch a package: just its own certificate.
+/// By what hosts know this server when they fetch a package: just its own certificate. The file holds
+/// the key too, which goes nowhere: what is sent is made anew from the certificate that was read.
 pub fn trust(context: &Context) -> Result<VibTrust, StepError> {
     let path = context.data_dir.join(SERVER_PEM);
-    let failed = |error: &dyn std::fmt::Display| {
-        StepError::failed(format!(
-            "cannot read the certificate in {}: {error}",
-            path.display()
-        ))
-    };
-    let text = std::fs::read_to_string(&path).map_err(|error| failed(&error))?;
-    // The file begins with the key, which goes nowhere.
-    let begin = "-----BEGIN CERTIFICATE-----";
-    let at = text.find(begin).ok_or_else(|| failed(&"there is none"))?;
-    let pem = text.get(at..).unwrap_or_default();
-    Ok(VibTrust::Pinned(pem.to_owned()))
+    let read = tls::files::certificates(&path);
+    let all = read.map_err(|error| StepError::failed(error.to_string()))?;
+    let own = all.first().map(authority::certificate_pem);
+    let own = own.ok_or_else(|| StepError::failed("the server has no certificate of its own"))?;
+    Ok(VibTrust::Pinned(own))
 }
 
 /// Where hosts get a package.

@@ -6,7 +6,7 @@
 
 use super::look::Look;
 pub use super::look::{Finding, FindingKind, Here, Wanted};
-use super::{Link, parameters, refused};
+use super::{Link, parameters};
 use crate::executions::operation::Making;
 use crate::executions::{Context, Kind, Operation, StepError};
 use crate::packages;
@@ -17,23 +17,6 @@ use serde::Deserialize;
 /// A cluster has at least so many hosts, unless asked otherwise: one goes into maintenance while the
 /// others carry its machines.
 pub const MIN_HOSTS: usize = 3;
-/// The cluster of this name.
-pub fn cluster_named(link: &Link, name: &str) -> Result<ClusterInfo, StepError> {
-    let all = link
-        .api
-        .clusters()
-        .map_err(refused("asking for clusters"))?;
-    let known: Vec<String> = all.iter().map(|cluster| cluster.name.clone()).collect();
-    let found = all.into_iter().find(|cluster| cluster.name == name);
-    found.ok_or_else(|| {
-        StepError::failed(format!(
-            "vCenter {} has no cluster `{name}`: it has [{}]; correct the name [{}]",
-            link.vcenter.name,
-            known.join(", "),
-            FindingKind::ClusterUnknown
-        ))
-    })
-}
 
 /// What is wrong with vCenter, and with names that everybody needs.
 pub fn system(context: &Context, link: &Link) -> Result<Vec<Finding>, StepError> {

@@ -9,17 +9,17 @@
 
 use super::preflight::{self, Wanted};
 use super::verify::{self, Verdict, Verdicts};
-use super::{Link, moid, needed, note, noted, package, package_url, parameters, refused};
+use super::{Link, Plan, Site, needed, note, noted, package, package_url, parameters, refused};
 use super::{rows, tasks, trust};
 use crate::executions::operation::Making;
 use crate::executions::{Context, Kind, Operation, StepError};
-use crate::inventory::{Cluster, ClusterState};
+use crate::inventory::ClusterState;
 use crate::packages::{self, Package};
-use crate::store::{Actor, Done};
-use crate::text::{self, Id, Label, Name, VersionText};
-use crate::vcenter::{Connection, Fault, HostInfo, Moid};
-use serde::{Deserialize, Serialize};
-use std::collections::BTreeMap;
+use crate::store::Done;
+use crate::text::{self, Label, Name, VersionText};
+use crate::vcenter::{Connection, Fault, HostInfo};
+use serde::Deserialize;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// The kind `upgrade-cluster`.
 pub const KIND: Kind = Kind {
@@ -46,52 +46,24 @@ fn make(making: &Making<'_>) -> Result<Box<dyn Operation>, String> {
     Ok(Box::new(Upgrade { given }))
 }
 
-/// What the first step found.
-#[derive(Serialize, Deserialize)]
-struct Plan {
-    moid: text::Moid,
-    from: Id,
-    to: Id,
-    esx_version: String,
-}
-
-struct Site {
-    link: Link,
-    moid: Moid,
-    plan: Plan,
+/// Where it works, and the package that hosts had.
+struct Work {
+    site: Site,
     from: Package,
-    to: Package,
-    cluster: Cluster,
 }
 
 impl Upgrade {
-    fn site(&self, context: &Context) -> Result<Site, StepError> {
-        let plan: Plan = needed(context, "plan")?;
-        let link = Link::open(context, self.given.vcenter.as_ref())?;
-        let moid = moid(&plan.moid)?;
-        let (from, to, cluster) = context.store.read(|t| {
-            let (from, to) = (packages::get(t, plan.from)?, packages::get(t, plan.to)?);
-            Ok((from, to, rows::cluster(t, link.vcenter.id, &moid)?))
-        })?;
-        let cluster =
-            cluster.ok_or_else(|| StepError::failed("the cluster is not in the state any more"))?;
-        Ok(Site {
-            link,
-            moid,
-            plan,
-            from,
-            to,
-            cluster,
-        })
+    fn work(&self, context: &Context) -> Result<Work, StepError> {
+        let site = Site::load(context, self.given.vcenter.as_ref())?;
+        let from = site.plan.from.unwrap_or(site.plan.package);
+        let from = context.store.read(|t| packages::get(t, from))?;
+        Ok(Work { site, from })
     }
 
     fn preflight(&self, context: &Context) -> Result<(), StepError> {
         let link = Link::open(context, self.given.vcenter.as_ref())?;
         let name = self.given.protected_cluster.as_str();
-        let info = preflight::cluster_named(&link, name)?;
-        let row = context
-            .store
-            .read(|t| rows::cluster(t, link.vcenter.id, &info.moid))?;
+        let (info, row) = link.find(context, name)?;
         let enabled = row.filter(|row| row.state == ClusterState::Enabled);
         let Some(from) = enabled.and_then(|row| row.package_id) else {
             return Err(StepError::failed(format!(
@@ -101,7 +73,7 @@ impl Upgrade {
         let asked = self.given.package_version.as_ref();
         let to = package(context, asked.map(VersionText::as_str))?;
         let wanted = Wanted {
-            cluster: name,
+            cluster: info.moid.as_str(),
             package: Some(&to),
             ..Wanted::default()
         };
@@ -111,22 +83,23 @@ impl Upgrade {
         let esx_version = verify::common_version(&seen.hosts);
         let plan = Plan {
             moid: text::Moid::from(&info.moid),
-            from,
-            to: to.id,
+            package: to.id,
+            from: Some(from),
             esx_version,
+            was_enabled: true,
         };
         note(context, "plan", &plan)
     }
 
     fn upgrade(&self, context: &Context) -> Result<(), StepError> {
-        let site = self.site(context)?;
+        let site = self.work(context)?.site;
         tasks::settle(context, &site.link, &site.moid, None)?;
-        let ended = change(context, &site, &site.to, None)?;
+        let ended = change(context, &site, &site.package, None)?;
         if let Err(fault) = ended {
             context.log(format!("the upgrade failed: {fault}"))?;
         }
         let mut issues: BTreeMap<String, String> = BTreeMap::new();
-        if let Some(filter) = site.link.filter(&site.moid, &site.to)?
+        if let Some(filter) = site.link.filter(&site.moid, &site.package)?
             && let Ok(found) = site.link.api.filter_issues(&site.moid, &filter.id)
         {
             for host in found
@@ -142,32 +115,33 @@ impl Upgrade {
 
     /// Whatever of the new version came anywhere goes again.
     fn undo_upgrade(&self, context: &Context) -> Result<(), StepError> {
-        let site = self.site(context)?;
+        let Work { site, from } = self.work(context)?;
         let limit = Some(context.outside.patience.undo);
         tasks::settle(context, &site.link, &site.moid, limit)?;
         let seen = verify::Seen::look(context, &site.link, &site.moid)?;
-        let filter = site.link.filter(&site.moid, &site.from)?;
-        let is_listed = filter.is_some_and(|filter| filter.version == site.from.version);
+        let filter = site.link.filter(&site.moid, &from)?;
+        let is_listed = filter.is_some_and(|filter| filter.version == from.version);
         // One that is not reached keeps what it has; it is named when somebody resolves.
         let have = |host: &HostInfo| {
-            host.connection != Connection::Connected || verify::has_package(host, &site.from)
+            host.connection != Connection::Connected || verify::has_package(host, &from)
         };
         if is_listed && seen.hosts.iter().all(have) {
             return Ok(());
         }
-        context.log(format!("putting version {} back", site.from.version))?;
-        let ended = change(context, &site, &site.from, limit)?;
+        context.log(format!("putting version {} back", from.version))?;
+        let ended = change(context, &site, &from, limit)?;
         ended.map_err(refused("putting the earlier version back"))
     }
 
     fn verify(&self, context: &Context) -> Result<(), StepError> {
-        let site = self.site(context)?;
+        let site = self.work(context)?.site;
         let version = &site.plan.esx_version;
-        let seen = verify::hosts(context, &site.link, &site.moid, &site.to, version)?;
+        let seen = verify::hosts(context, &site.link, &site.moid, &site.package, version)?;
         let issues: BTreeMap<String, String> = noted(context, "issues")?.unwrap_or_default();
         let verdicts = verify::with_issues(seen, &issues);
-        let hosts = context.store.read(|t| rows::hosts(t, site.cluster.id))?;
-        let bad = verify::say(context, &hosts, &verdicts, &site.to)?;
+        let cluster = site.cluster()?.id;
+        let hosts = context.store.read(|t| rows::hosts(t, cluster))?;
+        let bad = verify::say(context, &hosts, &verdicts, &site.package)?;
         note(context, "verdicts", &verdicts)?;
         match bad {
             Some(why) if !verdicts.values().any(|verdict| *verdict == Verdict::Good) => Err(
@@ -179,26 +153,21 @@ impl Upgrade {
 
     /// All of it at once: hosts and cluster.
     fn finish(&self, context: &Context) -> Result<(), StepError> {
-        let site = self.site(context)?;
+        let Work { site, from } = self.work(context)?;
+        let (cluster, to) = (site.cluster()?, &site.package);
         let verdicts: Verdicts = needed(context, "verdicts")?;
         let now_ms = context.store.now_ms();
-        let what = format!("cluster {}", site.cluster.name);
-        let detail = format!("{} to {}", site.from.version, site.to.version);
-        let revoked = context
-            .store
-            .change(&Actor::system(), "upgrade cluster", |t| {
-                let revoked = rows::settle_hosts(t, site.cluster.id, &verdicts, &site.to, now_ms)?;
-                let package = Some(site.to.id);
-                rows::set_cluster(t, site.cluster.id, ClusterState::Enabled, package)?;
-                Ok(Done::new(revoked, what).with_detail(detail))
-            })?;
-        if revoked {
-            context.outside.revoked();
-        }
-        context.log(format!(
-            "cluster {} has version {}",
-            site.cluster.name, site.to.version
-        ))
+        context.commit("upgrade cluster", |t| {
+            // Which hosts have left is not its business.
+            let gone = BTreeSet::new();
+            let mut settled = rows::settle_hosts(t, cluster.id, &verdicts, &gone, to, now_ms)?;
+            rows::set_cluster(t, cluster.id, ClusterState::Enabled, Some(to.id))?;
+            let name = &cluster.name;
+            let line = format!("cluster {name} has version {}", to.version);
+            settled.lines.push(line);
+            let detail = format!("{} to {}", from.version, to.version);
+            Ok(Done::new(settled.lines, format!("cluster {name}")).with_detail(detail))
+        })
     }
 }
 

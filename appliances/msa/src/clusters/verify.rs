@@ -85,6 +85,13 @@ pub fn has_package(host: &HostInfo, package: &Package) -> bool {
     filters.any(|filter| filter.name == package.name && filter.version == package.version)
 }
 
+/// Whether a host has the product's filter, of whatever version.
+pub fn has_filter(host: &HostInfo, package: &Package) -> bool {
+    host.filters
+        .iter()
+        .any(|filter| filter.name == package.name)
+}
+
 /// What is wrong with a host that is to have the component; nothing, if all is well.
 fn wrong_with(
     seen: &Seen,
@@ -196,7 +203,7 @@ pub fn say(
                 context.log(format!("host {} FAILED: {why}", host.name))?;
                 first.get_or_insert_with(|| format!("host {}: {why}", host.name));
             }
-            None => context.log(format!("host {} left the cluster", host.name))?,
+            None => {} // whether it has left is said when its state is written
         }
     }
     Ok(first)
@@ -214,26 +221,52 @@ pub fn common_version(hosts: &[HostInfo]) -> String {
     most.map_or_else(String::new, |(version, _)| version.to_owned())
 }
 
-/// What is left of the component on hosts that were to lose it: host and what, or why it cannot be seen.
+/// What is left of the component on hosts that were to lose it: a line for each, with its name.
+#[derive(Default)]
+pub struct LeftOver {
+    /// Hosts that keep something.
+    pub wrong: Vec<String>,
+    /// Hosts that vCenter does not reach, or does not list any more.
+    pub away: Vec<String>,
+}
+
+/// Looks until nothing is left, or as long as a daemon may take to be gone.
 pub fn left_over(
     context: &Context,
     link: &Link,
     cluster: &Moid,
     package: &Package,
-) -> Result<Vec<(HostInfo, String)>, StepError> {
+    known: &[Host],
+) -> Result<LeftOver, StepError> {
     let since = Instant::now();
     loop {
         let hosts = link
             .api
             .hosts(cluster)
             .map_err(super::refused("asking for the cluster's hosts"))?;
-        let mut left = Vec::new();
-        for host in hosts {
-            if let Some(what) = left_on(&host, package) {
-                left.push((host, what));
+        let mut left = LeftOver::default();
+        for host in &hosts {
+            match left_on(host, package) {
+                Some(what) if host.connection == Connection::Connected => {
+                    left.wrong.push(format!("{}: {what}", host.name));
+                }
+                Some(what) => left.away.push(format!("{}: {what}", host.name)),
+                None => {}
             }
         }
-        if left.is_empty() || since.elapsed() >= context.outside.patience.settle {
+        let is_listed = |one: &Host| {
+            hosts
+                .iter()
+                .any(|host| host.moid.as_str() == one.moid.as_str())
+        };
+        for host in known.iter().filter(|host| !is_listed(host)) {
+            left.away.push(format!(
+                "{}: vCenter does not list it in the cluster any more",
+                host.name
+            ));
+        }
+        let is_free = left.wrong.is_empty() && left.away.is_empty();
+        if is_free || since.elapsed() >= context.outside.patience.settle {
             return Ok(left);
         }
         context.wait(context.outside.patience.poll)?;
@@ -245,7 +278,7 @@ fn left_on(host: &HostInfo, package: &Package) -> Option<String> {
         return Some("vCenter does not reach it".into());
     }
     let mut left = Vec::new();
-    if host.filters.iter().any(|found| found.name == package.name) {
+    if has_filter(host, package) {
         left.push("the filter");
     }
     if host.services.iter().any(|found| found.key == service()) {

@@ -1,8 +1,11 @@
 //! Looks whether the hosts of enabled clusters are those that are known here, and asks for a
 //! `reconcile-cluster` where they are not.
 //!
-//! Invariant: it changes nothing itself, and asks for nothing while an execution waits or runs.
+//! Invariant: it asks for nothing while an execution waits or runs, and changes no cluster itself: it only
+//! notes which hosts vCenter does not list, and which have no certificate, with an alarm for each. A host
+//! is taken for gone only if it was missed in an earlier look too.
 
+use super::rows;
 use crate::executions::table::{self, NewExecution};
 use crate::inventory::{self, Cluster, ClusterState, Vcenter};
 use crate::service::Msa;
@@ -46,7 +49,10 @@ pub fn look(msa: &Msa) -> Result<Option<String>, WatchError> {
         let Some(vcenter) = vcenter.filter(|_| cluster.state == ClusterState::Enabled) else {
             continue;
         };
-        if differs(msa, vcenter, &cluster)? {
+        let now_ms = msa.store.now_ms();
+        msa.store
+            .record(|t| rows::settle_certificates(t, cluster.id, now_ms))?;
+        if differs(msa, vcenter, &cluster, now_ms)? {
             let name = cluster.name.to_string();
             ask(msa, vcenter, &cluster)?;
             return Ok(Some(name));
@@ -55,8 +61,13 @@ pub fn look(msa: &Msa) -> Result<Option<String>, WatchError> {
     Ok(None)
 }
 
-/// Whether vCenter has other hosts in a cluster than are known here.
-fn differs(msa: &Msa, vcenter: &Vcenter, cluster: &Cluster) -> Result<bool, WatchError> {
+/// Whether hosts joined a cluster, or are gone for good.
+fn differs(
+    msa: &Msa,
+    vcenter: &Vcenter,
+    cluster: &Cluster,
+    now_ms: i64,
+) -> Result<bool, WatchError> {
     let failed = |fault| WatchError::Vcenter {
         cluster: cluster.name.to_string(),
         fault,
@@ -66,16 +77,20 @@ fn differs(msa: &Msa, vcenter: &Vcenter, cluster: &Cluster) -> Result<bool, Watc
         .vcenter(msa.data_dir(), vcenter)
         .map_err(failed)?;
     let found = api.clusters().map_err(failed)?;
-    let Some(found) = found
+    let found = found
         .into_iter()
-        .find(|one| one.moid.as_str() == cluster.moid.as_str())
-    else {
-        return Ok(false); // nothing can be done about a cluster that is gone but remove it here
+        .find(|one| one.moid.as_str() == cluster.moid.as_str());
+    let Some(found) = found else {
+        let why = "vCenter does not list it any more: look at vCenter and at the rights of its user; nothing is changed here";
+        msa.store
+            .record(|t| rows::miss_cluster(t, cluster, why, now_ms))?;
+        return Ok(false);
     };
-    let theirs: BTreeSet<String> = found.hosts.iter().map(ToString::to_string).collect();
-    let ours = msa.store.read(|t| super::rows::hosts(t, cluster.id))?;
-    let ours: BTreeSet<String> = ours.iter().map(|host| host.moid.to_string()).collect();
-    Ok(ours != theirs)
+    let listed: BTreeSet<String> = found.hosts.iter().map(ToString::to_string).collect();
+    let difference = msa
+        .store
+        .record(|t| rows::compare(t, cluster, &listed, now_ms))?;
+    Ok(difference.is_some_and(|one| one.has_joined || !one.gone.is_empty()))
 }
 
 fn ask(msa: &Msa, vcenter: &Vcenter, cluster: &Cluster) -> Result<(), WatchError> {
@@ -83,7 +98,7 @@ fn ask(msa: &Msa, vcenter: &Vcenter, cluster: &Cluster) -> Result<(), WatchError
     let asked: NewExecution = serde_json::from_value(json!({
         "name": name,
         "kind": "reconcile-cluster",
-        "parameters": {"vcenter": vcenter.name, "protected_cluster": cluster.name},
+        "parameters": {"vcenter": vcenter.name, "protected_cluster": cluster.moid},
     }))?;
     msa.engine.submit(&Actor::system(), &asked)?;
     Ok(())

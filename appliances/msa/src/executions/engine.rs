@@ -1,10 +1,11 @@
 //! Runs executions: asks [`plan`] what comes next, does it, notes it in the journal.
 //!
-//! Invariant: between two notes nothing is remembered that a restart would need: an engine that is
-//! thrown away at any moment, and a new one on the same state, end where one alone would have.
+//! Invariants: between two notes nothing is remembered that a restart would need: an engine that is
+//! thrown away at any moment, and a new one on the same state, end where one alone would have. What an
+//! operation's final step has committed is never run again, and never taken back.
 
 use super::operation::{
-    AfterRestart, Context, Making, Operation, Registry, Signals, StepError, Stop,
+    self, AfterRestart, Context, Making, Operation, Registry, Signals, StepError, Stop,
 };
 use super::plan::{self, Action, Direction};
 use super::table::{self, Execution, NewExecution, Outcome, State, StepState};
@@ -184,7 +185,8 @@ impl Engine {
                 let text =
                     "it is started again: the server was restarted, or an operator retried it";
                 table::add_line(t, due.id, now_ms, text)?;
-                if operation.after_restart() == AfterRestart::RollBack {
+                let goes_back = operation.after_restart() == AfterRestart::RollBack;
+                if goes_back && !operation::is_committed(t, due.id)? {
                     table::turn_back(t, due.id, Outcome::Failed, text)?;
                 }
             }
@@ -245,7 +247,12 @@ impl Engine {
     /// Does it. Nothing is noted yet.
     pub fn perform(&self, active: &mut Active, action: Action) -> Came {
         let done = match action {
-            Action::Run(step) => active.operation.run(step, &active.context),
+            Action::Run(step) => match self.is_committed(active, step) {
+                // A process that died did it, and nobody need be asked again.
+                Ok(true) => Ok(()),
+                Ok(false) => active.operation.run(step, &active.context),
+                Err(error) => Err(error.into()),
+            },
             Action::Undo(step) => active.operation.undo(step, &active.context),
             Action::Begin(_) | Action::Finish(_) => Ok(()),
         };
@@ -253,6 +260,13 @@ impl Engine {
             Ok(()) => Came::Of(action),
             Err(error) => Came::Error(action, error),
         }
+    }
+
+    /// Whether a step is the final one and has said its last word.
+    fn is_committed(&self, active: &Active, step: usize) -> Result<bool, StoreError> {
+        let id = active.execution.id;
+        Ok(active.operation.is_final(step)
+            && self.store.read(|t| operation::is_committed(t, id))?)
     }
 
     /// Notes what came of it; false: this execution needs nothing more, now.
@@ -297,6 +311,11 @@ impl Engine {
             (_, StepError::Stopped) if self.signals.is_stopping() => Ok(false),
             // Why it stopped is looked at again before the next action.
             (Action::Run(_), StepError::Stopped) if active.context.stop().is_some() => Ok(true),
+            // It is done: whatever it could not say after that changes nothing.
+            (Action::Run(step), error) if self.is_committed(active, step)? => {
+                tracing::warn!(execution = %id, step, "committed, and then: {error}");
+                self.set_step(active, step, StepState::Done, "is done")
+            }
             (Action::Run(step), error) => {
                 let text = format!("step `{}`: {error}", name(step));
                 self.turn_back(id, Outcome::Failed, &text)?;

@@ -5,15 +5,19 @@
 
 use crate::executions::table;
 use crate::outside::Outside;
-use crate::store::{Store, StoreError};
+use crate::store::{Actor, Done, Store, StoreError};
 use crate::text::Id;
 use parking_lot::{Condvar, Mutex};
+use rusqlite::Transaction;
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
+
+/// The note that an execution's last word is said.
+const COMMITTED: &str = "committed";
 
 /// Why a step did not come to its end.
 #[derive(Debug, thiserror::Error)]
@@ -58,7 +62,8 @@ pub trait Operation: Send {
     fn undo(&mut self, step: usize, context: &Context) -> Result<(), StepError>;
 
     /// Whether a step is all or nothing by itself, and the last word: once it has begun, nobody cancels
-    /// it and no time is over. It does not ask whether it should stop.
+    /// it and no time is over. It does not ask whether it should stop, and what it does it does by
+    /// [`Context::commit`]: from then on it is done, whatever else fails.
     fn is_final(&self, _step: usize) -> bool {
         false
     }
@@ -186,6 +191,25 @@ impl Context {
         Ok(self.store.record(|t| table::note(t, self.id, key, value))?)
     }
 
+    /// The last word of an execution, in its final step: what `work` changes, the lines of output that it
+    /// gives and the note that it is done are one transaction.
+    pub fn commit(
+        &self,
+        action: &str,
+        work: impl FnOnce(&Transaction<'_>) -> Result<Done<Vec<String>>, StoreError>,
+    ) -> Result<(), StepError> {
+        let now_ms = self.store.now_ms();
+        let done = self.store.change(&Actor::system(), action, |t| {
+            let done = work(t)?;
+            for line in &done.value {
+                table::add_line(t, self.id, now_ms, line)?;
+            }
+            table::note(t, self.id, COMMITTED, "yes")?;
+            Ok(Done::new((), done.target).with_detail(done.detail))
+        });
+        Ok(done?)
+    }
+
     /// Adds a line to the execution's output.
     pub fn log(&self, text: impl AsRef<str>) -> Result<(), StepError> {
         let now_ms = self.store.now_ms();
@@ -194,6 +218,11 @@ impl Context {
             .record(|t| table::add_line(t, self.id, now_ms, text.as_ref()));
         Ok(noted?)
     }
+}
+
+/// Whether an execution's last word is said.
+pub fn is_committed(t: &Transaction<'_>, id: Id) -> Result<bool, StoreError> {
+    Ok(table::noted(t, id, COMMITTED)?.is_some())
 }
 
 /// What an operation is made from.

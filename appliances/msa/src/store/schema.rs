@@ -7,7 +7,7 @@
 pub const APPLICATION_ID: i32 = 0x4a44_524d;
 
 /// Each step leads from the version before it to its own: the first to 1.
-pub const MIGRATIONS: &[&str] = &[FIRST, CLUSTERS, PROTECTION];
+pub const MIGRATIONS: &[&str] = &[FIRST, CLUSTERS, PROTECTION, MISSED];
 
 /// The version that this program reads and writes.
 pub fn newest() -> usize {
@@ -337,3 +337,6 @@ CREATE TABLE reports (
     document TEXT NOT NULL CHECK (json_valid(document))
 ) STRICT, WITHOUT ROWID;
 ";
+
+/// Since when vCenter does not list a host in its cluster any more; nothing while it does.
+const MISSED: &str = "ALTER TABLE hosts ADD COLUMN missed_at_ms INTEGER;";

@@ -11,7 +11,7 @@ use msa::{packages, service};
 use rusqlite::params;
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 use vib_packaging::{AcceptanceLevel, Builder, Format, Limits, component};
 
 /// A package of a version, as small as can be.
@@ -31,30 +31,30 @@ pub fn vib(version: &str) -> Vec<u8> {
     builder.build(None).unwrap().bytes().to_vec()
 }
 
-/// A folder as `init` makes it, with a vCenter, a login and two packages: made once, copied often.
-fn template() -> &'static Path {
-    static MADE: OnceLock<tempfile::TempDir> = OnceLock::new();
-    let dir = MADE.get_or_init(|| {
-        let dir = tempfile::tempdir().unwrap();
-        let clock = Arc::new(ManualClock::at(msa::clock::SystemClock.now_ms()));
-        let folder = dir.path().join("msa");
-        super::init(&folder);
-        let store = Store::open(&folder, clock.clone()).unwrap();
-        let new: NewVcenter = serde_json::from_value(json!({
-            "name": "vc1", "address": "vc1.example.org", "port": 443, "fingerprint": null,
-        }))
-        .unwrap();
-        let made = store.change(&Actor::system(), "create vCenter", |t| {
-            let made: Vcenter = inventory::create(t, &new, clock.now_ms())?;
-            Ok(Done::new(made.id, "vc1"))
-        });
-        let login = json!({"user": "jetdr@vsphere.local", "password": "vcenter secret"});
-        let login: Login = serde_json::from_value(login).unwrap();
-        outside::keep_login(&folder, made.unwrap(), &login).unwrap();
-        drop(store);
-        dir
+/// A folder as `init` makes it, with a vCenter and a login.
+fn make_template() -> tempfile::TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    let clock = Arc::new(ManualClock::at(msa::clock::SystemClock.now_ms()));
+    let folder = dir.path().join("msa");
+    super::init(&folder);
+    let store = Store::open(&folder, clock.clone()).unwrap();
+    let new: NewVcenter = serde_json::from_value(json!({
+        "name": "vc1", "address": "vc1.example.org", "port": 443, "fingerprint": null,
+    }))
+    .unwrap();
+    let made = store.change(&Actor::system(), "create vCenter", |t| {
+        let made: Vcenter = inventory::create(t, &new, clock.now_ms())?;
+        Ok(Done::new(made.id, "vc1"))
     });
-    dir.path()
+    let login = json!({"user": "jetdr@vsphere.local", "password": "vcenter secret"});
+    let login: Login = serde_json::from_value(login).unwrap();
+    outside::keep_login(&folder, made.unwrap(), &login).unwrap();
+    dir
+}
+
+thread_local! {
+    /// Made once, copied often; it goes with the test's thread.
+    static TEMPLATE: tempfile::TempDir = make_template();
 }
 
 fn copy(from: &Path, to: &Path) {
@@ -91,7 +91,7 @@ impl Drop for Process {
 impl Site {
     pub fn new(hosts: usize) -> Self {
         let dir = tempfile::tempdir().unwrap();
-        copy(template(), dir.path());
+        TEMPLATE.with(|template| copy(template.path(), dir.path()));
         let clock = Arc::new(ManualClock::at(msa::clock::SystemClock.now_ms()));
         let world = World::new(hosts, clock.clone());
         Self { dir, clock, world }
@@ -102,6 +102,17 @@ impl Site {
         let site = Self::new(hosts);
         site.start().upload(&site.folder(), "0.1.0-1");
         site
+    }
+
+    /// The same folder and the same vCenter once more, while no server runs: what becomes of the one is
+    /// nothing to the other.
+    pub fn copy(&self) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        copy(self.dir.path(), dir.path());
+        let clock = Arc::new(ManualClock::at(self.clock.now_ms()));
+        let state = self.world.state.lock().clone();
+        let world = World::in_state(state, clock.clone());
+        Self { dir, clock, world }
     }
 
     pub fn folder(&self) -> PathBuf {
@@ -135,7 +146,8 @@ impl Process {
 
     pub fn submit(&self, name: &str, kind: &str, parameters: &Value) -> Execution {
         let mut parameters = parameters.clone();
-        if ["enable-cluster", "reconcile-cluster", "resolve-cluster"].contains(&kind) {
+        let enrols = ["enable-cluster", "reconcile-cluster", "resolve-cluster"].contains(&kind);
+        if enrols && parameters.get("enrol").is_none() {
             parameters["enrol"] = json!(true);
         }
         let asked = json!({"name": name, "kind": kind, "parameters": parameters});
@@ -200,6 +212,29 @@ impl Process {
         self.texts(
             "SELECT hosts.name || ' ' || state || coalesce(' ' || drvas.name, '') FROM hosts \
              LEFT JOIN drvas ON drvas.id = drva_id ORDER BY hosts.name",
+        )
+    }
+
+    /// Every certificate in force lies on its host: none is left to one that lost it with the component.
+    pub fn all_hold_theirs(&self, hint: &str) {
+        let in_force = self.texts(
+            "SELECT hosts.moid || ' ' || serial FROM certificates JOIN hosts ON hosts.id = entity_id \
+             WHERE revoked_at_ms IS NULL ORDER BY hosts.moid",
+        );
+        let state = self.world.state.lock();
+        let held = state.hosts.iter().filter_map(|(moid, host)| {
+            let serial = host.certificate.as_ref()?;
+            Some(format!("{moid} {serial}"))
+        });
+        let held: Vec<String> = held.collect();
+        let lost: Vec<&String> = in_force.iter().filter(|one| !held.contains(one)).collect();
+        assert!(lost.is_empty(), "{hint}: not on their hosts: {lost:?}");
+    }
+
+    /// What is wrong with hosts: `esx1: it has no certificate...`
+    pub fn problems(&self) -> Vec<String> {
+        self.texts(
+            "SELECT name || ': ' || problem FROM hosts WHERE problem IS NOT NULL ORDER BY name",
         )
     }
 

@@ -321,6 +321,17 @@ impl Vcenter for Client {
         list(&found).map_err(other)?.iter().map(policy).collect()
     }
 
+    fn disk_policy(&self, disk: &FilterDisk) -> Result<Option<String>, Fault> {
+        let entity = json!({
+            "_typeName": "PbmServerObjectRef", "objectType": "virtualDiskId",
+            "key": format!("{}:{}", disk.vm, disk.disk_key),
+        });
+        let method = "PbmQueryAssociatedProfile";
+        let found = self.call_policies(method, &json!({"entity": entity}))?;
+        let first = list(&found).map_err(other)?.first();
+        first.map(|id| needed(id, "uniqueId")).transpose()
+    }
+
     fn create_policy(
         &self,
         name: &str,

@@ -39,6 +39,11 @@ pub fn call(world: &World, method: &str, arguments: &Value) -> Result<Value, Ref
                 .map(read)
                 .collect()
         }
+        "PbmQueryAssociatedProfile" => {
+            let entity = needed(arguments, "entity")?;
+            let of = world.policy_of(text(entity, "key")?)?;
+            Ok(of.iter().map(|id| profile_id(id)).collect())
+        }
         "PbmDelete" => {
             let delete = |id: &str| {
                 let mut outcome = json!({

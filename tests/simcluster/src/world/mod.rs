@@ -249,6 +249,19 @@ impl World {
         Ok((found.name.clone(), found.spec.clone()))
     }
 
+    /// The policy of a disk, which is named by its machine and its key there: `vm-14:2000`.
+    pub fn policy_of(&self, disk: &str) -> Result<Option<String>, Refusal> {
+        let state = self.state.lock();
+        let wrong = || Refusal::argument("entity", format!("no disk {disk}"));
+        let (vm, key) = disk.split_once(':').ok_or_else(wrong)?;
+        let vm = state.vm(vm)?;
+        let mut disks = vm.disks.iter();
+        match disks.any(|one| one.key.to_string() == key) {
+            true => Ok(vm.policy.clone()),
+            false => Err(wrong()),
+        }
+    }
+
     /// Deletes a policy that no disk has.
     pub fn delete_policy(&self, id: &str) -> Result<(), Refusal> {
         let mut state = self.state.lock();

@@ -1,6 +1,7 @@
 //! A site in this process, a client that speaks to it over its real port, packages, and a web server.
 #![allow(dead_code, clippy::unwrap_used, missing_docs)]
 
+pub mod server;
 pub mod web;
 
 use rcgen::{CertificateParams, ExtendedKeyUsagePurpose, KeyPair, KeyUsagePurpose};
@@ -130,6 +131,12 @@ pub struct Site {
 impl Site {
     /// A cluster `One` of so many hosts; the package is at `/jetdr.vib`.
     pub fn new(hosts: usize) -> Self {
+        let names = (1..=hosts).map(|number| format!("esx-{number}"));
+        Self::of(&names.collect::<Vec<_>>())
+    }
+
+    /// The same with hosts of these names.
+    pub fn of(hosts: &[String]) -> Self {
         let dir = tempfile::Builder::new()
             .prefix("jd-")
             .tempdir_in("/dev/shm")
@@ -157,8 +164,8 @@ impl Site {
             hosts: Vec::new(),
             dir,
         };
-        for number in 1..=hosts {
-            let host = site.host(&format!("esx-{number}"), |_| {});
+        for name in hosts {
+            let host = site.host(name, |_| {});
             site.join(&host);
             site.hosts.push(host);
         }

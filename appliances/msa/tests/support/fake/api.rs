@@ -88,13 +88,22 @@ impl Vcenter for Api {
 
     fn clusters(&self) -> Result<Vec<ClusterInfo>, Fault> {
         self.0.call("clusters", |state| {
-            let mut all = vec![ClusterInfo {
+            let listed = state.hosts.iter().filter(|(_, host)| !host.is_unlisted);
+            let own = ClusterInfo {
                 moid: id(CLUSTER),
                 name: CLUSTER_NAME.into(),
                 drs_enabled: !state.drs_off,
-                hosts: state.hosts.keys().map(|host| id(host)).collect(),
+                hosts: listed.map(|(host, _)| id(host)).collect(),
                 datastores: vec![id("datastore-1")],
-            }];
+            };
+            let other = |(moid, name): (&String, &String)| ClusterInfo {
+                moid: id(moid),
+                name: name.clone(),
+                hosts: Vec::new(),
+                ..own.clone()
+            };
+            let mut all: Vec<_> = state.others.iter().map(other).collect();
+            all.push(own);
             if state.machines.values().any(|vm| vm.is_elsewhere) {
                 all.push(ClusterInfo {
                     moid: id(OTHER_CLUSTER),
@@ -112,7 +121,7 @@ impl Vcenter for Api {
         let now_ms = self.0.clock.now_ms();
         self.0.call("hosts", |state| {
             state.is_cluster(cluster)?;
-            let hosts = state.hosts.iter();
+            let hosts = state.hosts.iter().filter(|(_, host)| !host.is_unlisted);
             Ok(hosts.map(|(moid, host)| info(moid, host, now_ms)).collect())
         })
     }
@@ -249,6 +258,7 @@ impl Vcenter for Api {
         filter: &FilterSource,
     ) -> Result<TaskId, Fault> {
         let (vm, keys) = (vm.to_string(), keys.to_vec());
+        let source = Some(filter.clone());
         self.0.call("attach", |state| {
             if let FilterSource::Policy(policy) = filter {
                 if !state.policies.contains_key(policy) {
@@ -260,7 +270,7 @@ impl Vcenter for Api {
                 return Err(Fault::NotFound(vm));
             }
             state.asked.push(format!("attach {vm}"));
-            Ok(state.begin(Work::Disks { vm, keys, on: true }))
+            Ok(state.begin(Work::Disks { vm, keys, source }))
         })
     }
 
@@ -272,11 +282,19 @@ impl Vcenter for Api {
             }
             state.policy_of.remove(&vm);
             state.asked.push(format!("detach {vm}"));
-            Ok(state.begin(Work::Disks {
-                vm,
-                keys,
-                on: false,
-            }))
+            let source = None;
+            Ok(state.begin(Work::Disks { vm, keys, source }))
+        })
+    }
+
+    fn disk_policy(&self, disk: &FilterDisk) -> Result<Option<String>, Fault> {
+        self.0.call("disk policy", |state| {
+            let place = (disk.vm.to_string(), disk.disk_key);
+            Ok(match state.sources.get(&place) {
+                Some(FilterSource::Policy(id)) => Some(id.clone()),
+                Some(FilterSource::Filter { .. }) => None,
+                None => state.policy_of.get(disk.vm.as_str()).cloned(),
+            })
         })
     }
 
@@ -374,7 +392,7 @@ impl Vcenter for Api {
             Ok(host.enrols && host.installed.is_some() && !value.is_empty())
         })?;
         if enrols {
-            self.0.enrol(value);
+            self.0.enrol(host.as_str(), value);
         }
         Ok(())
     }

@@ -37,6 +37,10 @@ pub struct FakeHost {
     pub keeps_firewall_shut: bool,
     pub enrols: bool,
     pub options: BTreeMap<String, String>,
+    /// The serial number of the certificate that lies on it: it goes with the component.
+    pub certificate: Option<String>,
+    /// vCenter does not list it in its cluster.
+    pub is_unlisted: bool,
 }
 
 impl FakeHost {
@@ -55,6 +59,8 @@ impl FakeHost {
             keeps_firewall_shut: false,
             enrols: true,
             options: BTreeMap::new(),
+            certificate: None,
+            is_unlisted: false,
         }
     }
 }
@@ -99,7 +105,8 @@ enum Work {
     Disks {
         vm: String,
         keys: Vec<i32>,
-        on: bool,
+        /// What they are to have; nothing: no filter.
+        source: Option<FilterSource>,
     },
 }
 
@@ -109,7 +116,7 @@ struct Task {
     state: TaskState,
 }
 
-#[derive(Default)]
+#[derive(Clone, Default)]
 pub struct State {
     pub version: String,
     pub skew_ms: i64,
@@ -120,6 +127,8 @@ pub struct State {
     pub issues: BTreeMap<String, String>,
     /// Machines with the keys of their disks, and whether the filter is on them.
     pub vms: BTreeMap<String, BTreeMap<i32, bool>>,
+    /// By what each disk has the filter, if it was put on it here.
+    pub sources: BTreeMap<(String, i32), FilterSource>,
     /// More of those machines.
     pub machines: BTreeMap<String, FakeVm>,
     /// Storage policies, with their properties.
@@ -129,6 +138,8 @@ pub struct State {
     /// Machines on whose disks no filter can be put.
     pub refuses_filter: BTreeMap<String, String>,
     pub plugin: Option<Extension>,
+    /// Clusters besides the one that all of this is about, by their ids, with their names.
+    pub others: BTreeMap<String, String>,
     tasks: Vec<Task>,
     /// Calls that change something, in order.
     pub asked: Vec<String>,
@@ -184,6 +195,11 @@ impl World {
             vms: vms.into(),
             ..State::default()
         };
+        Self::in_state(state, clock)
+    }
+
+    /// One that stands where another one stood.
+    pub fn in_state(state: State, clock: Arc<ManualClock>) -> Arc<Self> {
         Arc::new(Self {
             state: Mutex::new(state),
             clock,
@@ -280,15 +296,24 @@ impl State {
                     Some(host) => self.change_host(&host, to.clone()),
                     None => task.state = self.end_filter(to.is_none()),
                 },
-                Work::Disks { vm, on: true, .. } if self.refuses_filter.contains_key(vm) => {
+                Work::Disks {
+                    vm,
+                    source: Some(_),
+                    ..
+                } if self.refuses_filter.contains_key(vm) => {
                     let why = self.refuses_filter[vm].clone();
                     self.policy_of.remove(vm);
                     task.state = TaskState::Error(Fault::InvalidState(why));
                 }
-                Work::Disks { vm, keys, on } => {
+                Work::Disks { vm, keys, source } => {
                     let disks = self.vms.get_mut(vm).unwrap();
                     for key in keys {
-                        disks.insert(*key, *on);
+                        disks.insert(*key, source.is_some());
+                        let place = (vm.clone(), *key);
+                        match source {
+                            Some(source) => drop(self.sources.insert(place, source.clone())),
+                            None => drop(self.sources.remove(&place)),
+                        }
                     }
                     task.state = TaskState::Success;
                 }
@@ -318,6 +343,9 @@ impl State {
         match why {
             Some(why) => drop(self.issues.insert(id.into(), why)),
             None => {
+                if to.is_none() {
+                    host.certificate = None;
+                }
                 host.installed = to;
                 self.issues.remove(id);
             }
@@ -377,7 +405,7 @@ impl World {
     }
 
     /// What the daemon of a host does with the option: asks for its certificate.
-    fn enrol(&self, option: &str) {
+    fn enrol(&self, host: &str, option: &str) {
         let Some((store, dir)) = self.server.lock().clone() else {
             return;
         };
@@ -391,9 +419,12 @@ impl World {
         let authority = Authority::load(&dir).unwrap();
         let now_ms = store.now_ms();
         let done = store.change(&Actor::system(), "enrol", |t| {
-            certificates::enrol(t, &authority, words[2], &request, now_ms).unwrap();
-            Ok(Done::new((), "a host"))
+            let enrolled = certificates::enrol(t, &authority, words[2], &request, now_ms);
+            Ok(Done::new(enrolled.unwrap().1, "a host"))
         });
-        done.unwrap();
+        let serial = tls::identity::serial_of(&done.unwrap()).unwrap();
+        let mut state = self.state.lock();
+        let host = state.hosts.get_mut(host).unwrap();
+        host.certificate = Some(msa::secret::hex(&serial));
     }
 }
