@@ -25,6 +25,8 @@ pub struct Vcenter {
     address: SocketAddr,
     fingerprint: String,
     package: PathBuf,
+    /// At which servers listen: the package's ruleset opens it.
+    port: u16,
     pub cluster: String,
     pub hosts: Vec<String>,
     roots: Vec<PathBuf>,
@@ -77,7 +79,7 @@ fn key_pair(folder: &Path) -> [PathBuf; 2] {
     made
 }
 
-fn build(folder: &Path, out: &str, more: &[&str]) -> PathBuf {
+fn build(folder: &Path, out: &str, port: u16, more: &[&str]) -> PathBuf {
     let [library, daemon] = objects(folder);
     let out = folder.join(out);
     let mut command = jetdr();
@@ -91,6 +93,7 @@ fn build(folder: &Path, out: &str, more: &[&str]) -> PathBuf {
     ]);
     command.arg("--library").arg(library);
     command.arg("--daemon").arg(daemon);
+    command.arg("--msa-port").arg(port.to_string());
     ok(command.arg("--out").arg(&out).args(more).output());
     out.join("JetDR_bootbank_jetdr_0.1.0-1.vib")
 }
@@ -105,7 +108,10 @@ impl Vcenter {
         let text = |path: &Path| path.to_str().unwrap().to_owned();
         let (key, certificate) = (text(&key), text(&certificate));
         let signed = ["--level", "partner", "--key", &key, "--cert", &certificate];
-        let package = build(dir.path(), "signed", &signed);
+        let free = TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = free.local_addr().unwrap().port();
+        drop(free);
+        let package = build(dir.path(), "signed", port, &signed);
         let folder = dir.path().join("s");
         let arguments = ["simcluster", "run", "--dir"].map(str::to_owned);
         let mut arguments = arguments.to_vec();
@@ -119,6 +125,7 @@ impl Vcenter {
             address,
             fingerprint: msa::secret::sha256(der.as_ref()),
             package,
+            port,
             cluster: String::new(),
             hosts: Vec::new(),
             roots: Vec::new(),
@@ -180,7 +187,7 @@ impl Vcenter {
 
     /// One that hosts of level partner refuse.
     pub fn unsigned_package(&self) -> PathBuf {
-        build(self.dir.path(), "unsigned", &[])
+        build(self.dir.path(), "unsigned", self.port, &[])
     }
 }
 
@@ -204,8 +211,7 @@ pub struct Place {
 impl Place {
     pub fn new(vcenter: &Vcenter) -> Self {
         let own = tempfile::tempdir().unwrap();
-        let free = TcpListener::bind("127.0.0.1:0").unwrap();
-        let port = free.local_addr().unwrap().port();
+        let port = vcenter.port;
         let write = |name: &str, text: &str| {
             let path = own.path().join(name);
             std::fs::write(&path, text).unwrap();
