@@ -181,7 +181,9 @@ fn take(appliance: &Appliance, domain: &Arc<Domain>) -> Result<BTreeMap<[u8; 16]
     }
     let assembled = assemble(&domain.disks.read(), &reports).map_err(|e| e.to_string())?;
     let open = reports.values();
-    let open = open.filter(|disks| disks.iter().any(|disk| disk.open));
+    // A disk that is not in the cut may be open wherever it likes.
+    let is_open = |disk: &DiskReport| disk.open && !assembled.left_out.contains(&disk.disk_id);
+    let open = open.filter(|disks| disks.iter().any(is_open));
     if open.count() > 1 && !begun.hold {
         return Err("a disk was opened on another host meanwhile".into());
     }

@@ -8,6 +8,7 @@ use crate::log::format::EntryKind;
 use crate::log::{DiskState, Durability, Log, LogError, Submission};
 use crate::outbox::Outbox;
 use crate::presence::{HostId, Presence, Standing};
+use crate::report::Newest;
 use crate::touched::Touched;
 use filter_core::lane::layout::DIRTY_BLOCK_BYTES;
 use filter_core::lineage::Lineage;
@@ -148,15 +149,6 @@ pub struct Disk {
     pub info: RwLock<DiskInfo>,
     /// What it can be recovered to.
     newest: Mutex<Newest>,
-}
-
-/// What is known of the cuts that hold a disk, since the appliance was started.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Newest {
-    /// When the newest one in the store was taken, in ns since 1970, and its last record of the disk.
-    pub cut: Option<(u64, u64)>,
-    /// What the disk's host said at the last try of one: whether the stream holds every write.
-    pub is_complete: Option<bool>,
 }
 
 impl Disk {

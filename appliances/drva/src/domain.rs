@@ -381,7 +381,11 @@ impl Domain {
     }
 
     /// Logs where a disk is, if that is owed.
-    fn write_down(&self, disk: &Disk, give_up: &dyn Fn() -> bool) -> Result<(), LogError> {
+    pub(crate) fn write_down(
+        &self,
+        disk: &Disk,
+        give_up: &dyn Fn() -> bool,
+    ) -> Result<(), LogError> {
         let disk_id = disk.info.read().uuid.into_bytes();
         self.log_owed(&disk_id, disk, give_up)
     }
@@ -395,24 +399,6 @@ impl Domain {
                 (false, _) => {}
             });
             self.write_down(disk, &|| self.is_stopping())?;
-        }
-        Ok(())
-    }
-
-    /// Brings the disks in step with the assignments: of a machine that is not taken now cuts are made
-    /// without it. `takes`: whether a machine is taken.
-    pub fn follow(&self, takes: &dyn Fn(&[u8; 16]) -> bool) -> Result<(), LogError> {
-        let disks: Vec<Arc<Disk>> = self.disks.read().values().cloned().collect();
-        for disk in disks {
-            let takes = takes(disk.info.read().vm_uuid.as_bytes());
-            let changed = disk.change_presence(|presence| {
-                presence.standing = presence.standing.assigned(takes);
-            });
-            if changed {
-                let word = if takes { "taken in again" } else { "left out" };
-                tracing::warn!("domain {}: disk {} is {word}", self.name, disk.label());
-                self.write_down(&disk, &|| self.is_stopping())?;
-            }
         }
         Ok(())
     }

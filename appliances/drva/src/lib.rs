@@ -16,6 +16,7 @@ pub mod cut;
 pub mod disk;
 pub mod documents;
 pub mod domain;
+pub mod follow;
 pub mod gate;
 pub mod hashes;
 pub mod identity;

@@ -46,6 +46,11 @@ impl Standing {
         matches!(self, Self::SetAside | Self::LeftOut | Self::LeftOutClosed)
     }
 
+    /// Whether that is since its machine is not taken.
+    pub const fn is_unassigned(self) -> bool {
+        matches!(self, Self::LeftOut | Self::LeftOutClosed)
+    }
+
     /// How it stands once its machine is taken (`takes`), or not taken any more. What an operator set aside
     /// stays so.
     #[must_use]
@@ -176,6 +181,10 @@ pub fn assemble(
         .flat_map(|(h, all)| all.iter().map(move |r| (h, r)))
     {
         let disk = disks.get(&report.disk_id).ok_or(Missing::Unpresented)?;
+        // Nobody presents what is not assigned: it moves unheard of, and is in no cut.
+        if disk.presence().standing.is_unassigned() {
+            continue;
+        }
         let elsewhere = disk.presence().host != *host;
         if found.insert(report.disk_id, (*host, *report)).is_some() || elsewhere {
             return Err(Missing::Moving(disk.label()));

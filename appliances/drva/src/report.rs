@@ -13,6 +13,15 @@ use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use uuid::Uuid;
 
+/// What is known of the cuts that hold a disk, since the appliance was started.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Newest {
+    /// When the newest one in the store was taken, in ns since 1970, and its last record of the disk.
+    pub cut: Option<(u64, u64)>,
+    /// What the disk's host said at the last try of one: whether the stream holds every write.
+    pub is_complete: Option<bool>,
+}
+
 fn ms(time_ns: u64) -> u64 {
     time_ns / 1_000_000
 }

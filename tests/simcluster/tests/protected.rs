@@ -41,7 +41,7 @@ impl Load {
                 let block = [number as u8; BLOCK_BYTES as usize];
                 guest.call(&Op::Write(at, &block), false)?;
                 count.fetch_add(1, Ordering::Relaxed);
-                std::thread::sleep(std::time::Duration::from_micros(500)); // a quiet guest
+                std::thread::sleep(std::time::Duration::from_micros(500)); // time under test: a quiet guest
             }
             guest.call(&Op::Flush, false)?;
             guest.disconnect();
@@ -174,6 +174,14 @@ fn two_machines_go_through_protection_and_out_of_it_while_their_guests_write() {
         paused["reason"].as_str().unwrap().contains("paused"),
         "{paused}"
     );
+    web.goes_on(&site);
+    // It moves meanwhile, unheard of.
+    let task = site
+        .world
+        .migrate(vms[0].as_str(), Some(&site.hosts[2]))
+        .unwrap();
+    let end = simcluster::control::wait(&site.world, &task);
+    assert_eq!(end["state"], "success", "{end}");
     web.goes_on(&site);
     let other = load("db");
     other.goes_on(&site);

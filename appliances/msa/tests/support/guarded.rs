@@ -100,7 +100,7 @@ impl Reporting {
         let thread = std::thread::spawn(move || {
             while !stopped.load(Ordering::Acquire) {
                 world.report();
-                std::thread::sleep(Duration::from_millis(2)); // its interval
+                std::thread::sleep(Duration::from_millis(2)); // time under test: its interval
             }
         });
         let thread = Some(thread);
