@@ -41,6 +41,9 @@ fn an_installed_server_works_and_an_uninstalled_one_leaves_nothing() {
     let clusters = client.call("GET", "/clusters", None).unwrap();
     assert_eq!(clusters["items"][0]["state"], "enabled");
     assert!(vcenter.hosts_have_it());
+    let hosts = client.call("GET", "/certificates?limit=200", None).unwrap();
+    let hosts = hosts["items"].as_array().unwrap().iter();
+    assert_eq!(hosts.filter(|one| one["role"] == "host").count(), 3);
     let mode = std::os::unix::fs::PermissionsExt::mode;
     let kept = place.dir.join("admin-password").metadata().unwrap();
     assert_eq!(mode(&kept.permissions()) & 0o777, 0o600);

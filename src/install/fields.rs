@@ -51,6 +51,7 @@ pub struct Fields {
     pub package: PathBuf,
     pub drva: Option<Name>,
     pub min_hosts: Option<usize>,
+    pub enrol: bool,
     pub timeout_s: u32,
 }
 

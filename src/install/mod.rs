@@ -74,7 +74,7 @@ pub struct InstallArgs {
     /// The server's full name in DNS.
     #[arg(long)]
     host_name: Address,
-    /// The port at which it listens.
+    /// The port at which it listens; the package must open it to hosts (`jetdr vib build --msa-port`).
     #[arg(long, default_value_t = 8443)]
     port: u16,
     /// Register vCenter with the server by address, and the server with vCenter and hosts.
@@ -120,6 +120,9 @@ pub struct InstallArgs {
     /// How many hosts the cluster has at least.
     #[arg(long)]
     min_hosts: Option<usize>,
+    /// Do not invite hosts to get their certificates: tokens are laid by hand.
+    #[arg(long)]
+    no_enrol: bool,
     /// Seconds after which enabling the cluster is ended and taken back.
     #[arg(long, default_value_t = 1800)]
     timeout_s: u32,
@@ -222,6 +225,7 @@ impl InstallArgs {
             package: std::path::absolute(&self.package)?,
             drva: self.drva.clone(),
             min_hosts: self.min_hosts,
+            enrol: !self.no_enrol,
             timeout_s: self.timeout_s,
         })
     }

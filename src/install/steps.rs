@@ -151,6 +151,7 @@ impl Work {
                 let client = self.session()?;
                 let mut more = Map::new();
                 more.insert("vcenter".into(), json!(fields.vcenter_name));
+                more.insert("enrol".into(), json!(fields.enrol));
                 if let Some(drva) = &fields.drva {
                     more.insert("drva".into(), json!(drva));
                 }

@@ -237,6 +237,7 @@ impl Place {
         let own = tempfile::tempdir().unwrap();
         let free = TcpListener::bind("127.0.0.1:0").unwrap();
         let port = free.local_addr().unwrap().port();
+        drop(free);
         let write = |name: &str, text: &str| {
             let path = own.path().join(name);
             std::fs::write(&path, text).unwrap();

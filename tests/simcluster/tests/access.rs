@@ -141,10 +141,16 @@ fn an_entry_is_made_once_and_deleted_while_it_is_off() {
     ] {
         assert_eq!(refused(admin.create_vm(&wrong)), fault, "{wrong:?}");
     }
-    site.power(&found[0], true);
-    let early = admin.destroy_vm(&found[0]).unwrap();
+    let on = site.world.power(found[0].as_str(), true).unwrap();
+    let end = simcluster::control::wait(&site.world, &on);
+    assert!(end["why"].to_string().contains("has no disk"), "{end}");
+    let running = site.vm("web", &site.hosts[0], 1);
+    site.power(&running, true);
+    let early = admin.destroy_vm(&running).unwrap();
     assert!(site.fails(&early).contains("is on"));
-    site.power(&found[0], false);
+    site.power(&running, false);
+    site.succeeds(&admin.destroy_vm(&running).unwrap());
+    assert!(!site.world.folder().join("datastore1/web").exists());
     site.succeeds(&admin.destroy_vm(&found[0]).unwrap());
     assert!(admin.vms_named("msa-1").unwrap().is_empty());
     let gone: Moid = found[0].clone();

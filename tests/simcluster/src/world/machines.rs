@@ -262,6 +262,10 @@ impl World {
         if let Some(obstacle) = obstacle {
             return Err(Refusal::state(obstacle));
         }
+        if entry.disks.is_empty() {
+            let words = format!("{} has no disk to start from", entry.name);
+            return Err(Refusal::state(words));
+        }
         let socket = host.power_on(&entry.machine())?;
         // Guests find it by the machine's name, wherever it runs.
         let link = self.guest_socket(&entry.name);
