@@ -196,7 +196,7 @@ fn read_token(path: &Path) -> anyhow::Result<String> {
 }
 
 impl At {
-    fn client(&self) -> anyhow::Result<Client> {
+    pub(crate) fn client(&self) -> anyhow::Result<Client> {
         let authority = tls::files::certificates(&self.ca)?;
         let trust = tls::Trust::new(&authority, None)?;
         let provider = tls::provider::ring();
@@ -208,21 +208,21 @@ impl At {
 }
 
 /// What was given, by the server's names for it.
-struct Given(Map<String, Value>);
+pub(crate) struct Given(Map<String, Value>);
 
 impl Given {
-    fn new(run: &Run) -> Self {
+    pub(crate) fn new(run: &Run) -> Self {
         Self(Map::new()).with("vcenter", &run.vcenter)
     }
 
-    fn with(mut self, name: &str, value: &Option<impl serde::Serialize>) -> Self {
+    pub(crate) fn with(mut self, name: &str, value: &Option<impl serde::Serialize>) -> Self {
         if let Some(value) = value {
             self.0.insert(name.into(), json!(value));
         }
         self
     }
 
-    fn of(self, name: &str, value: impl serde::Serialize) -> Self {
+    pub(crate) fn of(self, name: &str, value: impl serde::Serialize) -> Self {
         self.with(name, &Some(value))
     }
 }
@@ -299,11 +299,12 @@ pub fn upload(args: &UploadPackage) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn text<'v>(value: &'v Value, name: &str) -> &'v str {
+/// A member's text; empty, if there is none.
+pub(crate) fn text<'v>(value: &'v Value, name: &str) -> &'v str {
     value.get(name).and_then(Value::as_str).unwrap_or_default()
 }
 
-fn execute(run: &Run, kind: &str, given: Given) -> anyhow::Result<ExitCode> {
+pub(crate) fn execute(run: &Run, kind: &str, given: Given) -> anyhow::Result<ExitCode> {
     let client = run.at.client()?;
     let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH)?;
     let plain: String = kind.chars().filter(|c| *c != '-').collect();
@@ -333,7 +334,7 @@ fn execute(run: &Run, kind: &str, given: Given) -> anyhow::Result<ExitCode> {
 }
 
 /// Shows the output as it grows; the execution when it has ended, or stands.
-fn follow(client: &Client, id: &str) -> anyhow::Result<Value> {
+pub(crate) fn follow(client: &Client, id: &str) -> anyhow::Result<Value> {
     let mut after = 0;
     let mut silent_since = None;
     loop {
@@ -376,7 +377,7 @@ fn look(client: &Client, id: &str, after: &mut i64) -> anyhow::Result<Option<Val
 }
 
 /// Hosts that failed are named, and the exit code says so.
-fn failed_hosts(client: &Client, kind: &str) -> anyhow::Result<ExitCode> {
+pub(crate) fn failed_hosts(client: &Client, kind: &str) -> anyhow::Result<ExitCode> {
     if !["enable-cluster", "upgrade-cluster", "resolve-cluster"].contains(&kind) {
         return Ok(ExitCode::SUCCESS);
     }

@@ -2,9 +2,11 @@
 
 mod commands;
 mod demo;
+mod install;
 mod parts;
 mod protect;
 mod vib;
+mod vms;
 
 use clap::{Parser, Subcommand};
 use std::process::ExitCode;
@@ -41,6 +43,10 @@ enum Command {
         #[command(subcommand)]
         command: vib::Command,
     },
+    /// Install the management server on this machine, and what it needs in vCenter; enable a cluster.
+    Install(Box<install::InstallArgs>),
+    /// Remove the management server that was installed here, from all clusters and from vCenter.
+    Uninstall(install::UninstallArgs),
     /// Look whether clusters can be protected; changes nothing.
     Preflight {
         #[command(subcommand)]
@@ -54,6 +60,18 @@ enum Command {
     UpgradeCluster(commands::UpgradeCluster),
     /// Try the hosts of an enabled cluster again that failed.
     ResolveCluster(commands::ResolveCluster),
+    /// Bring the machines that the management server knows in step with vCenter.
+    RefreshInventory(commands::Run),
+    /// Protect machines of enabled clusters in a domain.
+    ProtectVm(vms::ProtectVm),
+    /// Pause the protection of machines: changes are tracked, nothing is sent.
+    PauseVm(vms::OfVms),
+    /// Resume it: what changed meanwhile is sent.
+    ResumeVm(vms::OfVms),
+    /// End the protection of machines; what is in the store stays.
+    UnprotectVm(vms::UnprotectVm),
+    /// Show how domains and their machines stand, and what can be recovered.
+    Protection(vms::Protection),
     /// Give the management server a package for hosts.
     UploadPackage(commands::UploadPackage),
     /// The simulated host.
@@ -89,12 +107,20 @@ fn main() -> ExitCode {
         Command::Msa { command } => msa::run(&command),
         Command::Enrol(args) => enrol::command::run(&args),
         Command::Rocva(args) => return recovery(args),
+        Command::Install(args) => return coded(install::install(&args)),
+        Command::Uninstall(args) => return coded(install::uninstall(&args)),
         Command::Preflight { command } => return coded(commands::preflight(&command)),
         Command::EnableCluster(args) => return coded(commands::enable(&args)),
         Command::DisableCluster(args) => return coded(commands::disable(&args)),
         Command::UpgradeCluster(args) => return coded(commands::upgrade(&args)),
         Command::ResolveCluster(args) => return coded(commands::resolve(&args)),
         Command::UploadPackage(args) => commands::upload(&args),
+        Command::ProtectVm(args) => return coded(vms::protect(&args)),
+        Command::UnprotectVm(args) => return coded(vms::unprotect(&args)),
+        Command::PauseVm(args) => return coded(vms::pause(&args)),
+        Command::ResumeVm(args) => return coded(vms::resume(&args)),
+        Command::RefreshInventory(run) => return coded(vms::refresh(&run)),
+        Command::Protection(args) => return coded(vms::show(&args)),
         Command::Vib { command } => return coded(vib::run(command)),
         Command::Simhost { command } => simhost::cli::run(&command),
         Command::Simcluster { command } => simcluster::cli::run(&command),

@@ -132,9 +132,10 @@ impl Drop for Part {
     }
 }
 
-/// Sends SIGTERM.
-fn terminate(pid: u32) {
-    // SAFETY: a plain call; the process is our child and was not waited for, so the id is its own.
+/// Sends SIGTERM to a process whose id is known to be its own: a child that was not waited for, or one that was
+/// just looked at.
+pub(crate) fn terminate(pid: u32) {
+    // SAFETY: a plain call; an id that is nobody's any more makes it fail, and nothing else.
     unsafe { libc::kill(pid as libc::pid_t, libc::SIGTERM) };
 }
 

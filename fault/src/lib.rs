@@ -103,6 +103,22 @@ pub const POINTS: &[Point] = &[
         "a cut is in the store, nothing here knows",
     ),
     point_of(
+        "install.before-step",
+        "the journal says that a step is begun, nothing of it is done",
+    ),
+    point_of(
+        "install.after-step",
+        "a step is done, the journal does not say so",
+    ),
+    point_of(
+        "uninstall.before-step",
+        "a step is to be taken back, nothing of that is done",
+    ),
+    point_of(
+        "uninstall.after-step",
+        "a step is taken back, the journal does not say so",
+    ),
+    point_of(
         "msa.before-commit",
         "a change of the state is made, it is not committed",
     ),

@@ -12,6 +12,7 @@ use crate::log::{LogError, LogOptions};
 use crate::outbox::Outbox;
 use crate::presence::{Host, HostId};
 use crate::session;
+use crate::unopened::Unopened;
 use crate::upload::Uploader;
 use crossbeam::channel::{Receiver, Sender, bounded};
 use filter_core::mapping::domain_name_is_valid;
@@ -75,6 +76,9 @@ pub enum DomainError {
     /// There are enough.
     #[error("this appliance serves at most {MAX_DOMAINS} domains")]
     TooMany,
+    /// It was tried, and nothing has changed since.
+    #[error("domain `{0}` is not served: {1}")]
+    Unopened(String, String),
     /// A thread cannot be started.
     #[error("cannot start a thread: {0}")]
     Thread(std::io::Error),
@@ -128,6 +132,8 @@ pub struct Appliance {
     pub assignments: Arc<assignments::InForce>,
     settings: Settings,
     domains: Mutex<BTreeMap<String, Arc<Domain>>>,
+    /// Domains that it should serve and cannot.
+    pub unopened: Unopened,
     threads: Mutex<Vec<JoinHandle<()>>>,
     hosts: Mutex<HashMap<HostId, Connected>>,
     waiters: Mutex<Vec<Waiter>>,
@@ -158,6 +164,7 @@ impl Appliance {
             assignments: settings.assignments.clone(),
             settings,
             domains: Mutex::default(),
+            unopened: Unopened::default(),
             threads: Mutex::default(),
             hosts: Mutex::default(),
             waiters: Mutex::default(),
@@ -172,6 +179,8 @@ impl Appliance {
                 // A folder of somebody else; a domain whose cuts another configuration uploads.
                 Err(DomainError::Name(_)) => {}
                 Err(error @ DomainError::NotServed(_)) => tracing::warn!("{error}: left alone"),
+                // The others are served.
+                Err(DomainError::Log(_)) => {}
                 Err(error) => return Err(error).with_context(|| format!("domain {name}")),
             }
         }
@@ -216,8 +225,14 @@ impl Appliance {
             return Err(DomainError::TooMany);
         }
         let dir = self.settings.data_dir.join("domains").join(name);
+        let log_dir = dir.join("log");
+        if let Some(why) = self.unopened.still(name, &log_dir) {
+            return Err(DomainError::Unopened(name.into(), why));
+        }
         let url = self.url_of(name)?;
-        let domain = Domain::open(name, &dir, self.settings.log)?;
+        let domain = Domain::open(name, &dir, self.settings.log)
+            .inspect_err(|error| self.unopened.failed(name, &log_dir, error.to_string()))?;
+        self.unopened.opened(name);
         let alarmed = domain.clone();
         let uploader = Uploader {
             domain: domain.clone(),
@@ -254,6 +269,24 @@ impl Appliance {
         )?);
         domains.insert(name.into(), domain.clone());
         Ok(domain)
+    }
+
+    /// Where the container of a domain is, for people.
+    pub fn store_of(&self, domain: &str) -> String {
+        format!("{}/{domain}", self.settings.store.trim_end_matches('/'))
+    }
+
+    /// Brings all disks in step with the assignments.
+    pub fn follow_assignments(&self) {
+        for domain in self.domains() {
+            let takes = |vm: &[u8; 16]| self.assignments.takes(&domain.name, vm);
+            if let Err(error) = domain.follow(&takes) {
+                let text = format!("what is assigned cannot be written down: {error}");
+                domain.alarm("assignments", Some(text));
+            } else {
+                domain.alarm("assignments", None);
+            }
+        }
     }
 
     /// A domain that is open already.

@@ -28,6 +28,8 @@ type Id = [u8; 16];
 pub struct Assignments {
     /// Of each domain its machines, and of each the hosts that may speak for it.
     domains: BTreeMap<String, BTreeMap<Id, Arc<BTreeSet<Id>>>>,
+    /// Machines of them whose protection is paused.
+    paused: BTreeSet<Id>,
 }
 
 /// What is wrong with a document.
@@ -91,7 +93,7 @@ impl Assignments {
             }
         }
         let mut domains = BTreeMap::new();
-        let mut everywhere = BTreeSet::new();
+        let (mut everywhere, mut paused) = (BTreeSet::new(), BTreeSet::new());
         for (number, domain) in list(document, "document", "domains")?.iter().enumerate() {
             let at = format!("domains[{number}]");
             let name = text(domain, &at, "name")?;
@@ -105,7 +107,20 @@ impl Assignments {
                 let hosts = clusters.get(&cluster).cloned();
                 let hosts = hosts
                     .ok_or_else(|| malformed(at.clone(), "its cluster is not in the document"))?;
+                let is_paused = match vm.get("paused") {
+                    None => false,
+                    Some(Value::Bool(is_paused)) => *is_paused,
+                    Some(_) => {
+                        return Err(malformed(
+                            format!("{at}.paused"),
+                            "true or false is needed here",
+                        ));
+                    }
+                };
                 let vm = id(text(vm, &at, "uuid")?, &format!("{at}.uuid"))?;
+                if is_paused {
+                    paused.insert(vm);
+                }
                 if !everywhere.insert(vm) {
                     return Err(malformed(at, "a machine is there twice"));
                 }
@@ -115,7 +130,7 @@ impl Assignments {
                 return Err(malformed(at, "this domain is there twice"));
             }
         }
-        Ok(Self { domains })
+        Ok(Self { domains, paused })
     }
 
     /// Whether a host may speak for a machine in a domain; if not, why.
@@ -131,12 +146,20 @@ impl Assignments {
             return Err(format!("VM {vm} is not assigned to domain `{domain}`"));
         };
         if hosts.contains(host) {
-            return Ok(());
+            return match self.paused.contains(vm) {
+                false => Ok(()),
+                true => Err(format!("the protection of VM {} is paused", of(vm))),
+            };
         }
         let (host, vm) = (of(host), of(vm));
         Err(format!(
             "host {host} may not speak for VM {vm}: it is no host of its cluster"
         ))
+    }
+
+    fn takes(&self, domain: &str, vm: &Id) -> bool {
+        let vms = self.domains.get(domain);
+        vms.is_some_and(|vms| vms.contains_key(vm)) && !self.paused.contains(vm)
     }
 
     fn has_host(&self, host: &Id, domain: &str) -> bool {
@@ -201,6 +224,14 @@ impl InForce {
         }
     }
 
+    /// Whether a machine is taken in a domain; not one that is paused, or not assigned.
+    pub fn takes(&self, domain: &str, vm: &Id) -> bool {
+        match &*self.rule.read() {
+            Rule::Any => true,
+            Rule::As(assignments) => assignments.takes(domain, vm),
+        }
+    }
+
     /// Whether a host may speak for any machine of a domain.
     pub fn has_host(&self, host: &Id, domain: &str) -> bool {
         match &*self.rule.read() {
@@ -247,7 +278,7 @@ mod tests {
                 {"id": name(2), "hosts": [name(21)]},
             ],
             "domains": [
-                {"name": "shop", "vms": [{"uuid": name(101), "cluster": name(1)}]},
+                {"name": "shop", "vms": [{"uuid": name(101), "cluster": name(1), "paused": false}]},
                 {"name": "bank", "vms": [{"uuid": name(201), "cluster": name(2)}]},
                 {"name": "empty", "vms": []},
             ],
@@ -283,6 +314,17 @@ mod tests {
             let refused = in_force.judge(&wire(host), domain, &wire(vm)).unwrap_err();
             assert!(refused.contains(why), "{host} {domain} {vm}: {refused}");
         }
+        // Nobody speaks for a machine that is paused, and the domain's hosts stay its hosts.
+        let before = in_force.version();
+        let mut paused = document();
+        paused["domains"][0]["vms"][0]["paused"] = json!(true);
+        assert!(in_force.takes("shop", &wire(101)));
+        assert!(in_force.set(Assignments::parse(&paused).unwrap()));
+        assert_ne!(in_force.version(), before);
+        let refused = in_force.judge(&wire(11), "shop", &wire(101)).unwrap_err();
+        assert!(refused.contains("is paused"), "{refused}");
+        assert!(!in_force.takes("shop", &wire(101)) && !in_force.takes("shop", &wire(201)));
+        assert!(in_force.takes("bank", &wire(201)) && in_force.has_host(&wire(11), "shop"));
         let before = in_force.version();
         assert!(in_force.set(Assignments::default()));
         assert_ne!(in_force.version(), before);
@@ -309,6 +351,7 @@ mod tests {
             ("/domains/0/vms/0/uuid", json!("x"), "domains[0].vms.uuid"),
             ("/domains/0/vms/0/uuid", json!(name(201)), "domains[1].vms"),
             ("/domains/0/vms/0", json!([]), "domains[0].vms.cluster"),
+            ("/domains/0/vms/0/paused", json!(1), "domains[0].vms.paused"),
         ] {
             let said = change(pointer, value.clone());
             assert!(said.starts_with(place), "{pointer} = {value}: {said}");

@@ -9,7 +9,7 @@
 use crate::appliance::Appliance;
 use crate::disk::beginnings;
 use crate::domain::{Asked, CloseError, ClosedCut, Domain, now_ns};
-use crate::presence::{HostId, Reports, Standing, assemble};
+use crate::presence::{HostId, Reports, assemble};
 use crossbeam::channel::Receiver;
 use filter_core::wire::{DiskReport, Message};
 use std::collections::{BTreeMap, BTreeSet};
@@ -165,7 +165,7 @@ fn begin(appliance: &Appliance, domain: &Domain) -> Result<Begun, String> {
 
 fn take(appliance: &Appliance, domain: &Arc<Domain>) -> Result<BTreeMap<[u8; 16], u64>, String> {
     for disk in domain.disks.read().values() {
-        if disk.received().2 && disk.presence().standing != Standing::SetAside {
+        if disk.received().2 && !disk.presence().standing.is_left_out() {
             return Err(format!("disk {} is syncing", disk.label()));
         }
     }
@@ -174,9 +174,16 @@ fn take(appliance: &Appliance, domain: &Arc<Domain>) -> Result<BTreeMap<[u8; 16]
     // Before the request: what was completed by this time is in the cut.
     let time_ns = now_ns();
     let reports = ask(appliance, domain, &begun, &answers)?;
+    for report in reports.values().flatten() {
+        if let Some(disk) = domain.disk(&report.disk_id) {
+            disk.told_complete(report.complete);
+        }
+    }
     let assembled = assemble(&domain.disks.read(), &reports).map_err(|e| e.to_string())?;
     let open = reports.values();
-    let open = open.filter(|disks| disks.iter().any(|disk| disk.open));
+    // A disk that is not in the cut may be open wherever it likes.
+    let is_open = |disk: &DiskReport| disk.open && !assembled.left_out.contains(&disk.disk_id);
+    let open = open.filter(|disks| disks.iter().any(is_open));
     if open.count() > 1 && !begun.hold {
         return Err("a disk was opened on another host meanwhile".into());
     }

@@ -8,6 +8,7 @@ use crate::log::format::EntryKind;
 use crate::log::{DiskState, Durability, Log, LogError, Submission};
 use crate::outbox::Outbox;
 use crate::presence::{HostId, Presence, Standing};
+use crate::report::Newest;
 use crate::touched::Touched;
 use filter_core::lane::layout::DIRTY_BLOCK_BYTES;
 use filter_core::lineage::Lineage;
@@ -146,6 +147,8 @@ pub struct Disk {
     pub described: Mutex<Described>,
     /// Its description.
     pub info: RwLock<DiskInfo>,
+    /// What it can be recovered to.
+    newest: Mutex<Newest>,
 }
 
 impl Disk {
@@ -198,6 +201,7 @@ impl Disk {
             route: Mutex::new(None),
             described: Mutex::default(),
             info: RwLock::new(info),
+            newest: Mutex::default(),
         }
     }
 
@@ -266,6 +270,21 @@ impl Disk {
     /// A cut that ends here is in the store.
     pub fn settle(&self, position: u64) {
         self.stream.lock().touched.settle(position);
+    }
+
+    /// When the cut was taken that is in the store now, and ends here.
+    pub fn held_by_cut(&self, time_ns: u64, position: u64) {
+        self.newest.lock().cut = Some((time_ns, position));
+    }
+
+    /// Its host has said whether its stream holds every write.
+    pub fn told_complete(&self, is_complete: bool) {
+        self.newest.lock().is_complete = Some(is_complete);
+    }
+
+    /// What it can be recovered to.
+    pub fn newest(&self) -> Newest {
+        *self.newest.lock()
     }
 
     /// Which of the blocks from an offset on no record above `position` has touched, of those that were

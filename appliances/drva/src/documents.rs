@@ -11,10 +11,12 @@ use recovery_store::DiskInfo;
 use std::collections::BTreeMap;
 use uuid::Uuid;
 
-const STANDINGS: [(Standing, &str); 3] = [
+const STANDINGS: [(Standing, &str); 5] = [
     (Standing::Open, "open"),
     (Standing::Closed, "closed"),
     (Standing::SetAside, "set-aside"),
+    (Standing::LeftOut, "left-out"),
+    (Standing::LeftOutClosed, "left-out-closed"),
 ];
 
 /// The word for how a disk stands.

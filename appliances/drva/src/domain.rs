@@ -381,7 +381,11 @@ impl Domain {
     }
 
     /// Logs where a disk is, if that is owed.
-    fn write_down(&self, disk: &Disk, give_up: &dyn Fn() -> bool) -> Result<(), LogError> {
+    pub(crate) fn write_down(
+        &self,
+        disk: &Disk,
+        give_up: &dyn Fn() -> bool,
+    ) -> Result<(), LogError> {
         let disk_id = disk.info.read().uuid.into_bytes();
         self.log_owed(&disk_id, disk, give_up)
     }

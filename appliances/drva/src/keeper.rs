@@ -7,6 +7,7 @@
 use crate::appliance::Appliance;
 use crate::assignments::{self, Assignments, InForce};
 use crate::identity::make_folder;
+use crate::report;
 use anyhow::{Context, bail};
 use enrol::follow::{Follower, Problems};
 use enrol::{Agent, EnrolError, Server, documents};
@@ -74,6 +75,7 @@ pub struct Security {
     /// Asks the management server, and follows the folder.
     agent: Option<(Agent, Follower)>,
     source: Source,
+    every_s: u64,
 }
 
 impl Security {
@@ -93,6 +95,7 @@ impl Security {
                 assignments: Arc::new(InForce::any()),
                 agent: None,
                 source: Source::Fixed,
+                every_s: args.msa_poll_s,
             });
         };
         let source = match (&args.msa, &args.assignments, args.assign) {
@@ -121,6 +124,7 @@ impl Security {
             assignments: Arc::new(initial(&source)?),
             agent: Some((agent, follower)),
             source,
+            every_s: args.msa_poll_s,
         })
     }
 
@@ -132,7 +136,8 @@ impl Security {
         };
         let (assignments, file) = (self.assignments.clone(), self.source.kept());
         let of = appliance.clone();
-        let asker = move || ask(agent, file.as_deref(), &assignments, &of);
+        let every_s = self.every_s;
+        let asker = move || ask(agent, every_s, file.as_deref(), &assignments, &of);
         let thread = std::thread::Builder::new().name("enrolment".into());
         thread.spawn(asker).map(drop)?;
         let keeper = Keeper {
@@ -197,8 +202,14 @@ fn initial(source: &Source) -> anyhow::Result<InForce> {
     Ok(in_force)
 }
 
-/// Asks the management server, when it is due.
-fn ask(mut agent: Agent, kept: Option<&Path>, in_force: &InForce, appliance: &Appliance) {
+/// Asks the management server, when it is due, and tells it how the disks stand by what it said.
+fn ask(
+    mut agent: Agent,
+    every_s: u64,
+    kept: Option<&Path>,
+    in_force: &InForce,
+    appliance: &Appliance,
+) {
     while !appliance.stopping.load(Ordering::Acquire) {
         agent.work(&mut |client| {
             let Some(path) = kept else {
@@ -209,6 +220,9 @@ fn ask(mut agent: Agent, kept: Option<&Path>, in_force: &InForce, appliance: &Ap
                 Assignments::parse(document).map_err(misfit)
             })?;
             told(in_force, fresh.ok_or(EnrolError::Lacks("assignments"))?);
+            appliance.follow_assignments();
+            let said = report::document(appliance, every_s);
+            client.call("PUT", "/machine/report", Some(&said))?;
             Ok(())
         });
         std::thread::sleep(LOOK_EVERY);
@@ -234,6 +248,7 @@ impl Keeper {
             let tls = &self.tls;
             self.follower.follow(|_| tls.reload());
             self.follow_file();
+            self.appliance.follow_assignments();
             self.appliance.end_connections(&self.tls);
             std::thread::sleep(LOOK_EVERY);
         }

@@ -5,7 +5,7 @@
 //! [`log`] makes it durable (then it is acknowledged), [`upload`] reads it from the log and feeds the
 //! container; [`cut`] decides where one cut ends and the next begins, by
 //! what [`presence`] knows of the disks. [`hashes`] tells a sync what need
-//! not be sent. [`keeper`] and [`assignments`] say who is let in, and for what; [`link`] is TLS.
+//! not be sent. [`report`] is what the management server is told. [`keeper`] and [`assignments`] say who is let in, and for what; [`link`] is TLS.
 //!
 //! Invariant: it never drops and never grows without bound: a slow store fills the log, a slow log
 //! fills its queue, a full queue stops the connections, full connections fill the lanes.
@@ -16,6 +16,7 @@ pub mod cut;
 pub mod disk;
 pub mod documents;
 pub mod domain;
+pub mod follow;
 pub mod gate;
 pub mod hashes;
 pub mod identity;
@@ -26,9 +27,11 @@ pub mod orders;
 pub mod outbox;
 pub mod presence;
 pub mod raw;
+pub mod report;
 pub mod session;
 pub mod status;
 pub mod touched;
+pub mod unopened;
 pub mod upload;
 
 use anyhow::{Context, bail};

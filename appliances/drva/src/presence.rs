@@ -34,6 +34,36 @@ pub enum Standing {
     Closed,
     /// An operator leaves it out of cuts until it is opened again.
     SetAside,
+    /// Its machine is not to be replicated now, by the assignments: it was paused, or taken out of the domain.
+    LeftOut,
+    /// The same of a disk that had been closed in order.
+    LeftOutClosed,
+}
+
+impl Standing {
+    /// Whether cuts are made without it.
+    pub const fn is_left_out(self) -> bool {
+        matches!(self, Self::SetAside | Self::LeftOut | Self::LeftOutClosed)
+    }
+
+    /// Whether that is since its machine is not taken.
+    pub const fn is_unassigned(self) -> bool {
+        matches!(self, Self::LeftOut | Self::LeftOutClosed)
+    }
+
+    /// How it stands once its machine is taken (`takes`), or not taken any more. What an operator set aside
+    /// stays so.
+    #[must_use]
+    pub const fn assigned(self, takes: bool) -> Self {
+        match (self, takes) {
+            (Self::Open, false) => Self::LeftOut,
+            (Self::Closed, false) => Self::LeftOutClosed,
+            (Self::LeftOut, true) => Self::Open,
+            // Should it have been opened since, its host reports it, and it counts as that says.
+            (Self::LeftOutClosed, true) => Self::Closed,
+            (same, _) => same,
+        }
+    }
 }
 
 /// Where a disk is. Durable, with its description.
@@ -151,6 +181,10 @@ pub fn assemble(
         .flat_map(|(h, all)| all.iter().map(move |r| (h, r)))
     {
         let disk = disks.get(&report.disk_id).ok_or(Missing::Unpresented)?;
+        // Nobody presents what is not assigned: it moves unheard of, and is in no cut.
+        if disk.presence().standing.is_unassigned() {
+            continue;
+        }
         let elsewhere = disk.presence().host != *host;
         if found.insert(report.disk_id, (*host, *report)).is_some() || elsewhere {
             return Err(Missing::Moving(disk.label()));
@@ -160,7 +194,7 @@ pub fn assemble(
     let mut unopened = None;
     for (id, disk) in disks {
         let presence = disk.presence();
-        if presence.standing == Standing::SetAside {
+        if presence.standing.is_left_out() {
             cut.left_out.insert(*id);
             continue;
         }

@@ -148,3 +148,33 @@ fn only_another_opening_takes_a_disk_back() {
     assert_eq!((taken.standing, taken.host), (Standing::Open, B));
     assert_eq!(taken.hosts.len(), 2);
 }
+
+/// A machine that is not taken is in no cut, and comes back as it stood; what an operator set aside stays so.
+#[test]
+fn what_is_not_assigned_is_left_out_and_comes_back_as_it_stood() {
+    use Standing::{Closed, LeftOut, LeftOutClosed, Open, SetAside};
+    for (before, without, again) in [
+        (Open, LeftOut, Open),
+        (Closed, LeftOutClosed, Closed),
+        (SetAside, SetAside, SetAside),
+    ] {
+        assert_eq!(before.assigned(true), before);
+        assert_eq!(before.assigned(false), without);
+        assert_eq!(without.assigned(false), without);
+        assert_eq!(without.assigned(true), again);
+        assert!(without.is_left_out() && (before == SetAside || !before.is_left_out()));
+    }
+}
+
+/// A paused machine runs on, and moves, unheard of: the others' cuts do not wait for it. What an operator set
+/// aside was presented by somebody, and must not be elsewhere.
+#[test]
+fn a_disk_that_is_not_assigned_may_be_anywhere_and_the_cut_is_made_without_it() {
+    let said = reports(&[(A, &[(1, OPEN)]), (B, &[(2, SYNCS)])]);
+    let all = disks(&[(1, &[A], Standing::Open), (2, &[A], Standing::LeftOut)]);
+    let cut = assemble(&all, &said).unwrap();
+    assert_eq!(cut.positions, BTreeMap::from([([1; 16], 9)]));
+    assert_eq!(cut.left_out, BTreeSet::from([[2; 16]]));
+    let all = disks(&[(1, &[A], Standing::Open), (2, &[A], Standing::SetAside)]);
+    assert!(matches!(assemble(&all, &said), Err(Missing::Moving(_))));
+}

@@ -138,7 +138,7 @@ fn named_cut(appliance: &Appliance, command: &Value) -> Value {
 }
 
 /// What an operator should know of a domain.
-fn alarms(domain: &Domain) -> Vec<String> {
+pub(crate) fn alarms(domain: &Domain) -> Vec<String> {
     let mut alarms: Vec<String> = domain.alarms.lock().values().cloned().collect();
     let (used, _, full, failing) = domain.log.usage();
     let dir = domain.log.dir().display();
@@ -165,7 +165,13 @@ fn answer(appliance: &Appliance, line: &str) -> Value {
                 .iter()
                 .map(|domain| domain_document(appliance, domain))
                 .collect();
-            json!({"name": appliance.name, "domains": domains})
+            let unopened: Vec<Value> = appliance
+                .unopened
+                .all()
+                .into_iter()
+                .map(|(name, why)| json!({"name": name, "why": why}))
+                .collect();
+            json!({"name": appliance.name, "domains": domains, "unopened": unopened})
         }
         Some("cut") => named_cut(appliance, &command),
         Some("set-aside") => ordered(orders::set_aside(appliance, &command, true)),

@@ -350,6 +350,7 @@ impl<'a> Attempt<'a> {
             for (uuid, position) in &cut.positions {
                 if let Some(disk) = disks.get(uuid.as_bytes()) {
                     disk.settle(*position);
+                    disk.held_by_cut(cut.time_ns, *position);
                 }
             }
         }

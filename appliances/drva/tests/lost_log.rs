@@ -6,8 +6,8 @@ mod scripted;
 
 use filter_core::wire::{ErrorCode, Message, PortRole};
 use scripted::{DOMAIN, Disk, Drva, Link, Site, cut_now};
+use serde_json::json;
 use std::path::PathBuf;
-use std::process::{Command, Stdio};
 use std::time::Instant;
 
 const DATA: PortRole = PortRole::Data(0);
@@ -94,33 +94,35 @@ fn a_log_that_is_damaged_in_its_middle_is_put_aside_and_the_disks_come_again() {
     let mut bytes = std::fs::read(&segment).unwrap();
     bytes[3 * 4096 + 70] ^= 1;
     std::fs::write(&segment, bytes).unwrap();
-    // It is named, nothing is changed, and the message says what to do.
-    let start = || {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_drva"));
-        command.arg("--data-dir").arg(site.data());
-        command.arg("--store").arg(site.store());
-        command
-            .args(["--port-base", "0", "--insecure-plain-text"])
-            .stdin(Stdio::null());
-        let output = command.output().unwrap();
-        assert!(!output.status.success());
-        String::from_utf8_lossy(&output.stderr).into_owned()
+    // It is named, nothing is changed, and the message says what to do; all else is served.
+    let file = segment.file_name().unwrap().to_str().unwrap();
+    let names_it = |said: &str| {
+        let named = said.contains(file) && said.contains("is damaged at byte");
+        assert!(named, "{said}");
+        let advised = said.contains("Move the folder that it lies in aside");
+        assert!(advised, "{said}");
     };
     for _ in 0..2 {
-        let said = start();
-        let file = segment.file_name().unwrap().to_str().unwrap();
-        assert!(
-            said.contains(file) && said.contains("is damaged at byte"),
-            "{said}"
-        );
-        assert!(
-            said.contains("Move the folder that it lies in aside"),
-            "{said}"
-        );
+        let mut drva = site.start();
+        let status = drva.ask(&json!({"cmd": "status"}));
+        assert_eq!(status["unopened"][0]["name"], DOMAIN, "{status}");
+        names_it(status["unopened"][0]["why"].as_str().unwrap());
+        let refused = drva.connect(DATA).open(1, &disk).unwrap_err();
+        let Message::Error { code, text, .. } = *refused else {
+            panic!("{refused:?}");
+        };
+        assert_eq!(code, ErrorCode::Domain);
+        names_it(&text);
+        let mut other = in_epoch(1);
+        other.open.domain = "other".into();
+        drva.connect(DATA).open(1, &other).unwrap();
+        drva.kill();
     }
+    // The appliance runs while the operator does that.
+    let drva = site.start();
+    drva.connect(DATA).open(1, &disk).unwrap_err();
     let aside = site.data().join("log-put-aside");
     std::fs::rename(log_folder(&site), aside).unwrap();
-    let drva = site.start();
     let held = disk.seq;
     let link = present(&drva, &disk, held);
     begin_anew(&site, &drva, link, disk, held + 1000);

@@ -27,6 +27,8 @@ pub struct AssignedVm {
     pub uuid: Id,
     /// Its cluster, whose hosts may speak for it.
     pub cluster: Id,
+    /// Its protection is paused: nobody may speak for it now, and cuts are made without it.
+    pub paused: bool,
 }
 
 /// A domain that the appliance replicates.
@@ -64,11 +66,15 @@ pub fn of_appliance(t: &Transaction<'_>, drva: Id) -> Result<Assignments, StoreE
     let named = "SELECT name FROM domains WHERE drva_id = ?1 ORDER BY seq";
     let names: Vec<String> = rows(t, named, drva, |row| row.get(0))?;
     let mut vms: BTreeMap<String, Vec<AssignedVm>> = BTreeMap::new();
-    let assigned = "SELECT d.name, v.uuid, v.cluster_id FROM vms v \
+    let assigned = "SELECT d.name, v.uuid, v.cluster_id, v.is_paused FROM vms v \
                     JOIN domains d ON d.id = v.domain_id WHERE d.drva_id = ?1 ORDER BY v.seq";
     for (name, vm) in rows(t, assigned, drva, |row| {
-        let (uuid, cluster) = (row.get(1)?, row.get(2)?);
-        Ok((row.get(0)?, AssignedVm { uuid, cluster }))
+        let vm = AssignedVm {
+            uuid: row.get(1)?,
+            cluster: row.get(2)?,
+            paused: row.get(3)?,
+        };
+        Ok((row.get(0)?, vm))
     })? {
         vms.entry(name).or_default().push(vm);
     }
@@ -120,7 +126,12 @@ pub fn set_appliance(t: &Transaction<'_>, host: Id, drva: Option<Id>) -> Result<
 }
 
 /// Puts a machine into a domain, or into none.
-pub fn set_domain(t: &Transaction<'_>, vm: Id, domain: Option<Id>) -> Result<Vm, StoreError> {
+pub fn set_domain(
+    t: &Transaction<'_>,
+    vm: Id,
+    domain: Option<Id>,
+    now_ms: i64,
+) -> Result<Vm, StoreError> {
     let known: Vm = inventory::get(t, vm)?;
     if known.domain_id == domain {
         return Ok(known);
@@ -141,8 +152,8 @@ pub fn set_domain(t: &Transaction<'_>, vm: Id, domain: Option<Id>) -> Result<Vm,
         "unprotected"
     };
     t.execute(
-        "UPDATE vms SET domain_id = ?2, state = ?3 WHERE id = ?1",
-        params![vm, domain, state],
+        "UPDATE vms SET domain_id = ?2, state = ?3, state_since_ms = ?4 WHERE id = ?1",
+        params![vm, domain, state, now_ms],
     )?;
     inventory::get(t, vm)
 }

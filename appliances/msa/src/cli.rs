@@ -8,6 +8,7 @@ use crate::clock::SystemClock;
 use crate::clusters::watch;
 use crate::connect::ViJson;
 use crate::outside::Outside;
+use crate::protection::{machines, states};
 use crate::rest::{openapi, server};
 use crate::secret::Passwords;
 use crate::service::{self, Msa, PasswordCost};
@@ -25,6 +26,10 @@ use std::time::Duration;
 
 /// Housekeeping is due so often.
 const HOUSEKEEPING: Duration = Duration::from_secs(3600);
+/// The states of machines are looked at so often, whether or not anything is reported.
+const JUDGE_EVERY: Duration = Duration::from_secs(5);
+/// After a start nobody is called silent before it could have reported.
+const JUDGE_GRACE: Duration = Duration::from_secs(60);
 /// A step of an execution may take so long to notice that the server stops.
 const ENGINE_STOP_LIMIT: Duration = Duration::from_secs(10);
 
@@ -73,6 +78,9 @@ pub struct RunArgs {
     /// Seconds between two looks at the hosts of enabled clusters; 0: none.
     #[arg(long, default_value_t = 30)]
     pub watch_seconds: u64,
+    /// A file to which it writes its process id once the folder is its own: one line. It stays when it ends.
+    #[arg(long)]
+    pub pid_file: Option<PathBuf>,
     /// Print the points at which JETDR_FAULT can make this program die, wait or fail, and end.
     #[arg(long)]
     pub list_faults: bool,
@@ -113,16 +121,33 @@ fn is_free(folder: &Path) -> anyhow::Result<bool> {
     }
 }
 
-/// Makes all of it in a folder beside the one asked for, which gets its name last.
 fn init(args: &InitArgs) -> anyhow::Result<()> {
     let folder = &args.data_dir;
+    let password = read_password(&args.password_file)?;
+    make_server(folder, &args.names, &args.admin, &password)?;
+    println!(
+        "made {}: administrator {}, authority {}",
+        folder.display(),
+        args.admin,
+        folder.join(crate::authority::CERTIFICATE).display()
+    );
+    Ok(())
+}
+
+/// Makes a server in a new or empty folder: all of it in a folder beside that one, which gets its name last.
+/// The first of `names` is the one by which hosts reach it, unless `run` is told another.
+pub fn make_server(
+    folder: &Path,
+    names: &[Address],
+    admin: &Name,
+    password: &Password,
+) -> anyhow::Result<()> {
     if !is_free(folder)? {
         bail!(
             "{} is not empty: nothing was changed. `jetdr msa run` runs a server that is there; choose another --data-dir for a new one",
             folder.display()
         );
     }
-    let password = read_password(&args.password_file)?;
     let absolute = std::path::absolute(folder)?;
     let (Some(parent), Some(name)) = (absolute.parent(), absolute.file_name()) else {
         bail!(
@@ -141,7 +166,7 @@ fn init(args: &InitArgs) -> anyhow::Result<()> {
         .mode(0o700)
         .create(&partial)
         .with_context(|| format!("cannot make {}", partial.display()))?;
-    make(&partial, args, &password)?;
+    make(&partial, names, admin, password)?;
     fs::rename(&partial, &absolute).with_context(|| {
         format!(
             "cannot rename {} to {}",
@@ -150,28 +175,22 @@ fn init(args: &InitArgs) -> anyhow::Result<()> {
         )
     })?;
     File::open(parent).and_then(|parent| parent.sync_all())?;
-    println!(
-        "made {}: administrator {}, authority {}",
-        folder.display(),
-        args.admin,
-        folder.join(crate::authority::CERTIFICATE).display()
-    );
     Ok(())
 }
 
-fn make(folder: &Path, args: &InitArgs, password: &Password) -> anyhow::Result<()> {
+fn make(folder: &Path, names: &[Address], admin: &Name, password: &Password) -> anyhow::Result<()> {
     let cost = PasswordCost::default();
     let hash = Passwords::new(cost.memory_kib, cost.passes)?.hash(password)?;
     let store = Store::open_or_make(folder, Arc::new(SystemClock))?;
     let now_ms = store.now_ms();
     let authority = Authority::make(folder, now_ms)?;
-    let names: Vec<&str> = args.names.iter().map(Address::as_str).collect();
+    let names: Vec<&str> = names.iter().map(Address::as_str).collect();
     let names = names.join(",");
     store.change(&Actor::system(), "init", |t| {
         let sql = "INSERT INTO meta (key, value) VALUES ('server_id', ?1), ('server_names', ?2)";
         t.execute(sql, rusqlite::params![Id::random(), names])?;
-        users::create(t, &args.admin, UserRole::Admin, &hash, now_ms)?;
-        Ok(Done::new((), format!("user {}", args.admin)))
+        users::create(t, admin, UserRole::Admin, &hash, now_ms)?;
+        Ok(Done::new((), format!("user {admin}")))
     })?;
     service::issue_server(&store, &authority, folder)?;
     service::write_list(&store, &authority, folder)?;
@@ -212,7 +231,12 @@ fn watch(runtime: &tokio::runtime::Runtime, msa: &Arc<Msa>, every: Duration) {
         loop {
             due.tick().await;
             let msa = msa.clone();
-            let looked = tokio::task::spawn_blocking(move || watch::look(&msa)).await;
+            let looked = tokio::task::spawn_blocking(move || {
+                let asked = watch::look(&msa)?;
+                machines::look(&msa)?;
+                Ok::<_, watch::WatchError>(asked)
+            })
+            .await;
             match looked {
                 Ok(Ok(Some(cluster))) => tracing::info!("the hosts of cluster {cluster} changed"),
                 Ok(Ok(None)) => said.clear(),
@@ -221,6 +245,26 @@ fn watch(runtime: &tokio::runtime::Runtime, msa: &Arc<Msa>, every: Duration) {
                     said = error.to_string();
                 }
                 _ => {}
+            }
+        }
+    });
+}
+
+/// Notices what is not said: an appliance that does not report, a machine that stays degraded.
+fn judge(runtime: &tokio::runtime::Runtime, msa: &Arc<Msa>) {
+    let msa = msa.clone();
+    runtime.spawn(async move {
+        let first = tokio::time::Instant::now() + JUDGE_GRACE;
+        let mut due = tokio::time::interval_at(first, JUDGE_EVERY);
+        loop {
+            due.tick().await;
+            let msa = msa.clone();
+            let judged = tokio::task::spawn_blocking(move || {
+                let now_ms = msa.store.now_ms();
+                msa.store.record(|t| states::settle_all(t, now_ms))
+            });
+            if let Ok(Err(error)) = judged.await {
+                tracing::error!("the states of machines: {error}");
             }
         }
     });
@@ -240,6 +284,10 @@ fn serve(args: &RunArgs) -> anyhow::Result<()> {
     let outside = Outside::new(Box::new(ViJson));
     let cost = PasswordCost::default();
     let msa = Msa::open_in(&args.data_dir, clock, registry, cost, outside)?;
+    if let Some(path) = &args.pid_file {
+        let line = format!("{}\n", std::process::id());
+        crate::authority::write_private(path, line.as_bytes())?;
+    }
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()
@@ -280,6 +328,7 @@ fn serve(args: &RunArgs) -> anyhow::Result<()> {
         }
     });
     watch(&runtime, &msa, Duration::from_secs(args.watch_seconds));
+    judge(&runtime, &msa);
     println!("READY {ready}");
     signals.forever().next();
     let _ = stop.send(true);

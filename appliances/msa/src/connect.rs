@@ -27,8 +27,9 @@ fn authorities() -> Result<Trust, String> {
     Trust::authorities_of(&pem).map_err(|error| failed(&error))
 }
 
-impl Connect for ViJson {
-    fn connect(&self, place: &Place) -> Result<Arc<dyn Vcenter>, Fault> {
+impl ViJson {
+    /// The client for a vCenter; nothing is dialled yet.
+    pub fn client(place: &Place) -> Result<Client, Fault> {
         let trust = match &place.fingerprint {
             Some(fingerprint) => {
                 let bytes = secret::unhex(fingerprint.as_str()).unwrap_or_default();
@@ -43,12 +44,17 @@ impl Connect for ViJson {
             address if address.contains(':') => format!("[{address}]"),
             address => address.to_owned(),
         };
-        let client = Client::new(Login {
+        Client::new(Login {
             address: format!("{host}:{}", place.port),
             user: place.login.user.to_string(),
             password: place.login.password.expose().to_owned(),
             trust,
-        })?;
-        Ok(Arc::new(client))
+        })
+    }
+}
+
+impl Connect for ViJson {
+    fn connect(&self, place: &Place) -> Result<Arc<dyn Vcenter>, Fault> {
+        Ok(Arc::new(Self::client(place)?))
     }
 }

@@ -4,6 +4,7 @@
 //! value. What a new row refers to is looked for first, so that the answer can name what is missing.
 
 use crate::certificates::{self, CertificateRole};
+use crate::protection::hardware::Hardware;
 use crate::store::StoreError;
 use crate::text::{
     Address, FilePath, Fingerprint, Id, Label, Moid, Name, StoreUrl, VersionText, words,
@@ -155,6 +156,21 @@ fn check_reference(
     }
 }
 
+/// What the filter would refuse is refused here.
+fn check_budget(
+    field: &'static str,
+    given: Option<i64>,
+    takes: std::ops::RangeInclusive<i64>,
+) -> Result<(), StoreError> {
+    match given {
+        Some(us) if !takes.contains(&us) => Err(StoreError::invalid(
+            field,
+            format!("takes {} to {}", takes.start(), takes.end()),
+        )),
+        _ => Ok(()),
+    }
+}
+
 fn no_check<N>(_t: &Transaction<'_>, _new: &N) -> Result<(), StoreError> {
     Ok(())
 }
@@ -265,6 +281,26 @@ entity! {
     referred { ("clusters", "vcenter_id", "its clusters"), }
     check no_check;
     before_delete nothing;
+}
+
+impl Vcenter {
+    /// One that is in no state yet: for a look before it is registered.
+    pub fn unregistered(
+        name: Name,
+        address: Address,
+        port: u16,
+        fingerprint: Option<Fingerprint>,
+    ) -> Self {
+        Self {
+            seq: 0,
+            id: Id::random(),
+            name,
+            address,
+            port,
+            fingerprint,
+            created_at_ms: 0,
+        }
+    }
 }
 
 entity! {
@@ -419,6 +455,10 @@ entity! {
         log_volume_id: Id,
         /// When a guest's write counts as done.
         ack: Ack,
+        /// How long a write may be deferred for want of room, in us (0 to 1000000); none: the filter's 5000.
+        defer_budget_us: Option<i64>,
+        /// With `ack` log: how long a write waits for the log, in us (1000 to 10000000); none: the filter's own.
+        ack_budget_us: Option<i64>,
     }
     kept {}
     refers {
@@ -428,6 +468,8 @@ entity! {
     }
     referred { ("vms", "domain_id", "its virtual machines"), }
     check |t: &Transaction<'_>, new: &NewDomain| {
+        check_budget("defer_budget_us", new.defer_budget_us, 0..=1_000_000)?;
+        check_budget("ack_budget_us", new.ack_budget_us, 1_000..=10_000_000)?;
         let volume: LogVolume = get(t, new.log_volume_id)?;
         if volume.drva_id == new.drva_id {
             return Ok(());
@@ -458,6 +500,18 @@ entity! {
         domain_id: Option<Id>,
         /// Whether it is protected.
         state: VmState,
+        /// Why it is in this state, in words.
+        reason: Option<String>,
+        /// Since when it is in this state.
+        state_since_ms: Option<i64>,
+        /// The newest moment of which a cut is known that holds it: what can be recovered now.
+        recoverable_at_ms: Option<i64>,
+        /// An operator has paused its protection.
+        is_paused: bool,
+        /// Its vCenter does not list it any more.
+        is_missing: bool,
+        /// What vCenter says of its disks; none: vCenter was not asked yet.
+        hardware: Option<Hardware>,
     }
     refers { cluster_id to "clusters", host_id to "hosts", }
     referred {}

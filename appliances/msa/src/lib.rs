@@ -4,7 +4,8 @@
 //! The path of a request: [`rest::server`] accepts it, [`rest::gate`] looks who calls and whether they
 //! may, a handler of [`rest`] reads it into the types of [`text`], and [`store`] changes the state and
 //! writes the audit in one transaction. What takes longer is an execution ([`executions`]). The
-//! crate [`vcenter`] is what the server needs of a vCenter. [`assignments`] are what hosts and appliances are told.
+//! crate [`vcenter`] is what the server needs of a vCenter. [`assignments`] are what hosts and appliances are told,
+//! [`protection`] is how machines get into a domain and what becomes of them.
 //!
 //! Invariant: it handles no replication data, and replication goes on without it.
 
@@ -21,6 +22,7 @@ pub mod inventory;
 pub mod login;
 pub mod outside;
 pub mod packages;
+pub mod protection;
 pub mod rest;
 pub mod secret;
 pub mod service;

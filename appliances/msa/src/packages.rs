@@ -139,8 +139,12 @@ fn is_plain(text: &str) -> bool {
     (1..=60).contains(&text.len()) && !text.starts_with('.') && text.chars().all(plain)
 }
 
-/// Looks at a package and puts its bytes into the data folder. The row is the caller's to make.
-pub fn take(data_dir: &Path, bytes: Vec<u8>, now_ms: i64) -> Result<Package, StoreError> {
+/// Looks at a package, and keeps nothing of it.
+pub fn look(bytes: Vec<u8>, now_ms: i64) -> Result<Package, StoreError> {
+    read(bytes, now_ms).map(|(package, _)| package)
+}
+
+fn read(bytes: Vec<u8>, now_ms: i64) -> Result<(Package, Vib), StoreError> {
     let refused = |why: String| StoreError::invalid("package", why);
     let policy = Policy {
         trust: Trust::Unchecked,
@@ -173,6 +177,12 @@ pub fn take(data_dir: &Path, bytes: Vec<u8>, now_ms: i64) -> Result<Package, Sto
         host_below: bound(descriptor, &["<<", "<="]),
         created_at_ms: now_ms,
     };
+    Ok((package, vib))
+}
+
+/// Looks at a package and puts its bytes into the data folder. The row is the caller's to make.
+pub fn take(data_dir: &Path, bytes: Vec<u8>, now_ms: i64) -> Result<Package, StoreError> {
+    let (package, vib) = read(bytes, now_ms)?;
     let path = file(data_dir, &package.sha256);
     let failed = |source| StoreError::File {
         path: path.clone(),

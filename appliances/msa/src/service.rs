@@ -12,6 +12,7 @@ use crate::executions::{Engine, Registry, backup, selfcheck, table};
 use crate::login::Limiter;
 use crate::outside::{self, Outside};
 use crate::packages;
+use crate::protection::{machines, pause, protect, unprotect};
 use crate::rest::gate::Refusals;
 use crate::secret::{Passwords, SecretError};
 use crate::store::{Store, StoreError};
@@ -119,6 +120,11 @@ pub fn registry() -> Registry {
         ("resolve-cluster", enable::RESOLVE),
         ("upgrade-cluster", upgrade::KIND),
         ("disable-cluster", disable::KIND),
+        ("refresh-inventory", machines::KIND),
+        ("protect-vms", protect::KIND),
+        ("unprotect-vms", unprotect::KIND),
+        ("pause-vms", pause::PAUSE),
+        ("resume-vms", pause::RESUME),
     ])
 }
 

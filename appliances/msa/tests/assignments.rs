@@ -62,7 +62,7 @@ fn an_appliance_is_told_of_its_own_domains_only() {
         told,
         json!({
             "clusters": [{"id": cluster(&first), "hosts": [first]}],
-            "domains": [{"name": "shop1", "vms": [{"uuid": web_uuid, "cluster": cluster(&first)}]}],
+            "domains": [{"name": "shop1", "vms": [{"uuid": web_uuid, "cluster": cluster(&first), "paused": false}]}],
         })
     );
     let other = dr2.get("/machine/assignments").to_string();

@@ -106,8 +106,9 @@ fn the_openapi_document_is_complete_and_committed() {
             };
             let target = &schemas[of.rsplit('/').next().unwrap()];
             let is_object = target["properties"].is_object();
+            let is_meant = of.ends_with("/ReportedLog");
             assert!(
-                !is_object,
+                !is_object || is_meant,
                 "{name}.{field} is {of}, an object: is that meant?"
             );
         }

@@ -2,7 +2,8 @@
 
 use crate::model::{
     About, ClusterFilter, ClusterInfo, Event, Extension, Fault, FilterDisk, FilterIssues,
-    FilterSource, HostInfo, Named, Policy, TaskId, TaskState, VibTrust, VmInfo,
+    FilterSource, HostInfo, Named, NewVm, Permission, Policy, Role, TaskId, TaskState, VibTrust,
+    VmInfo,
 };
 use crate::text::Moid;
 
@@ -130,4 +131,40 @@ pub trait Vcenter: Send + Sync {
     /// Sets an advanced option of a host; an empty value is as good as none.
     /// [`Fault::NotFound`]: no such host, or it has no such option; [`Fault::Other`]: vCenter does not reach it.
     fn set_host_option(&self, host: &Moid, key: &str, value: &str) -> Result<(), Fault>;
+}
+
+/// What an installation asks of a vCenter beyond what the server asks day by day. A trait of its own, so that
+/// nothing in the server can ask for it. There is no way to make a user: vCenter's users are made by its
+/// single sign-on, which has an interface of its own.
+pub trait Administration: Vcenter {
+    /// The roles, vCenter's own among them.
+    fn roles(&self) -> Result<Vec<Role>, Fault>;
+
+    /// Makes a role; its id. [`Fault::AlreadyExists`]: one has the name; [`Fault::InvalidArgument`]: no such
+    /// privilege.
+    fn add_role(&self, name: &str, privileges: &[&str]) -> Result<i32, Fault>;
+
+    /// Removes a role that nobody has. [`Fault::NotFound`]; [`Fault::InvalidState`]: somebody has it.
+    fn remove_role(&self, role: i32) -> Result<(), Fault>;
+
+    /// Who has which role on all of the inventory: what is set on the root folder itself.
+    fn permissions(&self) -> Result<Vec<Permission>, Fault>;
+
+    /// Gives a user a role on all of the inventory; one that the user had there is replaced.
+    /// [`Fault::NotFound`]: no such user or role.
+    fn set_permission(&self, user: &str, role: i32) -> Result<(), Fault>;
+
+    /// Takes a user's role on all of the inventory away. [`Fault::NotFound`]: the user has none there.
+    fn remove_permission(&self, user: &str) -> Result<(), Fault>;
+
+    /// Makes a virtual machine without disks, powered off. [`Fault::NotFound`]: no such cluster or network.
+    /// The task fails with [`Fault::AlreadyExists`] if the name is taken.
+    fn create_vm(&self, new: &NewVm) -> Result<TaskId, Fault>;
+
+    /// What is noted with a virtual machine; empty, if nothing is. [`Fault::NotFound`].
+    fn annotation(&self, vm: &Moid) -> Result<String, Fault>;
+
+    /// Deletes a virtual machine and its files. [`Fault::NotFound`]; the task fails with
+    /// [`Fault::InvalidState`] while it runs.
+    fn destroy_vm(&self, vm: &Moid) -> Result<TaskId, Fault>;
 }

@@ -14,11 +14,12 @@ mod text;
 pub mod trust;
 mod vijson;
 
-pub use api::Vcenter;
+pub use api::{Administration, Vcenter};
 pub use model::{
     About, ClusterFilter, ClusterInfo, Connection, DiskInfo, Event, Extension, Fault, FilterDisk,
     FilterIssues, FilterOperation, FilterSource, HostFilter, HostInfo, HostIssue, HostRule,
-    HostRuleset, HostService, Named, Policy, TaskId, TaskState, VibTrust, VmInfo,
+    HostRuleset, HostService, Named, NewVm, Permission, Policy, Role, TaskId, TaskState, VibTrust,
+    VmInfo,
 };
 pub use text::{BadText, Moid, VersionText};
 pub use vijson::{Client, Login};

@@ -336,3 +336,40 @@ pub struct FilterIssues {
     /// Host by host.
     pub hosts: Vec<HostIssue>,
 }
+
+/// A role: privileges under a name.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Role {
+    /// Its id.
+    pub id: i32,
+    /// Its name.
+    pub name: String,
+    /// What it allows, like `Host.Config.Patch`.
+    pub privileges: Vec<String>,
+}
+
+/// Who has a role on all of the inventory.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Permission {
+    /// The user, or the group.
+    pub principal: String,
+    /// Whether it is a group.
+    pub is_group: bool,
+    /// The role's id.
+    pub role: i32,
+}
+
+/// A virtual machine that is to be made: without disks, powered off.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NewVm {
+    /// Its name.
+    pub name: String,
+    /// The cluster.
+    pub cluster: Moid,
+    /// Where its files go: a datastore's name.
+    pub datastore: String,
+    /// The network of its only card.
+    pub network: Moid,
+    /// A note for people.
+    pub annotation: String,
+}

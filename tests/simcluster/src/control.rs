@@ -85,6 +85,17 @@ enum Command {
         host: String,
         to: String,
     },
+    /// A user of vCenter, who may do nothing yet.
+    AddAccount {
+        name: String,
+        password: String,
+    },
+    /// Roles, and who has them.
+    Access,
+    /// The plug-in's entry with this key.
+    Extension {
+        key: String,
+    },
     EndSessions,
     ForgetTasks,
 }
@@ -242,6 +253,13 @@ fn obey(world: &Arc<World>, command: Command) -> anyhow::Result<Value> {
                 false => json!({"refused": said(&output.stderr)}),
             })
         }
+        Command::AddAccount { name, password } => {
+            world.add_account(&name, &password).map(|()| json!({}))
+        }
+        Command::Access => Ok(json!({
+            "roles": world.roles(), "permissions": world.permissions(),
+        })),
+        Command::Extension { key } => Ok(json!({"extension": world.extension(&key)})),
         Command::EndSessions => {
             world.end_sessions();
             Ok(json!({}))

@@ -96,9 +96,18 @@ pub struct Wanted<'a> {
     pub plugin: Option<bool>,
 }
 
+/// What is looked by: the clock and the names of this machine. There need not be a server yet.
+#[derive(Clone, Copy)]
+pub struct Here<'a> {
+    /// The time, in ms since 1970.
+    pub now_ms: &'a dyn Fn() -> i64,
+    /// Whether a name resolves.
+    pub resolves: &'a dyn Fn(&str) -> bool,
+}
+
 /// Collects what is wrong.
 pub(super) struct Look<'a> {
-    pub(super) context: &'a Context,
+    pub(super) here: Here<'a>,
     pub(super) link: &'a Link,
     pub(super) findings: Vec<Finding>,
 }
@@ -126,7 +135,7 @@ impl Look<'_> {
     }
 
     fn name(&mut self, whose: &str, name: &str) {
-        if !(self.context.outside.resolves)(name) {
+        if !(self.here.resolves)(name) {
             self.find(
                 FindingKind::DnsMissing,
                 format!("{whose}: the name `{name}` does not resolve here: enter it in DNS, or register the address"),
@@ -138,7 +147,7 @@ impl Look<'_> {
         let (name, address) = (&self.link.vcenter.name, self.link.vcenter.address.clone());
         let whose = format!("vCenter {name}");
         self.name(&whose, address.as_str());
-        let before = self.context.store.now_ms();
+        let before = (self.here.now_ms)();
         let about = match self.link.api.about() {
             Ok(about) => about,
             Err(fault) => {
@@ -151,7 +160,7 @@ impl Look<'_> {
                 return Ok(());
             }
         };
-        let after = self.context.store.now_ms();
+        let after = (self.here.now_ms)();
         if is_older(about.version.as_str(), MIN_VCENTER) {
             self.find(
                 FindingKind::VcenterTooOld,
@@ -173,8 +182,8 @@ impl Look<'_> {
         Ok(())
     }
 
-    pub(super) fn own_names(&mut self) -> Result<(), StepError> {
-        let names: Option<String> = self.context.store.read(|t| {
+    pub(super) fn own_names(&mut self, context: &Context) -> Result<(), StepError> {
+        let names: Option<String> = context.store.read(|t| {
             use rusqlite::OptionalExtension;
             let sql = "SELECT value FROM meta WHERE key = 'server_names'";
             Ok(t.query_row(sql, [], |row| row.get(0)).optional()?)
@@ -331,7 +340,7 @@ impl Look<'_> {
         wanted: &Wanted<'_>,
         cluster: &ClusterInfo,
     ) -> Result<(), StepError> {
-        let seen = Seen::look(self.context, self.link, &cluster.moid)?;
+        let seen = Seen::look_by(self.here.now_ms, self.link, &cluster.moid)?;
         let mut versions: BTreeMap<String, Vec<&str>> = BTreeMap::new();
         for host in &seen.hosts {
             versions

@@ -33,6 +33,18 @@ use std::sync::Arc;
 /// The key under which vCenter knows this product's plug-in.
 pub const PLUGIN: &str = "jetdr";
 
+/// What the server's user in vCenter must be allowed: to look, to have filters put on hosts and disks, to empty
+/// hosts one by one, and to give a host its token.
+pub const PRIVILEGES: [&str; 7] = [
+    "Global.CancelTask",
+    "Host.Config.AdvancedConfig",
+    "Host.Config.Maintenance",
+    "Host.Config.Patch",
+    "StorageProfile.Update",
+    "StorageProfile.View",
+    "VirtualMachine.Config.EditDevice",
+];
+
 /// A vCenter of the inventory, and a session with it.
 pub struct Link {
     /// As the inventory has it.

@@ -5,7 +5,7 @@
 //! its name, where it is and what to do, before the execution fails.
 
 use super::look::Look;
-pub use super::look::{Finding, FindingKind, Wanted};
+pub use super::look::{Finding, FindingKind, Here, Wanted};
 use super::{Link, parameters, refused};
 use crate::executions::operation::Making;
 use crate::executions::{Context, Kind, Operation, StepError};
@@ -37,24 +37,35 @@ pub fn cluster_named(link: &Link, name: &str) -> Result<ClusterInfo, StepError> 
 
 /// What is wrong with vCenter, and with names that everybody needs.
 pub fn system(context: &Context, link: &Link) -> Result<Vec<Finding>, StepError> {
-    let mut look = Look {
-        context,
-        link,
-        findings: Vec::new(),
-    };
-    look.own_names()?;
-    look.vcenter()?;
-    Ok(look.findings)
+    with_here(context, |here| {
+        let mut look = Look {
+            here,
+            link,
+            findings: Vec::new(),
+        };
+        look.own_names(context)?;
+        look.vcenter()?;
+        Ok(look.findings)
+    })
+}
+
+/// Looks by this server's clock, and by the names that it knows.
+fn with_here<T>(context: &Context, look: impl FnOnce(Here<'_>) -> T) -> T {
+    let now_ms = || context.store.now_ms();
+    look(Here {
+        now_ms: &now_ms,
+        resolves: &context.outside.resolves,
+    })
 }
 
 fn all(
-    context: &Context,
+    here: Here<'_>,
     link: &Link,
     wanted: &Wanted<'_>,
     also: impl FnOnce(&mut Look<'_>, &ClusterInfo) -> Result<(), StepError>,
 ) -> Result<Vec<Finding>, StepError> {
     let mut look = Look {
-        context,
+        here,
         link,
         findings: Vec::new(),
     };
@@ -78,12 +89,55 @@ pub fn enable(
     link: &Link,
     wanted: &Wanted<'_>,
 ) -> Result<Vec<Finding>, StepError> {
-    all(context, link, wanted, |look, cluster| {
-        match wanted.package {
+    with_here(context, |here| {
+        all(here, link, wanted, |look, cluster| match wanted.package {
             Some(package) => look.filter(package, cluster),
             None => Ok(()),
-        }
+        })
     })
+}
+
+/// The same before there is a server: what stands in the way of installing one, `names` being its own. The
+/// server's machine is to be on `own_cluster`, whose datastore and network `wanted` names.
+pub fn install(
+    here: Here<'_>,
+    link: &Link,
+    names: &[&str],
+    wanted: &Wanted<'_>,
+    own_cluster: &str,
+) -> Result<Vec<Finding>, StepError> {
+    let elsewhere = own_cluster != wanted.cluster;
+    let protected = Wanted {
+        datastore: wanted.datastore.filter(|_| !elsewhere),
+        network: wanted.network.filter(|_| !elsewhere),
+        ..*wanted
+    };
+    let mut findings = Vec::new();
+    for name in names.iter().filter(|name| !(here.resolves)(name)) {
+        findings.push(Finding {
+            kind: FindingKind::DnsMissing,
+            text: format!("this server: the name `{name}` does not resolve here: enter it in DNS"),
+        });
+    }
+    findings.extend(all(here, link, &protected, |look, cluster| {
+        if let Some(package) = wanted.package {
+            look.filter(package, cluster)?;
+        }
+        if !elsewhere {
+            return Ok(());
+        }
+        let own = Wanted {
+            cluster: own_cluster,
+            datastore: wanted.datastore,
+            network: wanted.network,
+            ..Wanted::default()
+        };
+        if let Some(cluster) = look.cluster(&own)? {
+            look.places(&own, &cluster)?;
+        }
+        Ok(())
+    })?);
+    Ok(findings)
 }
 
 /// What stands in the way of removing the component from a cluster, or of replacing it.
@@ -92,14 +146,16 @@ pub fn leave(
     link: &Link,
     wanted: &Wanted<'_>,
 ) -> Result<Vec<Finding>, StepError> {
-    all(context, link, wanted, |look, cluster| {
-        if !cluster.drs_enabled {
-            look.find(
-                FindingKind::DrsOff,
-                format!("cluster {}: DRS is off, so that hosts cannot be emptied one by one: switch it on", cluster.name),
-            );
-        }
-        Ok(())
+    with_here(context, |here| {
+        all(here, link, wanted, |look, cluster| {
+            if !cluster.drs_enabled {
+                look.find(
+                    FindingKind::DrsOff,
+                    format!("cluster {}: DRS is off, so that hosts cannot be emptied one by one: switch it on", cluster.name),
+                );
+            }
+            Ok(())
+        })
     })
 }
 
@@ -228,15 +284,17 @@ impl Preflight {
             network: given.network.as_ref().map(Label::as_str),
             ..Wanted::default()
         };
-        let mut look = Look {
-            context,
-            link,
-            findings: Vec::new(),
-        };
-        if let Some(cluster) = look.cluster(&wanted)? {
-            look.places(&wanted, &cluster)?;
-        }
-        Ok(look.findings)
+        with_here(context, |here| {
+            let mut look = Look {
+                here,
+                link,
+                findings: Vec::new(),
+            };
+            if let Some(cluster) = look.cluster(&wanted)? {
+                look.places(&wanted, &cluster)?;
+            }
+            Ok(look.findings)
+        })
     }
 }
 

@@ -43,10 +43,19 @@ pub struct Seen {
 impl Seen {
     /// Asks vCenter.
     pub fn look(context: &Context, link: &Link, cluster: &Moid) -> Result<Self, StepError> {
-        let before = context.store.now_ms();
+        Self::look_by(&|| context.store.now_ms(), link, cluster)
+    }
+
+    /// The same by another clock than the state's.
+    pub fn look_by(
+        now_ms: &dyn Fn() -> i64,
+        link: &Link,
+        cluster: &Moid,
+    ) -> Result<Self, StepError> {
+        let before = now_ms();
         let asked = link.api.hosts(cluster);
         let hosts = asked.map_err(super::refused("asking for the cluster's hosts"))?;
-        let between_ms = (before, context.store.now_ms());
+        let between_ms = (before, now_ms());
         Ok(Self { hosts, between_ms })
     }
 

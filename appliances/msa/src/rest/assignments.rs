@@ -15,7 +15,7 @@ use std::sync::Arc;
 use utoipa::ToSchema;
 
 /// The machine's id. The gate lets only machines of the route's role through.
-fn id_of(caller: &Caller) -> Result<Id, Problem> {
+pub(super) fn id_of(caller: &Caller) -> Result<Id, Problem> {
     match &caller.who {
         Who::Machine(identity) => Ok(Id(identity.id)),
         _ => Err(Problem::forbidden("this is for machines")),
@@ -94,8 +94,9 @@ pub async fn set_domain(
     Json(asked): Json<DomainOfVm>,
 ) -> Result<axum::Json<Vm>, Problem> {
     let set = with_store(move || {
+        let now_ms = msa.store.now_ms();
         msa.store.change(&caller.actor(), "assign domain", |t| {
-            let vm = assignments::set_domain(t, id, asked.domain_id)?;
+            let vm = assignments::set_domain(t, id, asked.domain_id, now_ms)?;
             let target = format!("virtual machine {}", vm.name);
             let domain = asked.domain_id.map_or("none".into(), |id| id.to_string());
             Ok(Done::new(vm, target).with_detail(format!("domain {domain}")))

@@ -72,6 +72,8 @@ pub const TABLE: &[(&str, &str, Access)] = &[
     ("GET", "/machine", Access::Machine),
     ("GET", "/machine/appliance", Access::MachineOf(Role::Host)),
     ("GET", "/machine/assignments", Access::MachineOf(Role::Drva)),
+    ("PUT", "/machine/report", Access::MachineOf(Role::Drva)),
+    ("GET", "/domains/{id}/protection", VIEWER),
     ("PUT", "/hosts/{id}/appliance", OPERATOR),
     ("PUT", "/vms/{id}/domain", OPERATOR),
     ("POST", "/logout", VIEWER),

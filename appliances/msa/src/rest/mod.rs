@@ -18,6 +18,7 @@ pub mod packages;
 pub mod people;
 pub mod pki;
 pub mod problem;
+pub mod protection;
 pub mod server;
 
 use crate::service::Msa;
@@ -30,7 +31,9 @@ use std::sync::Arc;
 
 /// What every path begins with.
 pub const PREFIX: &str = "/api/v1";
-/// No body is longer.
+/// No report of an appliance is longer: 500 disks.
+pub const MAX_REPORT_BYTES: usize = 1 << 20;
+/// No other body is longer.
 pub const MAX_BODY_BYTES: usize = 64 << 10;
 
 macro_rules! inventory_routes {
@@ -69,6 +72,11 @@ pub fn router(msa: Arc<Msa>) -> Router {
         .route("/machine", get(pki::machine))
         .route("/machine/appliance", get(assignments::of_host))
         .route("/machine/assignments", get(assignments::of_appliance))
+        .route(
+            "/machine/report",
+            put(protection::report).layer(DefaultBodyLimit::max(MAX_REPORT_BYTES)),
+        )
+        .route("/domains/{id}/protection", get(protection::domain))
         .route("/hosts/{id}/appliance", put(assignments::set_appliance))
         .route("/vms/{id}/domain", put(assignments::set_domain))
         .route("/certificates", get(pki::certificates))

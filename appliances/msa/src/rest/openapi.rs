@@ -4,7 +4,9 @@
 
 use super::gate::{Access, TABLE};
 use super::problem::Problem;
-use super::{assignments, executions, inventory, logins, notices, packages, people, pki};
+use super::{
+    assignments, executions, inventory, logins, notices, packages, people, pki, protection,
+};
 use axum::response::IntoResponse;
 use serde::Serialize;
 use utoipa::openapi::path::Operation;
@@ -56,7 +58,7 @@ pub async fn document() -> impl IntoResponse {
         pki::authority, pki::revocation_list, pki::create_enrolment, pki::enrol, pki::renew,
         pki::machine, pki::certificates, pki::revoke,
         assignments::of_appliance, assignments::of_host, assignments::set_appliance,
-        assignments::set_domain,
+        assignments::set_domain, protection::report, protection::domain,
         executions::kinds, executions::list, executions::submit, executions::get,
         executions::output, executions::cancel, executions::retry, executions::abandon,
         logins::set, packages::list, packages::get, packages::upload, packages::delete,

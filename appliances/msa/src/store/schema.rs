@@ -7,7 +7,7 @@
 pub const APPLICATION_ID: i32 = 0x4a44_524d;
 
 /// Each step leads from the version before it to its own: the first to 1.
-pub const MIGRATIONS: &[&str] = &[FIRST, CLUSTERS];
+pub const MIGRATIONS: &[&str] = &[FIRST, CLUSTERS, PROTECTION];
 
 /// The version that this program reads and writes.
 pub fn newest() -> usize {
@@ -305,5 +305,35 @@ CREATE TABLE execution_notes (
     key          TEXT NOT NULL,
     value        TEXT NOT NULL,
     PRIMARY KEY (execution_id, key)
+) STRICT, WITHOUT ROWID;
+";
+
+/// What protecting machines needs: what vCenter and the appliances say of them.
+const PROTECTION: &str = r"
+ALTER TABLE vms ADD COLUMN reason TEXT;
+ALTER TABLE vms ADD COLUMN state_since_ms INTEGER;
+-- The newest moment of which a cut is known that holds the machine.
+ALTER TABLE vms ADD COLUMN recoverable_at_ms INTEGER;
+ALTER TABLE vms ADD COLUMN is_paused INTEGER NOT NULL DEFAULT 0 CHECK (is_paused IN (0, 1));
+-- Its vCenter does not list it any more.
+ALTER TABLE vms ADD COLUMN is_missing INTEGER NOT NULL DEFAULT 0 CHECK (is_missing IN (0, 1));
+ALTER TABLE vms ADD COLUMN hardware TEXT CHECK (hardware IS NULL OR json_valid(hardware));
+-- Whoever ends a protection ends what was known of it.
+CREATE TRIGGER vms_unprotected AFTER UPDATE OF domain_id ON vms
+WHEN new.domain_id IS NULL AND old.domain_id IS NOT NULL BEGIN
+    UPDATE vms SET reason = NULL, recoverable_at_ms = NULL, is_paused = 0 WHERE id = new.id;
+END;
+
+-- Budgets of the filter; none: its own.
+ALTER TABLE domains ADD COLUMN defer_budget_us INTEGER
+    CHECK (defer_budget_us IS NULL OR defer_budget_us BETWEEN 0 AND 1000000);
+ALTER TABLE domains ADD COLUMN ack_budget_us INTEGER
+    CHECK (ack_budget_us IS NULL OR ack_budget_us BETWEEN 1000 AND 10000000);
+
+-- What each appliance said last.
+CREATE TABLE reports (
+    drva_id  TEXT PRIMARY KEY REFERENCES drvas (id) ON DELETE CASCADE,
+    at_ms    INTEGER NOT NULL,
+    document TEXT NOT NULL CHECK (json_valid(document))
 ) STRICT, WITHOUT ROWID;
 ";

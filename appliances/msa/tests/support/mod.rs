@@ -14,7 +14,9 @@ use std::sync::Arc;
 use std::time::Duration;
 use tls::{Own, Role, Trust};
 
+pub mod appliance;
 pub mod fake;
+pub mod guarded;
 pub mod site;
 
 pub const LIMIT: Duration = Duration::from_secs(60);

@@ -7,13 +7,14 @@ use crate::model::{Fault, FilterDisk};
 use serde_json::Value;
 
 /// Types below `InvalidState` that a method here may end with.
-const INVALID_STATE: [&str; 6] = [
+const INVALID_STATE: [&str; 7] = [
     "InvalidState",
     "InvalidPowerState",
     "InvalidHostState",
     "InvalidHostConnectionState",
     "TaskInProgress",
     "DrsDisabledOnVm",
+    "RemoveFailed",
 ];
 
 /// The words of a fault: what was added for people, else what its members say.
@@ -47,6 +48,10 @@ fn of_with_words(value: &Value, words: &str) -> Fault {
         "InvalidArgument" => Fault::InvalidArgument(words.to_owned()),
         "AlreadyExists" | "DuplicateName" | "PbmDuplicateName" => Fault::AlreadyExists,
         "NotFound" => Fault::NotFound(words.to_owned()),
+        "UserNotFound" => {
+            let user = text(value, "principal").unwrap_or(words.to_owned());
+            Fault::NotFound(format!("the user {user}"))
+        }
         "ManagedObjectNotFound" => {
             let object = value.get("obj").and_then(|obj| Ref::of(obj).ok());
             Fault::NotFound(object.map_or(words.to_owned(), |object| object.id.to_string()))

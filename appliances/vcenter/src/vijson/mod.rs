@@ -3,6 +3,7 @@
 //! Invariant: a call that was answered with "not authenticated" had no effect and is made once more
 //! after a login; nothing else is ever sent twice, so no task is started twice.
 
+mod access;
 mod fault;
 mod filters;
 mod inventory;
@@ -58,6 +59,7 @@ struct Roots {
     filter_manager: Option<Ref>,
     extension_manager: Option<Ref>,
     event_manager: Option<Ref>,
+    authorization_manager: Option<Ref>,
     about: Value,
 }
 
@@ -211,6 +213,7 @@ impl Client {
             filter_manager: optional("ioFilterManager"),
             extension_manager: optional("extensionManager"),
             event_manager: optional("eventManager"),
+            authorization_manager: optional("authorizationManager"),
             about: content.get("about").cloned().unwrap_or_default(),
         };
         *self.roots.lock() = Some(roots.clone());

@@ -1,6 +1,6 @@
 //! Which method of which object does what.
 
-use super::{Answer, Request, Site, collector, policies};
+use super::{Answer, Request, Site, collector, policies, privileges};
 use crate::refusal::Refusal;
 use serde_json::{Value, json};
 
@@ -57,6 +57,7 @@ pub(super) fn answer(site: &Site, request: &Request) -> Result<Answer, Refusal> 
         ));
     };
     let Some(arguments) = arguments else {
+        world.check(session, privileges::LOOK)?;
         let document = world.document(&request.kind, &request.id)?;
         let found = walk(&document, &request.member)
             .cloned()
@@ -64,13 +65,46 @@ pub(super) fn answer(site: &Site, request: &Request) -> Result<Answer, Refusal> 
         return Ok(without(found));
     };
     if request.space == "pbm" {
+        world.check(session, privileges::of_policies(&request.member))?;
         return policies::call(world, &request.member, arguments).map(without);
     }
     if let ("SessionManager", "Logout") = (request.kind.as_str(), request.member.as_str()) {
         world.log_out(session);
         return Ok(without(Value::Null));
     }
+    world.check(session, privileges::of(&request.kind, &request.member))?;
     call(site, request, arguments).map(without)
+}
+
+/// Roles, and who has them.
+fn access(site: &Site, method: &str, arguments: &Value) -> Result<Value, Refusal> {
+    let world = &site.world;
+    let entity = || needed(arguments, "entity");
+    let done = |done: Result<(), Refusal>| done.map(|()| Value::Null);
+    match method {
+        "AddAuthorizationRole" => {
+            let privileges = arguments.get("privIds").unwrap_or(&Value::Null);
+            world.add_role(text(arguments, "name")?, privileges)
+        }
+        "RemoveAuthorizationRole" => {
+            let id = needed(arguments, "roleId")?.as_i64();
+            let id = id.and_then(|id| i32::try_from(id).ok());
+            let id = id.ok_or_else(|| Refusal::argument("roleId", "`roleId` is no number"))?;
+            let fail_if_used = needed(arguments, "failIfUsed")?.as_bool() == Some(true);
+            done(world.remove_role(id, fail_if_used))
+        }
+        "RetrieveEntityPermissions" => Ok(world.permissions()),
+        "SetEntityPermissions" => {
+            done(world.set_permissions(entity()?, needed(arguments, "permission")?))
+        }
+        "RemoveEntityPermission" => {
+            done(world.remove_permission(entity()?, text(arguments, "user")?))
+        }
+        method => {
+            let words = format!("AuthorizationManager has no method {method} here");
+            Err(Refusal::new("MethodNotFound", words).with("method", json!(method)))
+        }
+    }
 }
 
 fn call(site: &Site, request: &Request, arguments: &Value) -> Result<Value, Refusal> {
@@ -83,6 +117,12 @@ fn call(site: &Site, request: &Request, arguments: &Value) -> Result<Value, Refu
             site.pages.next(text(arguments, "token")?)
         }
         ("IoFilterManager", method) => filters(site, method, arguments),
+        ("AuthorizationManager", method) => access(site, method, arguments),
+        ("Folder", "CreateVM_Task") => world.create_vm(
+            needed(arguments, "config")?,
+            text(needed(arguments, "pool")?, "value")?,
+        ),
+        ("VirtualMachine", "Destroy_Task") => world.destroy_vm(id),
         ("Task", "CancelTask") => world.cancel_task(id).map(|()| Value::Null),
         ("HostSystem", "EnterMaintenanceMode_Task") => world.enter_maintenance(id),
         ("HostSystem", "ExitMaintenanceMode_Task") => world.exit_maintenance(id),

@@ -5,6 +5,7 @@
 //! | `collector` | properties of many objects at once |
 //! | `methods` | which method of which object does what |
 //! | `policies` | the storage policies' own interface |
+//! | `privileges` | which privilege a request takes |
 //!
 //! Invariant: who has no session gets `NotAuthenticated`, but for what is needed to get one; what cannot be
 //! understood is refused as `InvalidArgument` or `ManagedObjectNotFound`, never with a closed connection.
@@ -12,6 +13,7 @@
 mod collector;
 mod methods;
 mod policies;
+mod privileges;
 
 use crate::refusal::Refusal;
 use crate::world::World;

@@ -11,7 +11,9 @@ use std::sync::Arc;
 use vib_packaging::{Direction, Ruleset};
 
 /// The network of all hosts.
-const NETWORK: &str = "network-6";
+pub(super) const NETWORK: &str = "network-6";
+/// Before the id of the cluster whose pool it is.
+pub(super) const POOL: &str = "resgroup-";
 
 fn references<'a>(kind: &str, ids: impl IntoIterator<Item = &'a String>) -> Value {
     let all = ids.into_iter().map(|id| reference(kind, id));
@@ -19,7 +21,8 @@ fn references<'a>(kind: &str, ids: impl IntoIterator<Item = &'a String>) -> Valu
 }
 
 fn folder(name: &str, children: Value) -> Value {
-    json!({"name": name, "childEntity": children})
+    let parent = reference("Datacenter", "datacenter-2");
+    json!({"name": name, "childEntity": children, "parent": parent})
 }
 
 fn ruleset(ruleset: &Ruleset) -> Value {
@@ -122,6 +125,7 @@ fn cluster(state: &State, id: &str, cluster: &Cluster) -> Value {
         "name": cluster.name, "host": references("HostSystem", &cluster.hosts),
         "datastore": references("Datastore", state.datastores.keys()),
         "parent": reference("Folder", "group-h4"),
+        "resourcePool": reference("ResourcePool", &format!("{POOL}{id}")),
         "configuration": {
             "_typeName": "ClusterConfigInfo",
             "drsConfig": {"_typeName": "ClusterDrsConfigInfo", "enabled": cluster.is_drs_on},
@@ -163,7 +167,7 @@ fn vm(state: &State, id: &str, vm: &Vm) -> Value {
     let mut document = json!({
         "name": vm.name, "parent": reference("Folder", "group-v3"),
         "config": {
-            "_typeName": "VirtualMachineConfigInfo", "name": vm.name,
+            "_typeName": "VirtualMachineConfigInfo", "name": vm.name, "annotation": vm.annotation,
             "instanceUuid": vm.uuid.to_string(), "uuid": vm.uuid.to_string(),
             "hardware": {"_typeName": "VirtualHardware", "device": devices},
         },
@@ -172,6 +176,7 @@ fn vm(state: &State, id: &str, vm: &Vm) -> Value {
             "connectionState": "connected", "host": reference("HostSystem", &vm.host),
         },
         "datastore": references("Datastore", state.datastores.keys()),
+        "network": references("Network", &vm.networks),
     });
     if vm.has_snapshots {
         let one = reference("VirtualMachineSnapshot", &format!("snapshot-{id}"));
@@ -191,10 +196,10 @@ impl World {
             ("ServiceInstance", "ServiceInstance") => Ok(json!({"content": self.content()})),
             ("Folder", "group-d1") => {
                 let center = reference("Datacenter", "datacenter-2");
-                Ok(folder("Datacenters", json!([center])))
+                Ok(json!({"name": "Datacenters", "childEntity": [center]}))
             }
             ("Datacenter", "datacenter-2") => Ok(json!({
-                "name": "Simulated", "vmFolder": reference("Folder", "group-v3"),
+                "name": "Simulated", "parent": reference("Folder", "group-d1"), "vmFolder": reference("Folder", "group-v3"),
                 "hostFolder": reference("Folder", "group-h4"),
                 "datastore": references("Datastore", state.datastores.keys()),
             })),
@@ -216,6 +221,10 @@ impl World {
                 ))
             }
             ("ClusterComputeResource", id) => Ok(cluster(&state, id, state.cluster(id)?)),
+            ("AuthorizationManager", "AuthorizationManager") => {
+                drop(state);
+                Ok(json!({"roleList": self.roles()}))
+            }
             ("Network", NETWORK) => Ok(json!({"name": "VM Network"})),
             ("ComputeResource", id) => {
                 let of = id.strip_prefix("alone-").ok_or_else(none)?;

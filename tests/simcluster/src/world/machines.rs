@@ -58,7 +58,7 @@ impl State {
     }
 
     /// The lock under which a host's machines are changed.
-    fn work_of(&self, host: &str) -> Result<Arc<Mutex<()>>, Refusal> {
+    pub(super) fn work_of(&self, host: &str) -> Result<Arc<Mutex<()>>, Refusal> {
         let entry = self.host(host)?;
         match entry.cluster.as_ref().and_then(|id| self.clusters.get(id)) {
             Some(cluster) => Ok(cluster.work.clone()),

@@ -2,7 +2,9 @@
 //!
 //! | module | does |
 //! |---|---|
+//! | `access` | users, roles, who may do what |
 //! | `document` | managed objects as VI-JSON documents |
+//! | `entries` | machines without disks, made and deleted over VI-JSON |
 //! | `filters` | the methods of the IoFilterManager |
 //! | `machines` | power, migration, maintenance mode, filters on disks |
 //! | `setup` | makes and changes what is simulated |
@@ -11,7 +13,9 @@
 //! Invariant: the lock on the state is held for looks and changes only, never while a host works; one
 //! task at a time changes a cluster (its `work` lock), the others are queued.
 
+mod access;
 mod document;
+mod entries;
 mod filters;
 mod machines;
 mod setup;
@@ -21,10 +25,11 @@ pub use setup::{DiskSpec, HostSpec, MachineInfo, MachineSpec, Options};
 
 use crate::host::{Host, Tools};
 use crate::refusal::Refusal;
+use access::Access;
 use filters::Filter;
 use parking_lot::Mutex;
 use serde_json::{Value, json};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 use tasks::{Event, Task};
@@ -71,6 +76,10 @@ struct Vm {
     host: String,
     disks: Vec<Disk>,
     has_snapshots: bool,
+    /// A note for people.
+    annotation: String,
+    /// The networks of its cards.
+    networks: Vec<String>,
     /// The filter on its disks, and the filter's properties.
     filter: Option<DiskFilter>,
     /// The storage policy that brought the filter.
@@ -96,7 +105,9 @@ struct State {
     extensions: BTreeMap<String, Value>,
     tasks: BTreeMap<String, Task>,
     events: Vec<Event>,
-    sessions: BTreeSet<String>,
+    /// User by session.
+    sessions: BTreeMap<String, String>,
+    access: Access,
     last_id: u64,
     last_host: u8,
 }
@@ -154,23 +165,23 @@ pub struct World {
     /// has them.
     network: (u8, u8),
     instance: uuid::Uuid,
-    users: (String, String),
 }
 
 impl World {
     /// Whether a session is known.
     pub fn has_session(&self, id: &str) -> bool {
-        self.state.lock().sessions.contains(id)
+        self.state.lock().sessions.contains_key(id)
     }
 
     /// Logs in; the session's id.
     pub fn log_in(&self, user: &str, password: &str) -> Result<String, Refusal> {
-        if (user, password) != (self.users.0.as_str(), self.users.1.as_str()) {
+        let mut state = self.state.lock();
+        if !state.access.takes(user, password) {
             let words = "Cannot complete login due to an incorrect user name or password.";
             return Err(Refusal::new("InvalidLogin", words));
         }
         let id = uuid::Uuid::new_v4().simple().to_string();
-        self.state.lock().sessions.insert(id.clone());
+        state.sessions.insert(id.clone(), user.to_owned());
         Ok(id)
     }
 
@@ -195,6 +206,7 @@ impl World {
             "ioFilterManager": one("IoFilterManager", "IoFilterManager"),
             "extensionManager": one("ExtensionManager", "ExtensionManager"),
             "eventManager": one("EventManager", "EventManager"),
+            "authorizationManager": one("AuthorizationManager", "AuthorizationManager"),
             "about": {
                 "_typeName": "AboutInfo", "name": "Simulated vCenter", "fullName": "Simulated vCenter 8.0.3",
                 "vendor": "jetdr", "version": "8.0.3", "build": "24022515", "osType": "linux-x64",

@@ -1,5 +1,6 @@
 //! Makes and changes what is simulated: what an operator, a cable or a power failure does to a real site.
 
+use super::access::Access;
 use super::{Cluster, Disk, HostEntry, State, Vm, World};
 use crate::host::{Host, Settings, Tools};
 use crate::refusal::Refusal;
@@ -152,13 +153,13 @@ impl World {
         let store = ("datastore1".to_owned(), folder.join("datastore1"));
         state.datastores.insert("datastore-5".into(), store);
         state.last_id = 10;
+        state.access = Access::new(options.user, options.password);
         Ok(Arc::new(Self {
             state: Mutex::new(state),
             tools: Arc::new(tools),
             folder,
             network: (random[0].clamp(1, 254), random[1]),
             instance: uuid::Uuid::new_v4(),
-            users: (options.user, options.password),
         }))
     }
 
@@ -343,6 +344,8 @@ impl World {
             host: spec.host.clone(),
             disks,
             has_snapshots: spec.snapshots,
+            annotation: String::new(),
+            networks: Vec::new(),
             filter: None,
             policy: None,
         };

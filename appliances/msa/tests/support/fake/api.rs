@@ -1,9 +1,12 @@
 //! The questions that a server asks of the vCenter in memory.
 
-use super::{Api, CLUSTER, CLUSTER_NAME, FakeHost, Task, Work, id};
+use super::{Api, CLUSTER, CLUSTER_NAME, FakeHost, FakeVm, State, Task, Work, id};
 use msa::clock::Clock;
 use msa::clusters::enrol::ENROLMENT_OPTION;
 use msa::vcenter::*;
+
+/// A cluster that is not enabled.
+const OTHER_CLUSTER: &str = "domain-c2";
 
 /// `.../vib/<checksum>/JetDR_bootbank_jetdr_<version>.vib`
 fn filter_of(url: &str, operation: FilterOperation) -> ClusterFilter {
@@ -85,13 +88,23 @@ impl Vcenter for Api {
 
     fn clusters(&self) -> Result<Vec<ClusterInfo>, Fault> {
         self.0.call("clusters", |state| {
-            Ok(vec![ClusterInfo {
+            let mut all = vec![ClusterInfo {
                 moid: id(CLUSTER),
                 name: CLUSTER_NAME.into(),
                 drs_enabled: !state.drs_off,
                 hosts: state.hosts.keys().map(|host| id(host)).collect(),
                 datastores: vec![id("datastore-1")],
-            }])
+            }];
+            if state.machines.values().any(|vm| vm.is_elsewhere) {
+                all.push(ClusterInfo {
+                    moid: id(OTHER_CLUSTER),
+                    name: "Silver".into(),
+                    drs_enabled: true,
+                    hosts: Vec::new(),
+                    datastores: Vec::new(),
+                });
+            }
+            Ok(all)
         })
     }
 
@@ -104,8 +117,13 @@ impl Vcenter for Api {
         })
     }
 
-    fn vms(&self, _cluster: &Moid) -> Result<Vec<VmInfo>, Fault> {
-        unused()
+    fn vms(&self, cluster: &Moid) -> Result<Vec<VmInfo>, Fault> {
+        let is_other = cluster.as_str() == OTHER_CLUSTER;
+        self.0.call("vms", |state| {
+            let machines = state.machines.iter();
+            let here = machines.filter(|(_, vm)| vm.is_elsewhere == is_other);
+            Ok(here.map(|(moid, vm)| machine(moid, vm, state)).collect())
+        })
     }
 
     fn vms_named(&self, name: &str) -> Result<Vec<Moid>, Fault> {
@@ -228,10 +246,19 @@ impl Vcenter for Api {
         &self,
         vm: &Moid,
         keys: &[i32],
-        _filter: &FilterSource,
+        filter: &FilterSource,
     ) -> Result<TaskId, Fault> {
         let (vm, keys) = (vm.to_string(), keys.to_vec());
         self.0.call("attach", |state| {
+            if let FilterSource::Policy(policy) = filter {
+                if !state.policies.contains_key(policy) {
+                    return Err(Fault::InvalidArgument(policy.clone()));
+                }
+                state.policy_of.insert(vm.clone(), policy.clone());
+            }
+            if !state.machines.contains_key(&vm) {
+                return Err(Fault::NotFound(vm));
+            }
             state.asked.push(format!("attach {vm}"));
             Ok(state.begin(Work::Disks { vm, keys, on: true }))
         })
@@ -240,6 +267,10 @@ impl Vcenter for Api {
     fn detach_filters(&self, vm: &Moid, keys: &[i32]) -> Result<TaskId, Fault> {
         let (vm, keys) = (vm.to_string(), keys.to_vec());
         self.0.call("detach", |state| {
+            if !state.machines.contains_key(&vm) {
+                return Err(Fault::NotFound(vm));
+            }
+            state.policy_of.remove(&vm);
             state.asked.push(format!("detach {vm}"));
             Ok(state.begin(Work::Disks {
                 vm,
@@ -250,15 +281,35 @@ impl Vcenter for Api {
     }
 
     fn policies(&self) -> Result<Vec<Policy>, Fault> {
-        unused()
+        self.0.call("policies", |state| {
+            Ok(state.policies.keys().map(|name| policy(name)).collect())
+        })
     }
 
-    fn create_policy(&self, _: &str, _: &str, _: &[(String, String)]) -> Result<Policy, Fault> {
-        unused()
+    fn create_policy(
+        &self,
+        name: &str,
+        filter: &str,
+        properties: &[(String, String)],
+    ) -> Result<Policy, Fault> {
+        assert_eq!(filter, "jetdr");
+        self.0.call("create policy", |state| {
+            if state.policies.contains_key(name) {
+                return Err(Fault::AlreadyExists);
+            }
+            state.policies.insert(name.into(), properties.to_vec());
+            Ok(policy(name))
+        })
     }
 
-    fn delete_policy(&self, _id: &str) -> Result<(), Fault> {
-        unused()
+    fn delete_policy(&self, id: &str) -> Result<(), Fault> {
+        self.0.call("delete policy", |state| {
+            if state.policy_of.values().any(|one| one == id) {
+                return Err(Fault::InvalidState("disks have it".into()));
+            }
+            let gone = state.policies.remove(id);
+            gone.map(drop).ok_or_else(|| Fault::NotFound(id.into()))
+        })
     }
 
     fn enter_maintenance(&self, _host: &Moid) -> Result<TaskId, Fault> {
@@ -326,6 +377,36 @@ impl Vcenter for Api {
             self.0.enrol(value);
         }
         Ok(())
+    }
+}
+
+/// Its id is its name here.
+fn policy(name: &str) -> Policy {
+    Policy {
+        id: name.into(),
+        name: name.into(),
+    }
+}
+
+fn machine(moid: &str, vm: &FakeVm, state: &State) -> VmInfo {
+    let disks = state.vms.get(moid).cloned().unwrap_or_default();
+    let disk = |(key, has_filter): (i32, bool)| DiskInfo {
+        key,
+        label: format!("Hard disk {}", key - 1999),
+        capacity_bytes: 8 << 20,
+        is_shared: vm.is_shared,
+        is_physical_rdm: vm.is_rdm,
+        filters: has_filter.then(|| "jetdr".into()).into_iter().collect(),
+        path: format!("[fast] {moid}/{key}.vmdk"),
+    };
+    VmInfo {
+        moid: id(moid),
+        name: vm.name.clone(),
+        instance_uuid: vm.uuid,
+        host: vm.host.as_deref().map(id),
+        is_powered_on: vm.is_on,
+        has_snapshots: vm.has_snapshots,
+        disks: disks.into_iter().map(disk).collect(),
     }
 }
 

@@ -59,6 +59,37 @@ impl FakeHost {
     }
 }
 
+/// A machine, as its vCenter has it. Its disks are in [`State::vms`].
+#[derive(Clone, Debug)]
+pub struct FakeVm {
+    pub name: String,
+    pub uuid: uuid::Uuid,
+    pub host: Option<String>,
+    pub is_on: bool,
+    pub has_snapshots: bool,
+    pub is_shared: bool,
+    pub is_rdm: bool,
+    /// It is in another cluster.
+    pub is_elsewhere: bool,
+}
+
+impl FakeVm {
+    /// `vm-1`, on the first host.
+    pub fn new(moid: &str) -> Self {
+        let number = moid.trim_start_matches("vm-").parse().unwrap_or(0);
+        Self {
+            name: format!("Web {moid}"),
+            uuid: uuid::Uuid::from_u128(0xfa4e << 64 | number),
+            host: Some("host-1".into()),
+            is_on: true,
+            has_snapshots: false,
+            is_shared: false,
+            is_rdm: false,
+            is_elsewhere: false,
+        }
+    }
+}
+
 #[derive(Clone, Debug)]
 enum Work {
     Filter {
@@ -89,6 +120,14 @@ pub struct State {
     pub issues: BTreeMap<String, String>,
     /// Machines with the keys of their disks, and whether the filter is on them.
     pub vms: BTreeMap<String, BTreeMap<i32, bool>>,
+    /// More of those machines.
+    pub machines: BTreeMap<String, FakeVm>,
+    /// Storage policies, with their properties.
+    pub policies: BTreeMap<String, Vec<(String, String)>>,
+    /// Which policy a machine's disks have.
+    pub policy_of: BTreeMap<String, String>,
+    /// Machines on whose disks no filter can be put.
+    pub refuses_filter: BTreeMap<String, String>,
     pub plugin: Option<Extension>,
     tasks: Vec<Task>,
     /// Calls that change something, in order.
@@ -107,6 +146,8 @@ pub struct World {
     crash: Mutex<Option<(usize, When)>>,
     /// The state and folder of the server that hosts can reach now.
     server: Mutex<Option<(Arc<Store>, PathBuf)>>,
+    /// The appliance that reports what it would see, if one does.
+    pub appliance: Mutex<Option<super::appliance::Appliance>>,
 }
 
 /// A session with it.
@@ -136,6 +177,10 @@ impl World {
         let state = State {
             version: "8.0.2".into(),
             hosts: hosts.collect(),
+            machines: vms
+                .iter()
+                .map(|(vm, _)| (vm.clone(), FakeVm::new(vm)))
+                .collect(),
             vms: vms.into(),
             ..State::default()
         };
@@ -144,6 +189,7 @@ impl World {
             clock,
             crash: Mutex::default(),
             server: Mutex::default(),
+            appliance: Mutex::default(),
         })
     }
 
@@ -215,6 +261,7 @@ impl World {
         state.step();
         let done = work(&mut state);
         drop(state);
+        self.report();
         assert!(now != Some(When::After), "a crash on request after {what}");
         done
     }
@@ -233,6 +280,11 @@ impl State {
                     Some(host) => self.change_host(&host, to.clone()),
                     None => task.state = self.end_filter(to.is_none()),
                 },
+                Work::Disks { vm, on: true, .. } if self.refuses_filter.contains_key(vm) => {
+                    let why = self.refuses_filter[vm].clone();
+                    self.policy_of.remove(vm);
+                    task.state = TaskState::Error(Fault::InvalidState(why));
+                }
                 Work::Disks { vm, keys, on } => {
                     let disks = self.vms.get_mut(vm).unwrap();
                     for key in keys {
@@ -313,6 +365,17 @@ impl State {
 }
 
 impl World {
+    /// What an appliance does all the time: it tells the server how its machines stand.
+    pub fn report(&self) {
+        let Some((store, _)) = self.server.lock().clone() else {
+            return;
+        };
+        let appliance = self.appliance.lock();
+        if let Some(appliance) = appliance.as_ref() {
+            appliance.report(&store, &self.state.lock());
+        }
+    }
+
     /// What the daemon of a host does with the option: asks for its certificate.
     fn enrol(&self, option: &str) {
         let Some((store, dir)) = self.server.lock().clone() else {
