@@ -131,7 +131,8 @@ fn the_list_is_followed_and_who_is_on_it_is_told() {
     assert!(fetched == 1 && tls.is_revoked(&number) && tls.version() != before);
     // Who is revoked itself gets nothing more, and keeps what it has.
     revoke(&msa::secret::hex(&serial(&folder)));
-    agent(&server, &folder).work(&mut |_| {
+    agent(&server, &folder).work(&mut |client| {
+        client.call("GET", "/machine", None)?;
         fetched += 1;
         Ok(())
     });
