@@ -60,7 +60,7 @@ impl Case {
     fn begin(&self) -> (Site, Execution) {
         // Of the test's thread, so that its folder goes with it.
         thread_local! {
-            static BEGUN: [OnceCell<(Site, Execution)>; 3] = [const { OnceCell::new() }; 3];
+            static BEGUN: [OnceCell<(Site, Execution)>; 3] = const { [const { OnceCell::new() }; 3] };
         }
         let at = CASES.iter().position(|case| case.kind == self.kind);
         BEGUN.with(|begun| {
