@@ -87,7 +87,7 @@ impl Tour {
             (vms.len() == 8 && vms.iter().all(good)).then_some(())
         });
         let shown = self.does("protection", &["--domain", "shop"]);
-        assert_eq!(shown.matches("recoverable").count(), 8, "{shown}");
+        assert_eq!(shown.matches(": recoverable,").count(), 8, "{shown}");
     }
 
     /// Site, appliance with its certificate, log volume and domain. The appliance runs.
