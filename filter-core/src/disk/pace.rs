@@ -56,8 +56,6 @@ const SLACK_NS: u64 = 2 * MS;
 const PAUSE_POLL_NS: u64 = 5 * MS;
 /// How often a timer is to be looked at, while [`Pace::watches`].
 pub const PROBE_NS: u64 = 2_500_000;
-/// Pieces of a second's rate.
-const PIECES_S: u64 = 100;
 /// As good as no limit.
 const MOST_BYTES_S: u64 = 1 << 40;
 
@@ -297,16 +295,6 @@ impl Pace {
     /// Whether it wants to know how late timers are: one is to run every [`PROBE_NS`].
     pub const fn watches(&self) -> bool {
         matches!(self.phase, Phase::Quiet | Phase::Busy)
-    }
-
-    /// The most that one read should have, in bytes: a hundredth of a second at the rate that the guest
-    /// bears. An I/O that waits for a core, or for the disk's lock, waits for one piece at most.
-    pub const fn piece_bytes(&self) -> u64 {
-        if self.watches() {
-            self.rate_bytes_s / PIECES_S
-        } else {
-            u64::MAX
-        }
     }
 
     /// Looks at what the guest's I/Os and the timers met. Call it before each [`Pace::take`].

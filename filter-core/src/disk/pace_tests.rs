@@ -3,7 +3,7 @@
 
 use super::{Met, PROBE_NS, Pace, PaceConfig};
 use crate::disk::{Config, Disk, Start};
-use crate::lane::layout::{DIRTY_BLOCK_BYTES, MIN_RING_BYTES};
+use crate::lane::layout::MIN_RING_BYTES;
 use crate::lane::producer::{Producer, Stamps};
 use crate::lane::sync::{AtomicU32, AtomicU64};
 use crate::lane::test_lane::{HeapLane, Numbers, with_seeds};
@@ -476,7 +476,7 @@ fn run_on_one_core(seed: u64, sync_bytes: u64, probes: bool) -> Outcome {
     let core = Core {
         free_ns: 0,
         piece_ns: 15_000,
-        bytes_per_us: 2000,
+        bytes_per_us: 4000,
     };
     let world = World {
         guest: Guest::Paced(2000),
@@ -488,7 +488,7 @@ fn run_on_one_core(seed: u64, sync_bytes: u64, probes: bool) -> Outcome {
         core: Some(core),
         probes,
         probing: false,
-        read_bytes: 64 << 10,
+        read_bytes: READ_BYTES,
         seen: Vec::new(),
         left: sync_bytes,
         reading: 0,
@@ -558,34 +558,6 @@ fn a_disks_sync_waits_for_its_pace() {
     };
     assert_eq!(offset_bytes, 0, "what had to wait is still the first");
     assert_eq!(len_bytes, READ_BYTES);
-}
-
-/// Beside a guest that uses the disk nothing is in its way for longer than a small piece takes, until it is
-/// known to bear more.
-#[test]
-fn a_busy_guest_meets_small_pieces() {
-    use crate::disk::sync::SyncStep;
-
-    let lane = lane_for(8 * READ_BYTES);
-    let mut disk = disk_of(&lane, 8 * READ_BYTES);
-    let (stamp, cut_epoch) = (AtomicU64::new(0), AtomicU32::new(1));
-    let stamps = Stamps {
-        stamp: &stamp,
-        cut_epoch: &cut_epoch,
-        time_ns: 1,
-    };
-    let met = Met::default();
-    let mut read = None;
-    for ms in 0..2000 {
-        met.ios.add(50_000);
-        disk.observe(SECOND + ms * MS, &met);
-        if let SyncStep::Read { len_bytes, .. } = disk.sync_step(&stamps) {
-            let rate_bytes_s = disk.pace().figures().rate_bytes_s;
-            assert_eq!(len_bytes, DIRTY_BLOCK_BYTES, "at {rate_bytes_s}");
-            read = Some(ms);
-        }
-    }
-    assert!(read.is_some() && disk.watches_timers());
 }
 
 fn lane_for(bytes: u64) -> HeapLane {

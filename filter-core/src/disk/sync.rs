@@ -275,8 +275,7 @@ impl Disk {
                 self.sync.cursor = 0;
                 continue;
             };
-            let most_bytes = self.config.sync_read_bytes.min(self.pace.piece_bytes());
-            let most = most_bytes / DIRTY_BLOCK_BYTES;
+            let most = self.config.sync_read_bytes / DIRTY_BLOCK_BYTES;
             let mut count = 1;
             while count < most && self.dirty.is_set(block + count) && block + count < blocks {
                 count += 1;
