@@ -19,6 +19,9 @@ use std::sync::atomic::Ordering::{Relaxed, SeqCst};
 /// A task of the contract.
 pub type Task = unsafe extern "C" fn(*mut c_void);
 
+/// Buffers that are kept between the reads of a sync.
+const SPARE_BUFFERS: usize = 2;
+
 /// Steps that one call takes before it lets others run.
 const STEPS: usize = 8;
 
@@ -157,6 +160,14 @@ impl Replicated {
         blocks.iter().map(hash).collect()
     }
 
+    /// Keeps a buffer for the sync's next read; as many as there are reads at once.
+    fn keep(&self, buffer: Vec<u8>) {
+        let mut spare = self.spare.lock();
+        if spare.len() < SPARE_BUFFERS {
+            spare.push(buffer);
+        }
+    }
+
     /// Goes on with the sync as far as it can.
     pub(crate) fn drive_sync(self: &Arc<Self>) {
         for _ in 0..STEPS {
@@ -194,6 +205,7 @@ impl Replicated {
                     if wake {
                         self.wake();
                     }
+                    self.spare.lock().clear();
                     let figures = self.core.lock().disk.pace().figures();
                     let text = format!("sync is complete; its pace at the end: {figures}");
                     self.host.log(Some(self.handle), Level::Info, &text);
@@ -233,6 +245,8 @@ impl SyncRead {
         if !owner.call_begins() {
             return false;
         }
+        let mut buffer = owner.spare.lock().pop().unwrap_or_default();
+        buffer.resize(len_bytes as usize, 0);
         let mut read = Box::new(Self {
             // SAFETY: plain numbers and pointers, for which zeros are valid.
             request: unsafe { core::mem::zeroed() },
@@ -240,7 +254,7 @@ impl SyncRead {
                 base: core::ptr::null_mut(),
                 len_bytes,
             },
-            buffer: vec![0; len_bytes as usize],
+            buffer,
             ticket,
             owner: owner.clone(),
         });
@@ -280,7 +294,7 @@ unsafe extern "C" fn sync_read_done(
     status: i32,
 ) {
     // SAFETY: `userdata` is the box that `submit` handed over; the host calls this once.
-    let read = unsafe { Box::from_raw(userdata.cast::<SyncRead>()) };
+    let mut read = unsafe { Box::from_raw(userdata.cast::<SyncRead>()) };
     let owner = read.owner.clone();
     guard::disk(&owner, "sync", || {
         let data = (status >= 0).then_some(read.buffer.as_slice());
@@ -294,7 +308,9 @@ unsafe extern "C" fn sync_read_done(
         if wake {
             owner.wake();
         }
-        if data.is_some() {
+        let done = data.is_some();
+        owner.keep(core::mem::take(&mut read.buffer));
+        if done {
             owner.drive_sync();
         } else {
             // The disk failed the read: the block stays marked; try again, not at once.

@@ -85,6 +85,9 @@ pub struct Replicated {
     /// The guest's I/Os are timed, since a sync runs.
     pub(crate) timing: AtomicBool,
     pub(crate) met: Met,
+    /// Buffers of the sync's reads, to be used again: memory that is new for each read costs more time than
+    /// the read.
+    pub(crate) spare: Mutex<Vec<Vec<u8>>>,
     /// A timer is armed whose only job is to tell how late timers are; when it is due, ns.
     pub(crate) probing: AtomicBool,
     pub(crate) probe_due_ns: AtomicU64,
@@ -184,6 +187,7 @@ impl Replicated {
             sync_armed: AtomicBool::new(false),
             timing: AtomicBool::new(false),
             met: Met::default(),
+            spare: Mutex::default(),
             probing: AtomicBool::new(false),
             probe_due_ns: AtomicU64::new(0),
             intent_working: AtomicBool::new(false),
